@@ -1,0 +1,1 @@
+"""The compiled extension. Only `napari_crfasrnn.lattice` imports it."""

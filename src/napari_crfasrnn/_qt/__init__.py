@@ -1,0 +1,1 @@
+"""The napari widget. The core never imports anything from here."""
