@@ -1,0 +1,68 @@
+# Everything a newcomer and CI need. `make demo` and `make test` set up what they use.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := CMakeLists.txt $(wildcard src/napari_crfasrnn/_ext/*.?pp src/napari_crfasrnn/_ext/*.cu)
+
+# A real window where there is a display, a virtual one (24-bit, with GLX) where there is none.
+ifeq ($(DISPLAY)$(WAYLAND_DISPLAY),)
+  ifneq ($(shell uname -s),Darwin)
+    WINDOW := xvfb-run -a -s "-screen 0 1600x1000x24 +extension GLX"
+  endif
+endif
+
+.PHONY: help demo test lint bench clean
+help:
+	@echo "make demo   segment a photograph in a napari window (a screenshot where there is no display)"
+	@echo "make test   run all tests"
+	@echo "make lint   check style and types"
+	@echo "make bench  measure the lattice against pydensecrf2"
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt --upgrade pip
+	@touch $@
+
+# torch alone and first: any other order lets a resolver pick another build of it.
+$(VENV)/.torch: constraints.txt | $(VENV)/.created
+	$(PIP) install -q -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/.torch
+	$(PIP) install -q -c constraints.txt --group build
+	$(PIP) install -q -c constraints.txt --no-build-isolation --config-settings=editable.mode=inplace -e ".[all]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt --group test
+	@touch $@
+
+.PHONY: system
+system:
+	@sh tools/system_packages.sh
+
+demo: system $(VENV)/.installed
+	$(WINDOW) $(BIN)/napari-crfasrnn demo --output demo
+
+test: system $(VENV)/.test
+	$(WINDOW) $(BIN)/python -m pytest
+
+$(VENV)/.lint: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt --group lint
+	@touch $@
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt --group bench
+	@touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/lattice.py
+
+clean:
+	rm -rf $(VENV) build demo src/napari_crfasrnn/_ext/*.so
