@@ -112,7 +112,9 @@ def test_package_import_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = json.loads(done.stdout)
-    heavy = {"torch", "numpy", "qtpy", "napari", "pydantic", "skimage"} & {name.split(".")[0] for name in loaded}
+    heavy = {"torch", "numpy", "qtpy", "napari", "pydantic", "skimage"} & {
+        name.split(".")[0] for name in loaded
+    }
     assert not heavy
     assert len(loaded) < 60, f"the package pulls in {len(loaded)} modules on import"
 
