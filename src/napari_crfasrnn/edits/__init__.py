@@ -1,0 +1,43 @@
+"""Edits against a baseline: what a person changed, what that teaches, and what is held back.
+
+The baseline is the prediction as it was shown. A pixel is *edited* where its label differs from the
+baseline, and *verified* where a person said "this is right". Both are found by comparing arrays, never by
+counting paint events, so they are right after undo, redo and writes from scripts.
+
+Everything here is NumPy on plain arrays: labels are uint8 (255 = unlabelled) or uint16 (65535 = unlabelled).
+"""
+
+from __future__ import annotations
+
+from napari_crfasrnn.edits.comparison import (
+    EditSummary,
+    as_labels,
+    changed_boxes,
+    edited_mask,
+    labelled_mask,
+    merge_prediction,
+    remap_labels,
+    settled_mask,
+    summarize,
+    targets,
+)
+from napari_crfasrnn.edits.locked import locked_cells, split_locked
+from napari_crfasrnn.edits.strokes import Contradiction, contradictions, label_regions
+
+__all__ = [
+    "Contradiction",
+    "EditSummary",
+    "as_labels",
+    "changed_boxes",
+    "contradictions",
+    "edited_mask",
+    "label_regions",
+    "labelled_mask",
+    "locked_cells",
+    "merge_prediction",
+    "remap_labels",
+    "settled_mask",
+    "split_locked",
+    "summarize",
+    "targets",
+]
