@@ -1,0 +1,22 @@
+"""Images as viewers and files hold them, turned into planes of channels with values 0..255.
+
+`open_image` takes any numeric array, whatever its axes, and hands out one plane at a time;
+`read_image` reads a file.
+"""
+
+from __future__ import annotations
+
+from napari_crfasrnn.imaging.axes import AXES, guess_axes, parse_axes
+from napari_crfasrnn.imaging.files import IMAGE_SUFFIXES, ReadImage, read_image
+from napari_crfasrnn.imaging.source import ImageSource, open_image
+
+__all__ = [
+    "AXES",
+    "IMAGE_SUFFIXES",
+    "ImageSource",
+    "ReadImage",
+    "guess_axes",
+    "open_image",
+    "parse_axes",
+    "read_image",
+]
