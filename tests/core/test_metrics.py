@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
@@ -30,6 +30,7 @@ def brute_iou(pred: np.ndarray, target: np.ndarray, counted: np.ndarray) -> np.n
     return np.array(values)
 
 
+@settings(deadline=None)
 @given(label_pairs())
 def test_confusion_and_iou_agree_with_counting_sets(pair):
     pred, target = pair
@@ -68,6 +69,7 @@ def test_agrees_with_torchmetrics():
     np.testing.assert_array_equal(conf, matrix.numpy())
 
 
+@settings(deadline=None)
 @given(label_pairs(), st.permutations(range(L)))
 def test_renaming_the_classes_permutes_the_numbers(pair, order):
     pred, target = pair

@@ -122,6 +122,9 @@ def _read_tiff(path: Path) -> ReadImage:
             raise ValueError("it holds no image")
         series = tiff.series[0]
         page = series.keyframe
+        # Deflate packs 1:1032 at best, so a header that promises more than this is a damaged one.
+        if series.nbytes > max(2**30, 1100 * path.stat().st_size):
+            raise ValueError(f"its header promises {series.nbytes / 2**30:.0f} GiB, which are not there")
         if page.photometric in (_CMYK, _YCBCR) or not _can_decompress(page.compression):
             array, axes = _name_axes(*_tiff_pages(path, tuple(series.shape), series.axes))
         else:
@@ -134,6 +137,8 @@ def _read_tiff(path: Path) -> ReadImage:
             orientation = page.tags.get("Orientation")
             if orientation is not None:  # Pillow does this by itself
                 array = _turn_upright(array, axes, int(orientation.value))
+        if array.size == 0:
+            raise ValueError("it holds no pixels")
         return ReadImage(np.ascontiguousarray(array), axes, _spacing(tiff, axes))
 
 
