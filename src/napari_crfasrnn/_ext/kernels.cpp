@@ -1,0 +1,295 @@
+// Compiled once per instruction set (see CMakeLists.txt); simd.hpp names the namespace.
+//
+// The simplex code is free of fused multiply-add (-ffp-contract=off, no intrinsics): every machine
+// finds the same simplices. The value loops use it where the instruction set has it.
+#include "kernels.hpp"
+
+#include "simd.hpp"
+
+namespace crfasrnn::CRFASRNN_ISA {
+namespace {
+
+constexpr int lanes = simplex_lanes;
+
+// Adding and taking away 1.5 * 2^23 rounds a float below 2^22 to the nearest integer, ties to even.
+inline float round_to_even(float x) {
+  constexpr float magic = 12582912.0F;
+  return (x + magic) - magic;
+}
+
+template <int D>
+inline void load_block(const float* features, int count, int dims, float (*f)[lanes]) {
+  const int d = D > 0 ? D : dims;
+  for (int l = 0; l < lanes; ++l) {
+    const float* row = features + static_cast<std::size_t>(l < count ? l : 0) * static_cast<std::size_t>(d);
+    for (int j = 0; j < d; ++j) f[j][l] = row[j];
+  }
+}
+
+// Map features to the hyperplane whose d + 1 coordinates sum to 0 (p. 5 in Adams et al. 2010).
+template <int D>
+inline void elevate(const float (*f)[lanes], int dims, const float* scale, float (*e)[lanes]) {
+  const int d = D > 0 ? D : dims;
+  float sum[lanes];
+  for (int l = 0; l < lanes; ++l) sum[l] = 0.0F;
+  for (int j = d; j > 0; --j) {
+    const float s = scale[j - 1];
+    const float steps = static_cast<float>(j);
+    for (int l = 0; l < lanes; ++l) {
+      const float c = f[j - 1][l] * s;
+      e[j][l] = sum[l] - steps * c;
+      sum[l] += c;
+    }
+  }
+  for (int l = 0; l < lanes; ++l) e[0][l] = sum[l];
+}
+
+template <int D>
+void measure_dims(const float* features, std::size_t begin, std::size_t end, int dims, const float* scale,
+                  float limit, Bounds& bounds) {
+  const int d = D > 0 ? D : dims;
+  float f[max_dims][lanes];
+  float e[max_dims + 1][lanes];
+  float low[max_dims + 1][lanes];
+  float high[max_dims + 1][lanes];
+  std::int32_t outside[lanes];
+  for (int l = 0; l < lanes; ++l) outside[l] = 0;
+  for (int j = 0; j <= d; ++j) {
+    for (int l = 0; l < lanes; ++l) {
+      low[j][l] = bounds.low[j];
+      high[j][l] = bounds.high[j];
+    }
+  }
+  for (std::size_t p = begin; p < end; p += lanes) {
+    const int count = end - p < lanes ? static_cast<int>(end - p) : lanes;
+    load_block<D>(features + p * static_cast<std::size_t>(d), count, d, f);
+    elevate<D>(f, d, scale, e);
+    for (int j = 0; j <= d; ++j) {
+      for (int l = 0; l < lanes; ++l) {
+        const float x = e[j][l];
+        low[j][l] = x < low[j][l] ? x : low[j][l];
+        high[j][l] = x > high[j][l] ? x : high[j][l];
+        // Written so that NaN counts as outside.
+        outside[l] |= (x <= limit && x >= -limit) ? 0 : 1;
+      }
+    }
+  }
+  for (int l = 0; l < lanes; ++l) {
+    if (outside[l] != 0) bounds.usable = false;
+  }
+  for (int j = 0; j <= d; ++j) {
+    for (int l = 0; l < lanes; ++l) {
+      if (low[j][l] < bounds.low[j]) bounds.low[j] = low[j][l];
+      if (high[j][l] > bounds.high[j]) bounds.high[j] = high[j][l];
+    }
+  }
+}
+
+template <int D>
+void simplices_dims(const float* features, int count, int dims, const float* scale, SimplexBlock& block) {
+  const int d = D > 0 ? D : dims;
+  float f[max_dims][lanes];
+  float e[max_dims + 1][lanes];
+  float origin[max_dims + 1][lanes];
+  float residual[max_dims + 1][lanes];
+  std::int32_t rank[max_dims + 1][lanes];
+  load_block<D>(features, count, d, f);
+  elevate<D>(f, d, scale, e);
+
+  // The nearest point whose coordinates are multiples of d + 1.
+  const float down = 1.0F / static_cast<float>(d + 1);
+  const float up = static_cast<float>(d + 1);
+  float excess[lanes];
+  for (int l = 0; l < lanes; ++l) excess[l] = 0.0F;
+  for (int j = 0; j <= d; ++j) {
+    for (int l = 0; l < lanes; ++l) {
+      const float rounded = round_to_even(e[j][l] * down);
+      origin[j][l] = rounded * up;
+      excess[l] += rounded;
+      residual[j][l] = e[j][l] - origin[j][l];
+      rank[j][l] = 0;
+    }
+  }
+  // rank = how many residuals are larger; of equal ones the earlier coordinate goes first.
+  for (int i = 0; i < d; ++i) {
+    for (int j = i + 1; j <= d; ++j) {
+      for (int l = 0; l < lanes; ++l) {
+        const std::int32_t less = residual[i][l] < residual[j][l] ? 1 : 0;
+        rank[i][l] += less;
+        rank[j][l] += 1 - less;
+      }
+    }
+  }
+  // When the rounded coordinates do not sum to 0, walk back to the hyperplane along the coordinates
+  // that rounding moved most (p. 4 in Adams et al. 2010).
+  std::int32_t n_over[lanes];
+  for (int l = 0; l < lanes; ++l) n_over[l] = static_cast<std::int32_t>(excess[l]);
+  for (int j = 0; j <= d; ++j) {
+    for (int l = 0; l < lanes; ++l) {
+      const std::int32_t moved = rank[j][l] + n_over[l];
+      const std::int32_t wrap = moved < 0 ? 1 : moved > d ? -1 : 0;
+      // The mask only matters for input that `measure` has refused: it keeps the index in the arrays.
+      const std::int32_t r = moved + wrap * (d + 1);
+      rank[j][l] = r < 0 ? 0 : r > d ? d : r;
+      origin[j][l] += static_cast<float>(wrap) * up;
+      block.origin[j][l] = static_cast<std::int32_t>(origin[j][l]);
+      residual[j][l] = (e[j][l] - origin[j][l]) * down;
+    }
+  }
+  // Barycentric coordinates are differences of the residuals in the order of rank (p. 10).
+  float sorted[max_dims + 1][lanes];
+  for (int j = 0; j <= d; ++j) {
+    for (int l = 0; l < lanes; ++l) {
+      block.order[rank[j][l]][l] = j;
+      sorted[rank[j][l]][l] = residual[j][l];
+    }
+  }
+  for (int l = 0; l < lanes; ++l) block.barycentric[0][l] = sorted[d][l] + (1.0F - sorted[0][l]);
+  for (int k = 1; k <= d; ++k) {
+    for (int l = 0; l < lanes; ++l) block.barycentric[k][l] = sorted[d - k][l] - sorted[d + 1 - k][l];
+  }
+}
+
+// Call F<D> for the dimensions that images and volumes need, with the loop bounds known.
+#define CRFASRNN_BY_DIMS(function, ...)      \
+  switch (d) {                               \
+    case 2: return function<2>(__VA_ARGS__); \
+    case 3: return function<3>(__VA_ARGS__); \
+    case 4: return function<4>(__VA_ARGS__); \
+    case 5: return function<5>(__VA_ARGS__); \
+    case 6: return function<6>(__VA_ARGS__); \
+    default: return function<0>(__VA_ARGS__); \
+  }
+
+void measure(const float* features, std::size_t begin, std::size_t end, int d, const float* scale, float limit,
+             Bounds& bounds) {
+  CRFASRNN_BY_DIMS(measure_dims, features, begin, end, d, scale, limit, bounds)
+}
+
+void simplices(const float* features, int count, int d, const float* scale, SimplexBlock& block) {
+  CRFASRNN_BY_DIMS(simplices_dims, features, count, d, scale, block)
+}
+
+// A long sum is taken in pieces: its rounding error grows with the length of a piece, not of the sum.
+constexpr std::uint32_t piece = 128;
+
+template <int N>
+void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values, float* vertices,
+                std::size_t begin, std::size_t end) {
+  for (std::size_t m = begin; m < end; ++m) {
+    Row<N> sum;
+    sum.clear();
+    std::uint32_t i = start[m];
+    const std::uint32_t last = start[m + 1];
+    for (;;) {
+      const std::uint32_t stop = last - i > piece ? i + piece : last;
+      Row<N> part;
+      part.clear();
+      for (; i < stop; ++i) {
+        const std::uint32_t p = entries[i].point;
+        const float* row = p < values.n_safe ? values.rows + p * values.stride
+                                             : values.tail + (p - values.n_safe) * values.tail_stride;
+        part.add_scaled(entries[i].weight, row);
+      }
+      sum.add(part);
+      if (i == last) break;
+    }
+    sum.store(vertices + m * N);
+  }
+}
+
+template <int N>
+void blur_rows(const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end) {
+  constexpr std::size_t ahead = 8;
+  Row<N> previous;
+  Row<N> centre;
+  Row<N> next;
+  Row<N> zero;
+  zero.clear();
+  for (std::size_t i = begin; i < end;) {
+    std::uint32_t m = chain[i] & ~chain_head;
+    previous = zero;
+    centre.load(vertices + static_cast<std::size_t>(m) * N);
+    for (;;) {
+      ++i;
+      const bool more = i < end && (chain[i] & chain_head) == 0;
+      float* target = vertices + static_cast<std::size_t>(m) * N;
+      if (!more) {
+        Row<N>::blurred(previous, centre, zero).store(target);
+        break;
+      }
+      m = chain[i];
+#if defined(__GNUC__)
+      if (i + ahead < end) {
+        const float* row = vertices + static_cast<std::size_t>(chain[i + ahead] & ~chain_head) * N;
+        __builtin_prefetch(row);
+        if constexpr (N > 16) __builtin_prefetch(row + 16);
+      }
+#endif
+      next.load(vertices + static_cast<std::size_t>(m) * N);
+      Row<N>::blurred(previous, centre, next).store(target);
+      previous = centre;
+      centre = next;
+    }
+  }
+}
+
+template <int N>
+void slice_rows(const std::uint32_t* vertex_of, const float* weight_of, int n_corners, float scale,
+                const float* vertices, float* out, std::size_t out_stride, int n_values, std::size_t begin,
+                std::size_t end) {
+  for (std::size_t p = begin; p < end; ++p) {
+    const std::uint32_t* vertex = vertex_of + p * static_cast<std::size_t>(n_corners);
+    const float* weight = weight_of + p * static_cast<std::size_t>(n_corners);
+    Row<N> sum;
+    sum.clear();
+    for (int k = 0; k < n_corners; ++k) {
+      sum.add_scaled(scale * weight[k], vertices + static_cast<std::size_t>(vertex[k]) * N);
+    }
+    if (n_values == N) {
+      sum.store(out + p * out_stride);
+    } else {
+      sum.store_part(out + p * out_stride, n_values);
+    }
+  }
+}
+
+#define CRFASRNN_BY_WIDTH(function, ...)       \
+  switch (width) {                             \
+    case 1: return function<1>(__VA_ARGS__);   \
+    case 4: return function<4>(__VA_ARGS__);   \
+    case 8: return function<8>(__VA_ARGS__);   \
+    case 16: return function<16>(__VA_ARGS__); \
+    case 24: return function<24>(__VA_ARGS__); \
+    case 32: return function<32>(__VA_ARGS__); \
+    case 40: return function<40>(__VA_ARGS__); \
+    case 48: return function<48>(__VA_ARGS__); \
+    case 56: return function<56>(__VA_ARGS__); \
+    default: return function<64>(__VA_ARGS__); \
+  }
+
+void splat(int width, const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values,
+           float* vertices, std::size_t begin, std::size_t end) {
+  CRFASRNN_BY_WIDTH(splat_rows, start, entries, values, vertices, begin, end)
+}
+
+void blur(int width, const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end) {
+  CRFASRNN_BY_WIDTH(blur_rows, chain, vertices, begin, end)
+}
+
+void slice(int width, const std::uint32_t* vertex_of, const float* weight_of, int n_corners, float scale,
+           const float* vertices, float* out, std::size_t out_stride, int n_values, std::size_t begin,
+           std::size_t end) {
+  CRFASRNN_BY_WIDTH(slice_rows, vertex_of, weight_of, n_corners, scale, vertices, out, out_stride, n_values, begin,
+                    end)
+}
+
+#define CRFASRNN_NAME_(isa) #isa
+#define CRFASRNN_NAME(isa) CRFASRNN_NAME_(isa)
+
+}  // namespace
+
+extern const Kernels table;
+const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat, blur, slice};
+
+}  // namespace crfasrnn::CRFASRNN_ISA

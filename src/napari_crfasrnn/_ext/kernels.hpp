@@ -1,0 +1,78 @@
+// The inner loops, one table of functions per instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace crfasrnn {
+
+inline constexpr int max_dims = 16;
+inline constexpr int simplex_lanes = 16;
+
+// One contribution of a point to a vertex.
+struct SplatEntry {
+  std::uint32_t point;
+  float weight;
+};
+
+// The simplices around up to 16 points, one point per lane. Only the first d + 1 rows are used.
+struct SimplexBlock {
+  std::int32_t origin[max_dims + 1][simplex_lanes];     // remainder-0 vertex
+  std::int32_t order[max_dims + 1][simplex_lanes];      // order[r] = the coordinate of rank r
+  float barycentric[max_dims + 1][simplex_lanes];       // weight of the vertex with remainder k
+};
+
+// The box around all elevated points, and whether all of them lie in a range that can be keyed.
+struct Bounds {
+  float low[max_dims + 1];
+  float high[max_dims + 1];
+  bool usable;
+};
+
+// Rows of `stride` floats, of which a kernel reads `width` >= n_values at a time: what follows a row
+// is read and thrown away. From row `n_safe` on that would leave the array, so those rows are
+// repeated in `tail`, with room behind them.
+struct ValueRows {
+  const float* rows;
+  std::size_t stride;
+  std::uint32_t n_safe;
+  const float* tail;
+  std::size_t tail_stride;
+};
+
+struct Kernels {
+  const char* name;
+
+  // Elevated coordinates of [begin, end) points; merges into `bounds`.
+  void (*measure)(const float* features, std::size_t begin, std::size_t end, int d, const float* scale, float limit,
+                  Bounds& bounds);
+  // Simplices of `count` <= 16 points that lie one behind the other at `features`.
+  void (*simplices)(const float* features, int count, int d, const float* scale, SimplexBlock& block);
+
+  // vertices[m] = sum of weight * value over the entries of vertex m, for m in [begin, end).
+  void (*splat)(int width, const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values,
+                float* vertices, std::size_t begin, std::size_t end);
+  // v += (previous + next) / 2 along the chains in [begin, end); both must be ends of chains.
+  void (*blur)(int width, const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end);
+  // out[p] = scale * sum over the simplex of point p, for p in [begin, end).
+  void (*slice)(int width, const std::uint32_t* vertex_of, const float* weight_of, int n_corners, float scale,
+                const float* vertices, float* out, std::size_t out_stride, int n_values, std::size_t begin,
+                std::size_t end);
+};
+
+// The mark of a chain's first node; the other bits are the vertex.
+inline constexpr std::uint32_t chain_head = 0x80000000U;
+
+// The row widths the kernels are compiled for; `padded_width` gives the smallest that fits.
+inline constexpr int max_width = 64;
+constexpr int padded_width(std::size_t n_values) {
+  return n_values <= 1 ? 1 : n_values <= 4 ? 4 : n_values >= 64 ? 64 : static_cast<int>((n_values + 7) / 8 * 8);
+}
+
+// The table in use: the best this processor has, unless `use_kernels` chose another.
+const Kernels& kernels();
+// Names of the tables that this processor can run, best first.
+const char* const* kernel_names();
+bool use_kernels(const char* name);
+
+}  // namespace crfasrnn

@@ -1,0 +1,79 @@
+// The permutohedral lattice (Adams, Baek and Davis 2010): high-dimensional Gaussian filtering in
+// time linear in the number of points. Knows neither Python nor torch.
+//
+// Letters: N points, d feature dimensions, M vertices, V values per point.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kernels.hpp"
+#include "memory.hpp"
+
+namespace crfasrnn {
+
+enum class BuildError {
+  non_finite,       // a feature is NaN or infinite
+  out_of_range,     // a feature is too large for float32 to tell neighbouring vertices apart
+  too_many_points,  // N * (d + 1) does not fit 31 bits
+  bad_shape,        // d outside 1..16, or N * d differs from the number of features
+};
+
+// Elevated coordinates up to 2^20: float32 keeps three binary digits behind the point there.
+inline constexpr float coordinate_limit = 1048576.0F;
+
+struct KeyLayout;
+template <int Words>
+class VertexTable;
+
+class Lattice {
+ public:
+  // features: [N, d] row-major, already divided by the widths of the Gaussian.
+  // Returns the error when there is one; throws std::bad_alloc when memory runs out.
+  static std::optional<BuildError> build(std::span<const float> features, std::size_t n_points, int n_dims,
+                                         std::unique_ptr<Lattice>& result);
+
+  std::size_t n_points() const { return n_points_; }
+  std::size_t n_vertices() const { return n_vertices_; }
+  int n_dims() const { return n_dims_; }
+  int n_corners() const { return n_dims_ + 1; }
+  std::size_t n_bytes() const;
+
+  // out [N, V] = slice(blur(splat(values [N, V]))); the transpose blurs the axes in opposite order.
+  // May be called from several threads at once. `values` and `out` must not overlap.
+  void filter(std::span<const float> values, std::span<float> out, std::size_t n_values, bool transpose) const;
+
+  // The gain of slicing, 1 / (1 + 2^-d), which makes the kernel's centre come out near 1.
+  float slice_gain() const;
+
+  // For the mean field, which runs the three stages itself.
+  const std::uint32_t* vertex_of() const { return vertex_of_.data(); }      // [N, d + 1]
+  const float* weight_of() const { return weight_of_.data(); }              // [N, d + 1]
+  const std::uint32_t* splat_start() const { return splat_start_.data(); }  // [M + 1]
+  const SplatEntry* splat_entries() const { return splat_entries_.data(); } // [N * (d + 1)]
+  void splat(int width, const ValueRows& values, float* vertices) const;
+  void blur(int width, float* vertices, bool transpose) const;
+
+ private:
+  Lattice() = default;
+  template <int Words>
+  void number_vertices(const float* features, const KeyLayout& layout);
+  void transpose_corners(std::size_t n_chunks);
+  template <int Words>
+  void link_chains(const KeyLayout& layout, const VertexTable<Words>& table);
+
+  std::size_t n_points_ = 0;
+  std::size_t n_vertices_ = 0;
+  int n_dims_ = 0;
+  Buffer<std::uint32_t> vertex_of_;
+  Buffer<float> weight_of_;
+  Buffer<std::uint32_t> splat_start_;
+  Buffer<SplatEntry> splat_entries_;
+  std::vector<Buffer<std::uint32_t>> chains_;  // per axis: the vertices that have a neighbour, in order
+};
+
+}  // namespace crfasrnn

@@ -1,0 +1,374 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <mutex>
+
+#include "lattice.hpp"
+#include "parallel.hpp"
+#include "vertex_table.hpp"
+
+namespace crfasrnn {
+namespace {
+
+// Points are numbered in chunks, each with a table of its own, which are merged in order: a vertex
+// gets its number from the first point that touches it, whatever the number of chunks.
+constexpr std::size_t smallest_chunk = 1 << 14;
+// Points whose keys are computed, and whose table slots are prefetched, before the first look-up.
+constexpr std::size_t batch = 4 * simplex_lanes;
+
+struct Scales {
+  float of[max_dims];
+
+  // Scaling that makes the lattice's own blur a unit Gaussian (p. 6 in Adams et al. 2010).
+  explicit Scales(int d) {
+    const auto gain = static_cast<float>(std::sqrt(2.0 / 3.0) * (d + 1));
+    for (int i = 0; i < d; ++i) {
+      of[i] = static_cast<float>(1.0 / std::sqrt(static_cast<double>((i + 1) * (i + 2))) * gain);
+    }
+  }
+};
+
+std::size_t chunk_size(std::size_t n_points) {
+  const auto threads = static_cast<std::size_t>(n_threads());
+  return std::max((n_points + threads - 1) / threads, smallest_chunk);
+}
+
+// Exceptions (only std::bad_alloc) must not leave a pool thread: the first is kept and thrown later.
+class FirstException {
+ public:
+  template <class Body>
+  void guard(Body&& body) noexcept {
+    try {
+      body();
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!first_) first_ = std::current_exception();
+    }
+  }
+  void rethrow() const {
+    if (first_) std::rethrow_exception(first_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr first_;
+};
+
+Bounds measure_all(const float* features, std::size_t n_points, int d, const Scales& scales) {
+  Bounds total{};
+  total.usable = true;
+  for (int j = 0; j <= d; ++j) {
+    total.low[j] = std::numeric_limits<float>::max();
+    total.high[j] = std::numeric_limits<float>::lowest();
+  }
+  const Bounds empty = total;
+  std::mutex mutex;
+  parallel_for(n_points, smallest_chunk, [&](std::size_t begin, std::size_t end) {
+    Bounds own = empty;
+    kernels().measure(features, begin, end, d, scales.of, coordinate_limit, own);
+    const std::lock_guard lock(mutex);
+    total.usable = total.usable && own.usable;
+    for (int j = 0; j <= d; ++j) {
+      total.low[j] = std::min(total.low[j], own.low[j]);
+      total.high[j] = std::max(total.high[j], own.high[j]);
+    }
+  });
+  return total;
+}
+
+// Number the corners of the points in [begin, end) with the numbers of `table`.
+template <int Words>
+void number_chunk(const float* features, std::size_t begin, std::size_t end, const KeyLayout& layout,
+                  const Scales& scales, VertexTable<Words>& table, std::uint32_t* vertex_of, float* weight_of) {
+  const int d = layout.n_dims;
+  const auto corners = static_cast<std::size_t>(d + 1);
+  const Kernels& k = kernels();
+  Key<Words> step[max_dims + 1];
+  for (int j = 0; j <= d; ++j) step[j] = layout.template step<Words>(j);
+
+  SimplexBlock block;
+  Buffer<Key<Words>> keys((batch + 1) * corners);
+  Buffer<std::uint64_t> hashes(batch * corners);
+  // The keys and numbers of the point before: neighbours in an image share most of their corners.
+  Key<Words>* last_keys = keys.data();
+  std::uint32_t last_ids[max_dims + 1];
+  bool has_last = false;
+
+  for (std::size_t first = begin; first < end; first += batch) {
+    const std::size_t count = std::min(batch, end - first);
+    for (std::size_t b = 0; b < count; b += simplex_lanes) {
+      const int n = static_cast<int>(std::min<std::size_t>(simplex_lanes, count - b));
+      k.simplices(features + (first + b) * static_cast<std::size_t>(d), n, d, scales.of, block);
+      for (int l = 0; l < n; ++l) {
+        const std::size_t q = b + static_cast<std::size_t>(l);
+        Key<Words> key{};
+        for (int j = 0; j < d; ++j) {
+          key.words[layout.word[j]] += static_cast<std::uint64_t>(block.origin[j][l] - layout.low[j])
+                                       << layout.shift[j];
+        }
+        Key<Words>* own = keys.data() + (q + 1) * corners;
+        float* weight = weight_of + (first + q) * corners;
+        // From the corner of remainder k to the next one is a step along one axis.
+        for (int c = 0; c <= d; ++c) {
+          own[c] = key;
+          weight[c] = block.barycentric[c][l];
+          key = key + step[block.order[d - c][l]];
+        }
+        for (std::size_t c = 0; c < corners; ++c) {
+          const std::uint64_t hash = own[c].hash();
+          hashes[q * corners + c] = hash;
+          table.prefetch(hash);
+        }
+      }
+    }
+    for (std::size_t q = 0; q < count; ++q) {
+      const Key<Words>* own = keys.data() + (q + 1) * corners;
+      std::uint32_t* ids = vertex_of + (first + q) * corners;
+      for (std::size_t c = 0; c < corners; ++c) {
+        if (has_last && own[c] == own[c - corners]) {
+          ids[c] = last_ids[c];
+        } else {
+          ids[c] = table.find_or_add(own[c], hashes[q * corners + c]);
+        }
+      }
+      std::copy(ids, ids + corners, last_ids);
+      has_last = true;
+    }
+    std::copy(keys.data() + count * corners, keys.data() + (count + 1) * corners, last_keys);
+  }
+}
+
+}  // namespace
+
+template <int Words>
+void Lattice::number_vertices(const float* features, const KeyLayout& layout) {
+  const Scales scales(n_dims_);
+  const auto corners = static_cast<std::size_t>(n_corners());
+  const std::size_t chunk = chunk_size(n_points_);
+  const std::size_t n_chunks = (n_points_ + chunk - 1) / chunk;
+
+  std::vector<std::unique_ptr<VertexTable<Words>>> tables(n_chunks);
+  FirstException failure;
+  parallel_for(n_chunks, 1, [&](std::size_t first, std::size_t last) {
+    failure.guard([&] {
+      for (std::size_t i = first; i < last; ++i) {
+        const std::size_t begin = i * chunk;
+        const std::size_t end = std::min(n_points_, begin + chunk);
+        tables[i] = std::make_unique<VertexTable<Words>>(end - begin);
+        number_chunk<Words>(features, begin, end, layout, scales, *tables[i], vertex_of_.data(), weight_of_.data());
+      }
+    });
+  });
+  failure.rethrow();
+
+  // The first table becomes the table of all; the others' numbers are translated into its.
+  VertexTable<Words>& table = *tables[0];
+  std::vector<Buffer<std::uint32_t>> translation(n_chunks);
+  for (std::size_t i = 1; i < n_chunks; ++i) {
+    const std::size_t size = tables[i]->size();
+    translation[i] = Buffer<std::uint32_t>(size);
+    const Key<Words>* keys = tables[i]->keys();
+    constexpr std::size_t ahead = 16;
+    for (std::size_t v = 0; v < size; ++v) {
+      if (v + ahead < size) table.prefetch(keys[v + ahead].hash());
+      translation[i][v] = table.find_or_add(keys[v], keys[v].hash());
+    }
+    tables[i].reset();
+  }
+  parallel_for(n_chunks, 1, [&](std::size_t first, std::size_t last) {
+    for (std::size_t i = std::max<std::size_t>(first, 1); i < last; ++i) {
+      const std::size_t end = std::min(n_points_, (i + 1) * chunk) * corners;
+      for (std::size_t e = i * chunk * corners; e < end; ++e) vertex_of_[e] = translation[i][vertex_of_[e]];
+    }
+  });
+
+  n_vertices_ = table.size();
+  link_chains<Words>(layout, table);
+}
+
+template <int Words>
+void Lattice::link_chains(const KeyLayout& layout, const VertexTable<Words>& table) {
+  const std::size_t m = n_vertices_;
+  constexpr std::uint32_t absent = VertexTable<Words>::absent;
+  chains_.clear();
+  for (int axis = 0; axis <= n_dims_; ++axis) chains_.emplace_back();
+  FirstException failure;
+  parallel_for(chains_.size(), 1, [&](std::size_t first, std::size_t last) {
+    failure.guard([&] {
+      Buffer<std::uint32_t> next(m);
+      Buffer<std::uint8_t> has_previous(m);
+      for (std::size_t axis = first; axis < last; ++axis) {
+        const Key<Words> step = layout.template step<Words>(static_cast<int>(axis));
+        const Key<Words>* keys = table.keys();
+        std::memset(has_previous.data(), 0, m);
+        constexpr std::size_t ahead = 16;
+        for (std::size_t v = 0; v < m; ++v) {
+          if (v + ahead < m) table.prefetch((keys[v + ahead] + step).hash());
+          const Key<Words> key = keys[v] + step;
+          next[v] = table.find(key, key.hash());
+          if (next[v] != absent) has_previous[next[v]] = 1;
+        }
+        Buffer<std::uint32_t> chain(m);
+        std::size_t size = 0;
+        for (std::size_t v = 0; v < m; ++v) {
+          if (has_previous[v] != 0 || next[v] == absent) continue;
+          chain[size++] = static_cast<std::uint32_t>(v) | chain_head;
+          for (std::uint32_t u = next[v]; u != absent; u = next[u]) chain[size++] = u;
+        }
+        chain.shrink(size);
+        chains_[axis] = std::move(chain);
+      }
+    });
+  });
+  failure.rethrow();
+}
+
+// List, for every vertex, the points around it in ascending order.
+void Lattice::transpose_corners(std::size_t n_chunks) {
+  const auto corners = static_cast<std::size_t>(n_corners());
+  const std::size_t m = n_vertices_;
+  const std::size_t chunk = (n_points_ + n_chunks - 1) / n_chunks;
+  splat_start_ = Buffer<std::uint32_t>(m + 1);
+  splat_entries_ = Buffer<SplatEntry>(n_points_ * corners);
+
+  // cursor[i][v]: where chunk i writes its next entry of vertex v.
+  Buffer<std::uint32_t> cursor(n_chunks * m);
+  parallel_for(n_chunks, 1, [&](std::size_t first, std::size_t last) {
+    for (std::size_t i = first; i < last; ++i) {
+      std::uint32_t* own = cursor.data() + i * m;
+      std::memset(own, 0, m * sizeof(std::uint32_t));
+      const std::size_t end = std::min(n_points_, (i + 1) * chunk) * corners;
+      for (std::size_t e = std::min(n_points_, i * chunk) * corners; e < end; ++e) ++own[vertex_of_[e]];
+    }
+  });
+  std::uint32_t total = 0;
+  for (std::size_t v = 0; v < m; ++v) {
+    splat_start_[v] = total;
+    for (std::size_t i = 0; i < n_chunks; ++i) {
+      std::uint32_t& slot = cursor[i * m + v];
+      const std::uint32_t count = slot;
+      slot = total;
+      total += count;
+    }
+  }
+  splat_start_[m] = total;
+  parallel_for(n_chunks, 1, [&](std::size_t first, std::size_t last) {
+    for (std::size_t i = first; i < last; ++i) {
+      std::uint32_t* own = cursor.data() + i * m;
+      const std::size_t end = std::min(n_points_, (i + 1) * chunk);
+      for (std::size_t p = i * chunk; p < end; ++p) {
+        for (std::size_t e = p * corners; e < (p + 1) * corners; ++e) {
+          splat_entries_[own[vertex_of_[e]]++] = {static_cast<std::uint32_t>(p), weight_of_[e]};
+        }
+      }
+    }
+  });
+}
+
+std::optional<BuildError> Lattice::build(std::span<const float> features, std::size_t n_points, int n_dims,
+                                         std::unique_ptr<Lattice>& result) {
+  if (n_dims < 1 || n_dims > max_dims) return BuildError::bad_shape;
+  if (n_points > (std::size_t{1} << 31) / static_cast<std::size_t>(n_dims + 1) - 1) return BuildError::too_many_points;
+  if (features.size() != n_points * static_cast<std::size_t>(n_dims)) return BuildError::bad_shape;
+
+  std::unique_ptr<Lattice> lattice(new Lattice);
+  lattice->n_points_ = n_points;
+  lattice->n_dims_ = n_dims;
+  lattice->chains_.resize(static_cast<std::size_t>(n_dims + 1));
+  if (n_points != 0) {
+    const Bounds bounds = measure_all(features.data(), n_points, n_dims, Scales(n_dims));
+    if (!bounds.usable) {
+      const bool finite = std::all_of(features.begin(), features.end(), [](float x) { return std::isfinite(x); });
+      return finite ? BuildError::out_of_range : BuildError::non_finite;
+    }
+    const std::size_t n_entries = n_points * static_cast<std::size_t>(n_dims + 1);
+    lattice->vertex_of_ = Buffer<std::uint32_t>(n_entries);
+    lattice->weight_of_ = Buffer<float>(n_entries);
+    const KeyLayout layout(bounds, n_dims);
+    switch (std::bit_ceil(static_cast<unsigned>(layout.n_words))) {
+      case 1: lattice->number_vertices<1>(features.data(), layout); break;
+      case 2: lattice->number_vertices<2>(features.data(), layout); break;
+      case 4: lattice->number_vertices<4>(features.data(), layout); break;
+      default: lattice->number_vertices<8>(features.data(), layout); break;
+    }
+    const std::size_t chunk = chunk_size(n_points);
+    lattice->transpose_corners((n_points + chunk - 1) / chunk);
+  } else {
+    lattice->splat_start_ = Buffer<std::uint32_t>(1);
+    lattice->splat_start_[0] = 0;
+  }
+  result = std::move(lattice);
+  return std::nullopt;
+}
+
+float Lattice::slice_gain() const { return 1.0F / (1.0F + std::ldexp(1.0F, -n_dims_)); }
+
+std::size_t Lattice::n_bytes() const {
+  std::size_t total =
+      vertex_of_.n_bytes() + weight_of_.n_bytes() + splat_start_.n_bytes() + splat_entries_.n_bytes();
+  for (const auto& chain : chains_) total += chain.n_bytes();
+  return total;
+}
+
+void Lattice::splat(int width, const ValueRows& values, float* vertices) const {
+  // Ranges of equal work, not of equally many vertices: flat regions have vertices with thousands of
+  // points. A range of entries belongs to the vertices that start in it.
+  const std::size_t n_entries = n_points_ * static_cast<std::size_t>(n_corners());
+  constexpr std::size_t grain = 1 << 14;
+  const std::uint32_t* start = splat_start_.data();
+  const std::uint32_t* stop = start + n_vertices_;
+  parallel_for(n_entries, grain, [&](std::size_t begin, std::size_t end) {
+    const auto first = static_cast<std::size_t>(std::lower_bound(start, stop, begin) - start);
+    const auto last = static_cast<std::size_t>(std::lower_bound(start, stop, end) - start);
+    kernels().splat(width, start, splat_entries_.data(), values, vertices, first, last);
+  });
+}
+
+void Lattice::blur(int width, float* vertices, bool transpose) const {
+  constexpr std::size_t grain = 1 << 12;
+  const std::size_t n_axes = chains_.size();
+  for (std::size_t i = 0; i < n_axes; ++i) {
+    const Buffer<std::uint32_t>& chain = chains_[transpose ? n_axes - 1 - i : i];
+    const auto next_head = [&](std::size_t at) {
+      while (at < chain.size() && (chain[at] & chain_head) == 0) ++at;
+      return at;
+    };
+    parallel_for(chain.size(), grain, [&](std::size_t begin, std::size_t end) {
+      const std::size_t first = next_head(begin);
+      const std::size_t last = next_head(std::min(end, chain.size()));
+      if (first < last) kernels().blur(width, chain.data(), vertices, first, last);
+    });
+  }
+}
+
+void Lattice::filter(std::span<const float> values, std::span<float> out, std::size_t n_values, bool transpose) const {
+  if (n_points_ == 0 || n_values == 0) return;
+  constexpr std::size_t grain = 1 << 11;
+  const Kernels& k = kernels();
+  for (std::size_t first = 0; first < n_values; first += max_width) {
+    const std::size_t count = std::min<std::size_t>(max_width, n_values - first);
+    const int width = padded_width(count);
+    const auto w = static_cast<std::size_t>(width);
+    // Rows that can be read `width` wide without leaving the array; the rest are copied.
+    const std::size_t room = n_points_ * n_values - first;
+    const std::size_t n_safe = room < w ? 0 : std::min(n_points_, (room - w) / n_values + 1);
+    Buffer<float> tail((n_points_ - n_safe) * w);
+    for (std::size_t p = n_safe; p < n_points_; ++p) {
+      float* row = tail.data() + (p - n_safe) * w;
+      std::fill(row, row + w, 0.0F);
+      std::copy_n(values.data() + p * n_values + first, count, row);
+    }
+    const ValueRows rows{values.data() + first, n_values, static_cast<std::uint32_t>(n_safe), tail.data(), w};
+    Buffer<float> vertices(n_vertices_ * w);
+    splat(width, rows, vertices.data());
+    blur(width, vertices.data(), transpose);
+    parallel_for(n_points_, grain, [&](std::size_t begin, std::size_t end) {
+      k.slice(width, vertex_of_.data(), weight_of_.data(), n_corners(), slice_gain(), vertices.data(),
+              out.data() + first, n_values, static_cast<int>(count), begin, end);
+    });
+  }
+}
+
+}  // namespace crfasrnn

@@ -1,0 +1,160 @@
+// Keys of lattice vertices and the hash table that numbers them.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.hpp"
+#include "memory.hpp"
+
+namespace crfasrnn {
+
+// The first d coordinates of a vertex (the last one is implied), each in its own field of bits, wide
+// enough that no neighbour of a vertex can overflow it. A step along an axis is then one addition.
+template <int Words>
+struct Key {
+  std::array<std::uint64_t, Words> words;
+
+  bool operator==(const Key&) const = default;
+  Key operator+(const Key& step) const {
+    Key sum;
+    for (int i = 0; i < Words; ++i) sum.words[i] = words[i] + step.words[i];
+    return sum;
+  }
+  std::uint64_t hash() const {
+    std::uint64_t h = 0;
+    for (int i = 0; i < Words; ++i) {
+      h = (h ^ words[i]) * 0x9E3779B97F4A7C15U;
+      if constexpr (Words > 1) h ^= h >> 32;
+    }
+    return h;
+  }
+};
+
+// Where each coordinate sits in a key.
+struct KeyLayout {
+  int n_dims = 0;
+  int n_words = 0;
+  std::int32_t low[max_dims] = {};
+  int word[max_dims] = {};
+  int shift[max_dims] = {};
+
+  KeyLayout(const Bounds& bounds, int d) : n_dims(d) {
+    // A corner lies within d + 1 of the rounded point, that within d + 1 of the point, and a
+    // neighbour d further; one more d + 1 for good measure.
+    const int margin = 4 * (d + 1);
+    int used = 64;
+    n_words = 0;
+    for (int j = 0; j < d; ++j) {
+      low[j] = static_cast<std::int32_t>(std::floor(bounds.low[j])) - margin;
+      const auto high = static_cast<std::int32_t>(std::ceil(bounds.high[j])) + margin;
+      const int width = std::bit_width(static_cast<std::uint32_t>(high - low[j]));
+      if (used + width > 64) {
+        ++n_words;
+        used = 0;
+      }
+      word[j] = n_words - 1;
+      shift[j] = used;
+      used += width;
+    }
+  }
+
+  template <int Words>
+  Key<Words> unit(int j) const {
+    Key<Words> key{};
+    if (j < n_dims) key.words[word[j]] = std::uint64_t{1} << shift[j];
+    return key;
+  }
+
+  // One step along axis j: +1 in every coordinate but -d in coordinate j.
+  template <int Words>
+  Key<Words> step(int j) const {
+    Key<Words> key{};
+    for (int i = 0; i < n_dims; ++i) key = key + unit<Words>(i);
+    const Key<Words> own = unit<Words>(j);
+    for (int i = 0; i < Words; ++i) key.words[i] -= own.words[i] * static_cast<std::uint64_t>(n_dims + 1);
+    return key;
+  }
+};
+
+// Open addressing with linear probing; vertices are numbered as they come.
+template <int Words>
+class VertexTable {
+ public:
+  static constexpr std::uint32_t absent = 0xFFFFFFFFU;
+
+  explicit VertexTable(std::size_t expected) { resize(std::bit_ceil(std::max<std::size_t>(2 * expected, 256))); }
+
+  std::size_t size() const { return size_; }
+  const Key<Words>* keys() const { return keys_.data(); }
+
+  void prefetch(std::uint64_t hash) const {
+#if defined(__GNUC__)
+    __builtin_prefetch(&slots_[hash >> shift_]);
+#else
+    (void)hash;
+#endif
+  }
+
+  std::uint32_t find(const Key<Words>& key, std::uint64_t hash) const {
+    for (std::size_t i = hash >> shift_;; i = (i + 1) & mask_) {
+      const Slot& slot = slots_[i];
+      if (slot.id == absent || slot.key == key) return slot.id;
+    }
+  }
+
+  std::uint32_t find_or_add(const Key<Words>& key, std::uint64_t hash) {
+    for (std::size_t i = hash >> shift_;; i = (i + 1) & mask_) {
+      Slot& slot = slots_[i];
+      if (slot.id == absent) return add(i, key, hash);
+      if (slot.key == key) return slot.id;
+    }
+  }
+
+ private:
+  struct Slot {
+    Key<Words> key;
+    std::uint32_t id;
+  };
+
+  std::uint32_t add(std::size_t at, const Key<Words>& key, std::uint64_t hash) {
+    if (2 * (size_ + 1) > slots_.size()) {
+      resize(2 * slots_.size());
+      for (at = hash >> shift_; slots_[at].id != absent; at = (at + 1) & mask_) {
+      }
+    }
+    const auto id = static_cast<std::uint32_t>(size_);
+    slots_[at] = {key, id};
+    keys_[size_++] = key;
+    return id;
+  }
+
+  void resize(std::size_t n_slots) {
+    Buffer<Slot> slots(n_slots);
+    Buffer<Key<Words>> keys(n_slots / 2 + 1);
+    mask_ = n_slots - 1;
+    shift_ = 64 - std::bit_width(mask_);
+    for (std::size_t i = 0; i < n_slots; ++i) slots[i].id = absent;
+    if (size_ != 0) std::memcpy(keys.data(), keys_.data(), size_ * sizeof(Key<Words>));
+    for (std::size_t id = 0; id < size_; ++id) {
+      std::size_t i = keys[id].hash() >> shift_;
+      while (slots[i].id != absent) i = (i + 1) & mask_;
+      slots[i] = {keys[id], static_cast<std::uint32_t>(id)};
+    }
+    slots_ = std::move(slots);
+    keys_ = std::move(keys);
+  }
+
+  Buffer<Slot> slots_;
+  Buffer<Key<Words>> keys_;
+  std::size_t size_ = 0;
+  std::size_t mask_ = 0;
+  int shift_ = 0;
+};
+
+}  // namespace crfasrnn

@@ -1,0 +1,292 @@
+"""The CRF-RNN layer: mean-field inference in a dense CRF as a differentiable module.
+
+Zheng et al., "Conditional Random Fields as Recurrent Neural Networks", ICCV 2015. With unary logits
+U and marginals Q = softmax(state), one mean-field iteration is
+
+    S = K_spatial Q,  B = K_bilateral Q                      (message passing, normalised)
+    state = U - compatibility (spatial_weights S + bilateral_weights B)
+
+where the three matrices act on the label axis. The compatibility starts at -I, the Potts model up
+to a constant that softmax does not see. The last softmax is left out: the layer returns logits.
+
+Letters: B batch, C image channels, L labels, S the space axes (H W, or Z H W), N pixels or voxels.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from napari_crfasrnn.config import CrfConfig, Normalization
+from napari_crfasrnn.lattice import Backend, Lattice
+
+# Spatial lattices depend on the image's size only and are kept for the next image; larger ones
+# would hold too much memory (about 75 bytes a pixel).
+_LARGEST_KEPT = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """One Gaussian kernel over the pixels of an image, normalised by its row sums."""
+
+    lattice: Lattice
+    before: Tensor | None  # [N, 1], multiplies what goes in
+    after: Tensor | None  # [N, 1], multiplies what comes out
+
+    @classmethod
+    def build(cls, features: Tensor, normalization: Normalization, backend: Backend) -> _Kernel:
+        lattice = Lattice(features, backend=backend)
+        if normalization == "none":
+            return cls(lattice, None, None)
+        row_sums = lattice.filter(torch.ones_like(features[:, :1]))
+        if normalization == "after":
+            return cls(lattice, None, 1.0 / row_sums)
+        root = row_sums.rsqrt()
+        return cls(lattice, root, root)
+
+    def apply(
+        self,
+        marginals: Tensor,  # [N, L]
+    ) -> Tensor:  # [N, L]
+        values = marginals if self.before is None else marginals * self.before
+        message = self.lattice.filter(values)
+        return message if self.after is None else message * self.after
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """The kernels of a batch of images: built once by `CrfRnn.prepare`, used as often as you like.
+
+    They depend on the image and on the widths of the kernels, not on the weights.
+    """
+
+    space: tuple[int, ...]
+    """Size of the space axes of the images."""
+    dtype: torch.dtype
+    """What the mean field computes in: float32, or float64 for the reference backend and float64 images."""
+    device: torch.device
+    spatial: _Kernel
+    bilateral: tuple[_Kernel, ...]
+    """One for each image of the batch; the spatial kernel is the same for all."""
+
+    @property
+    def n_images(self) -> int:
+        """B, the size of the batch."""
+        return len(self.bilateral)
+
+    @property
+    def backend(self) -> str:
+        """The lattice backend in use."""
+        return self.spatial.lattice.backend
+
+
+class CrfRnn(nn.Module):
+    """Dense CRF with Gaussian kernels as a layer: logits and an image in, refined logits out.
+
+    Parameters
+    ----------
+    n_labels
+        L, at least 1.
+    config
+        Kernel widths, initial weights, iterations; see `CrfConfig`.
+
+    Attributes
+    ----------
+    spatial_weights, bilateral_weights, compatibility
+        Parameters ``[L, L]``.
+    log_unary_scale, log_output_scale
+        Scalar parameters: logarithms of the factors on the logits going in and coming out.
+    backend
+        Which lattice computes, see `Lattice`; "auto" by default. The compiled ones compute in float32
+        whatever the dtype of the logits, "reference" in float64 for float64 images.
+    """
+
+    def __init__(self, n_labels: int, config: CrfConfig | None = None) -> None:
+        super().__init__()
+        if n_labels < 1:
+            raise ValueError(f"n_labels must be at least 1, got {n_labels}")
+        self.config = CrfConfig() if config is None else config
+        self.backend: Backend = "auto"
+        eye = torch.eye(n_labels)
+        self.spatial_weights = nn.Parameter(self.config.spatial_weight * eye)
+        self.bilateral_weights = nn.Parameter(self.config.bilateral_weight * eye)
+        self.compatibility = nn.Parameter(-eye)
+        self.log_unary_scale = nn.Parameter(torch.tensor(self.config.unary_scale).log())
+        self.log_output_scale = nn.Parameter(torch.tensor(self.config.output_scale).log())
+
+    @property
+    def n_labels(self) -> int:
+        """L, the number of labels."""
+        return self.compatibility.shape[0]
+
+    def extra_repr(self) -> str:
+        """Describe the layer in the module's printed form."""
+        return (
+            f"n_labels={self.n_labels}, normalization={self.config.normalization!r}, backend={self.backend!r}"
+        )
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        image: Tensor,  # [B, C, *S]
+    ) -> PreparedImage:
+        """Build the kernels of a batch of images.
+
+        Parameters
+        ----------
+        image
+            ``[B, C, *S]`` of any real dtype in 0..255 intensity units, one to three space axes, any number
+            of channels as long as C plus the number of space axes is at most 16.
+
+        Raises
+        ------
+        TypeError
+            For something that is no tensor, or a complex one.
+        ValueError
+            For another shape, an image without pixels, NaN or infinity, or values too large for the lattice.
+        """
+        _check_image(image)
+        dtype = (
+            torch.float64 if self.backend == "reference" and image.dtype == torch.float64 else torch.float32
+        )
+        image = image.to(dtype)
+        if not bool(torch.isfinite(image).all()):
+            raise ValueError("image must be finite, got NaN or infinity; replace those pixels first")
+        space = tuple(image.shape[2:])
+        config = self.config
+        key = (space, config.theta_gamma, config.normalization, self.backend, dtype, image.device)
+        n_pixels = image[0, 0].numel()
+        spatial = (_kept_spatial_kernel if n_pixels <= _LARGEST_KEPT else _spatial_kernel)(*key)
+        position = _positions(space, dtype, image.device) / config.theta_alpha
+        features = [torch.cat([position, one.flatten(1).T / config.theta_beta], dim=1) for one in image]
+        bilateral = tuple(_Kernel.build(f, config.normalization, self.backend) for f in features)
+        return PreparedImage(space, dtype, image.device, spatial, bilateral)
+
+    def forward(
+        self,
+        unary: Tensor,  # [B, L, *S]
+        image: Tensor | None = None,  # [B, C, *S]
+        *,
+        prepared: PreparedImage | None = None,
+        n_iterations: int | None = None,
+    ) -> Tensor:  # [B, L, *S]
+        """Refine logits so that labels follow the edges of the image.
+
+        Parameters
+        ----------
+        unary
+            ``[B, L, *S]`` logits, higher is likelier; finite.
+        image
+            ``[B, C, *S]`` in 0..255 units, or None when `prepared` is given.
+        prepared
+            What `prepare` returned for the image.
+        n_iterations
+            None takes ``config.n_iterations`` in evaluation mode, ``config.n_iterations_train`` in training mode.
+
+        Returns
+        -------
+        Tensor ``[B, L, *S]`` of the dtype of `unary`: refined logits, differentiable with respect to `unary`
+        and all parameters. (The image and the kernel widths are constants.)
+
+        Raises
+        ------
+        TypeError, ValueError
+            For input that does not fit; the message says which.
+        """
+        if (image is None) == (prepared is None):
+            raise ValueError("give either image or prepared, exactly one of them")
+        if prepared is None:
+            assert image is not None
+            _check_unary(unary, self.n_labels)
+            if image.shape[:1] + image.shape[2:] != unary.shape[:1] + unary.shape[2:]:
+                raise ValueError(
+                    f"image and unary must have the same batch and space axes, "
+                    f"got {tuple(image.shape)} and {tuple(unary.shape)}"
+                )
+            prepared = self.prepare(image)
+        else:
+            _check_unary(unary, self.n_labels)
+            expected = (prepared.n_images, self.n_labels, *prepared.space)
+            if tuple(unary.shape) != expected:
+                raise ValueError(
+                    f"unary must have shape {expected} for this prepared image, got {tuple(unary.shape)}"
+                )
+        if n_iterations is None:
+            n_iterations = self.config.n_iterations_train if self.training else self.config.n_iterations
+        if n_iterations < 1:
+            raise ValueError(f"n_iterations must be at least 1, got {n_iterations}")
+        # Half precision would lose the small differences that decide between labels.
+        with torch.autocast(unary.device.type, enabled=False):
+            refined = self._mean_field(unary.to(prepared.dtype), prepared, n_iterations)
+        return refined.to(unary.dtype)
+
+    def _mean_field(self, unary: Tensor, prepared: PreparedImage, n_iterations: int) -> Tensor:
+        dtype = prepared.dtype
+        compatibility = self.compatibility.to(dtype)
+        # The compatibility joins the weights: one product per kernel and iteration instead of two.
+        spatial_map = (compatibility @ self.spatial_weights.to(dtype)).T
+        bilateral_map = (compatibility @ self.bilateral_weights.to(dtype)).T
+        unary_scale = self.log_unary_scale.to(dtype).exp()
+        output_scale = self.log_output_scale.to(dtype).exp()
+        refined = []
+        for logits, bilateral in zip(unary, prepared.bilateral, strict=True):
+            scaled = unary_scale * logits.flatten(1).T  # [N, L]: the values of a pixel side by side
+            state = scaled
+            for _ in range(n_iterations):
+                marginals = state.softmax(dim=1)
+                message = prepared.spatial.apply(marginals) @ spatial_map
+                message = message + bilateral.apply(marginals) @ bilateral_map
+                state = scaled - message
+            refined.append((output_scale * state).T.reshape(logits.shape))
+        return torch.stack(refined)
+
+
+def _positions(space: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:  # [N, len(space)]
+    """Return the position of every pixel, in pixels, last axis (x) first."""
+    axes = [torch.arange(size, dtype=dtype, device=device) for size in space]
+    grids = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([grid.flatten() for grid in reversed(grids)], dim=1)
+
+
+def _spatial_kernel(
+    space: tuple[int, ...],
+    theta_gamma: float,
+    normalization: Normalization,
+    backend: Backend,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> _Kernel:
+    return _Kernel.build(_positions(space, dtype, device) / theta_gamma, normalization, backend)
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_spatial_kernel(*key: Any) -> _Kernel:
+    return _spatial_kernel(*key)
+
+
+def _check_image(image: object) -> None:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"image must be a torch tensor [B, C, *space], got {type(image).__name__}")
+    if image.is_complex():
+        raise TypeError(f"image must be real, got {image.dtype}")
+    if not 3 <= image.ndim <= 5:
+        raise ValueError(
+            f"image must be [B, C, *space] with 1 to 3 space axes, got shape {tuple(image.shape)}"
+        )
+    if image.numel() == 0:
+        raise ValueError(f"image must have pixels and channels, got shape {tuple(image.shape)}")
+
+
+def _check_unary(unary: object, n_labels: int) -> None:
+    if not isinstance(unary, Tensor):
+        raise TypeError(f"unary must be a torch tensor [B, L, *space], got {type(unary).__name__}")
+    if not unary.is_floating_point():
+        raise TypeError(f"unary must be floating point logits, got {unary.dtype}")
+    if unary.ndim < 3 or unary.shape[1] != n_labels:
+        raise ValueError(f"unary must be [B, {n_labels}, *space], got shape {tuple(unary.shape)}")
+    if not bool(torch.isfinite(unary.detach()).all()):
+        raise ValueError("unary must be finite, got NaN or infinity; the network that made it has diverged")

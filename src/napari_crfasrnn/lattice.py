@@ -1,0 +1,247 @@
+"""High-dimensional Gaussian filtering: build a lattice around features once, filter values often.
+
+This is the only room that knows the compiled extension. It checks what users pass, chooses the
+backend, and makes the filter differentiable.
+
+Letters: N points, d feature dimensions, M vertices, V values per point.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_crfasrnn._reference import ReferenceLattice
+
+try:
+    from napari_crfasrnn._ext import _lattice
+except ImportError as error:  # pragma: no cover - a broken installation
+    raise ImportError(
+        "the compiled extension napari_crfasrnn._ext._lattice is missing or does not load on this machine; "
+        "reinstall the package with `pip install --force-reinstall --no-deps napari-crfasrnn`"
+    ) from error
+
+Backend = Literal["auto", "cpu", "cuda", "reference"]
+MAX_DIMS = 16
+
+_logger = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+def available_backends() -> tuple[str, ...]:
+    """Return the backends that work here, best first; "auto" chooses the first that fits the input."""
+    return ("cpu", "reference")
+
+
+def build_config() -> dict[str, object]:
+    """Return how the extension was compiled and what it uses here: for bug reports and tests."""
+    return {
+        "version": _lattice.version(),
+        "compiler": _lattice.compiler(),
+        "debug": _lattice.is_debug(),
+        "cuda": _lattice.has_cuda(),
+        "simd": _lattice.instruction_set(),
+        "simd_available": tuple(_lattice.instruction_sets()),
+        "threads": _lattice.n_threads(),
+        "backends": available_backends(),
+    }
+
+
+def set_num_threads(n_threads: int) -> None:
+    """Let the compiled backend use at most `n_threads`; 0 restores the default.
+
+    The default is ``OMP_NUM_THREADS`` where it is set, else the processors this process may use.
+    Results are the same bits for every number of threads.
+    """
+    if n_threads < 0:
+        raise ValueError(f"n_threads must be 0 or more, got {n_threads}")
+    _lattice.set_n_threads(n_threads)
+
+
+class Lattice:
+    """A permutohedral lattice around N points with d features each (Adams et al. 2010).
+
+    Parameters
+    ----------
+    features
+        ``[N, d]`` float32, NumPy or torch, already divided by the widths of the Gaussian; ``1 <= d <= 16``.
+        The "reference" backend also takes float64 and then computes in it. Not differentiable.
+    backend
+        "auto" takes the compiled one for the device of `features` (and says so once in the log);
+        "cpu" and "cuda" insist on one; "reference" is slow, readable NumPy.
+
+    Raises
+    ------
+    TypeError
+        For features that are no array, or of another dtype.
+    ValueError
+        For another shape, NaN or infinity, coordinates beyond about 2**20, or an unknown backend.
+    RuntimeError
+        For "cuda" where the extension was built without it.
+    """
+
+    def __init__(self, features: NDArray[np.floating[Any]] | Tensor, *, backend: Backend = "auto") -> None:
+        self._device = features.device if isinstance(features, Tensor) else torch.device("cpu")
+        self._backend = _choose_backend(backend, self._device)
+        array = _checked_features(features, self._backend)
+        self._n_points: int = array.shape[0]
+        self._n_dims: int = array.shape[1]
+        self._native: Any
+        if self._backend == "reference":
+            self._native = ReferenceLattice(array)
+        else:
+            self._native = _lattice.Lattice(array)
+
+    def __repr__(self) -> str:
+        return (
+            f"Lattice(n_points={self.n_points}, n_dims={self.n_dims}, "
+            f"n_vertices={self.n_vertices}, backend={self.backend!r})"
+        )
+
+    @property
+    def n_points(self) -> int:
+        """N, the number of points."""
+        return self._n_points
+
+    @property
+    def n_dims(self) -> int:
+        """d, the number of feature dimensions."""
+        return self._n_dims
+
+    @property
+    def n_vertices(self) -> int:
+        """M, the number of lattice vertices around the points."""
+        return int(self._native.n_vertices)
+
+    @property
+    def backend(self) -> str:
+        """The backend in use: "cpu", "cuda" or "reference"."""
+        return self._backend
+
+    @overload
+    def filter(self, values: NDArray[Any], *, transpose: bool = False) -> NDArray[Any]: ...
+    @overload
+    def filter(self, values: Tensor, *, transpose: bool = False) -> Tensor: ...
+
+    def filter(self, values: NDArray[Any] | Tensor, *, transpose: bool = False) -> NDArray[Any] | Tensor:
+        """Return ``K @ values`` for the lattice's approximation K of the Gaussian kernel matrix.
+
+        Parameters
+        ----------
+        values
+            ``[N, V]`` float32, NumPy or torch ("reference": float32 or float64); any strides.
+        transpose
+            Apply the exact adjoint of K. (K is not symmetric: the blur visits the axes in order.)
+
+        Returns
+        -------
+        Array like `values`, ``[N, V]``, on its device; unnormalised. For tensors the result is
+        differentiable any number of times with respect to `values`: K is linear, and its backward
+        is the adjoint.
+
+        Raises
+        ------
+        TypeError
+            For values that are no array, or of another dtype.
+        ValueError
+            For another shape.
+        """
+        _check_values(values, self)
+        if isinstance(values, Tensor):
+            return _Filter.apply(values, self, transpose)  # type: ignore[no-any-return, no-untyped-call]
+        return self._apply(values, transpose)
+
+    def _apply(self, values: NDArray[Any], transpose: bool) -> NDArray[Any]:
+        if self._backend == "reference":
+            return self._native.filter(np.asarray(values), transpose=transpose)  # type: ignore[no-any-return]
+        values = np.ascontiguousarray(values)
+        out = np.empty_like(values)
+        self._native.filter(values, out, transpose=transpose)
+        return out
+
+
+class _Filter(torch.autograd.Function):
+    """The filter as a differentiable function of its values."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, lattice: Lattice, transpose: bool) -> Tensor:
+        ctx.lattice = lattice
+        ctx.transpose = transpose
+        out = torch.from_numpy(lattice._apply(values.detach().cpu().numpy(), transpose))
+        return out.to(values.device)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _Filter.apply(gradients[0], ctx.lattice, not ctx.transpose), None, None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+        values = tangents[0]
+        if values is None:
+            return None
+        return _Filter.apply(values, ctx.lattice, ctx.transpose)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _choose_backend(backend: str, device: torch.device) -> str:
+    if backend not in ("auto", "cpu", "cuda", "reference"):
+        raise ValueError(f"backend must be 'auto', 'cpu', 'cuda' or 'reference', got {backend!r}")
+    if backend == "cuda" and not _lattice.has_cuda():
+        raise RuntimeError(
+            "backend 'cuda' needs an extension compiled with CUDA, and this one was not; "
+            "use backend='auto' or 'cpu', or rebuild with a CUDA compiler"
+        )
+    if backend != "auto":
+        return backend
+    if device.type == "cpu":
+        _say_once(logging.INFO, f"lattice backend: cpu ({_lattice.instruction_set()})")
+    else:
+        _say_once(
+            logging.WARNING,
+            f"the lattice has no backend for {device.type!r} tensors here: it computes on the CPU and copies",
+        )
+    return "cpu"
+
+
+def _say_once(level: int, message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        _logger.log(level, message)
+
+
+def _checked_features(features: object, backend: str) -> NDArray[np.floating[Any]]:
+    """Return features as a contiguous NumPy array, or raise."""
+    _check_dtype("features", features, backend)
+    assert isinstance(features, np.ndarray | Tensor)
+    shape = tuple(features.shape)
+    if len(shape) != 2:
+        raise ValueError(f"features must be [N, d], got shape {shape}")
+    if not 1 <= shape[1] <= MAX_DIMS:
+        raise ValueError(f"features must have 1 to {MAX_DIMS} dimensions, got {shape[1]} in shape {shape}")
+    if isinstance(features, Tensor):
+        features = features.detach().cpu().numpy()
+    return np.ascontiguousarray(features)
+
+
+def _check_values(values: object, lattice: Lattice) -> None:
+    _check_dtype("values", values, lattice.backend)
+    assert isinstance(values, np.ndarray | Tensor)
+    if values.ndim != 2 or values.shape[0] != lattice.n_points:
+        raise ValueError(
+            f"values must be [N, V] with N = {lattice.n_points}, got shape {tuple(values.shape)}"
+        )
+
+
+def _check_dtype(name: str, array: object, backend: str) -> None:
+    if not isinstance(array, np.ndarray | Tensor):
+        raise TypeError(f"{name} must be a NumPy array or torch tensor, got {type(array).__name__}")
+    dtype = str(array.dtype).removeprefix("torch.")
+    allowed = ("float32", "float64") if backend == "reference" else ("float32",)
+    if dtype not in allowed:
+        raise TypeError(
+            f"{name} must be {' or '.join(allowed)} for backend {backend!r}, got {dtype}; convert it first"
+        )
