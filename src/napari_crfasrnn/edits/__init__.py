@@ -10,7 +10,10 @@ Everything here is NumPy on plain arrays: labels are uint8 (255 = unlabelled) or
 from __future__ import annotations
 
 from napari_crfasrnn.edits.comparison import (
+    Box,
     EditSummary,
+    Labels,
+    Mask,
     as_labels,
     changed_boxes,
     edited_mask,
@@ -25,8 +28,11 @@ from napari_crfasrnn.edits.locked import locked_cells, split_locked
 from napari_crfasrnn.edits.strokes import Contradiction, contradictions, label_regions
 
 __all__ = [
+    "Box",
     "Contradiction",
     "EditSummary",
+    "Labels",
+    "Mask",
     "as_labels",
     "changed_boxes",
     "contradictions",

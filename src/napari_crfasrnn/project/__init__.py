@@ -1,0 +1,9 @@
+"""The project on disk: images, labels, classes and rounds, safe against kills and full disks."""
+
+from __future__ import annotations
+
+from napari_crfasrnn.project.files import SaveError
+from napari_crfasrnn.project.items import Item, Round
+from napari_crfasrnn.project.project import Project
+
+__all__ = ["Item", "Project", "Round", "SaveError"]
