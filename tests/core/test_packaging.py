@@ -61,9 +61,11 @@ WITHOUT_GUI = """
 import sys
 from importlib.abc import MetaPathFinder
 
+GUI = {"napari", "qtpy", "superqt", "magicgui", "pyqtgraph", "vispy", "PyQt6", "PySide6", "npe2"}
+
 class Blocked(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"napari", "qtpy", "superqt", "magicgui", "pyqtgraph", "vispy", "PyQt6", "npe2"}:
+        if name.partition(".")[0] in GUI:
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
 
 sys.meta_path.insert(0, Blocked())
