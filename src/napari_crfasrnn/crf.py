@@ -185,7 +185,7 @@ class CrfRnn(nn.Module):
         prepared
             What `prepare` returned for the image.
         n_iterations
-            None takes ``config.n_iterations`` in evaluation mode, ``config.n_iterations_train`` in training mode.
+            None takes ``config.n_iterations`` in evaluation, ``config.n_iterations_train`` in training mode.
 
         Returns
         -------

@@ -1,0 +1,429 @@
+"""The CRF-RNN layer against the published implementation, a float64 replay, and its own promises."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from napari_crfasrnn.config import CrfConfig
+from napari_crfasrnn.crf import CrfRnn, PreparedImage
+from napari_crfasrnn.lattice import available_backends
+
+BACKENDS = available_backends()
+
+
+def photo_like(batch: int, channels: int, *space: int, seed: int = 0) -> Tensor:
+    """Smooth patches with edges and noise, in 0..255."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, channels, *(max(1, size // 5) for size in space), generator=generator)
+    patches = torch.nn.functional.interpolate(coarse, size=space, mode="nearest")
+    return (200 * patches + 20 * torch.rand(batch, channels, *space, generator=generator)).round()
+
+
+def logits_like(batch: int, labels: int, *space: int, seed: int = 1) -> Tensor:
+    return 2.0 * torch.randn(batch, labels, *space, generator=torch.Generator().manual_seed(seed))
+
+
+def perturbed(crf: CrfRnn, seed: int = 2) -> CrfRnn:
+    """Give all matrices entries everywhere, as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (crf.spatial_weights, crf.bilateral_weights, crf.compatibility):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return crf
+
+
+def load_stored(stored: Any, variant: str) -> tuple[CrfRnn, Tensor, Tensor]:
+    image = torch.from_numpy(stored["image"]).permute(2, 0, 1)[None]
+    logits = torch.from_numpy(stored["logits"])[None]
+    crf = CrfRnn(logits.shape[1])
+    with torch.no_grad():
+        crf.spatial_weights.copy_(torch.from_numpy(stored[f"spatial_ker_weights_{variant}"]))
+        crf.bilateral_weights.copy_(torch.from_numpy(stored[f"bilateral_ker_weights_{variant}"]))
+        # That implementation adds the message; we subtract it as the paper does.
+        crf.compatibility.copy_(-torch.from_numpy(stored[f"compatibility_matrix_{variant}"]))
+    return crf, image, logits
+
+
+# --- The stored vectors ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", ["init", "pert"])
+@pytest.mark.parametrize("size", ["40x56_c21", "56x72_c5"])
+def test_ten_iterations_of_the_published_layer(
+    shared_dir: Path, size: str, variant: str, backend: Any
+) -> None:
+    crf, image, logits = load_stored(np.load(shared_dir / "ref" / f"layer_{size}_fwd.npz"), variant)
+    expected = np.load(shared_dir / "ref" / f"layer_{size}_fwd.npz")[f"out10_{variant}"]
+    crf.backend = backend
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            out = crf.eval()(logits, image)[0].detach().numpy()
+        assert (np.abs(out - expected) > 1e-4).mean() <= 0.005
+        assert np.linalg.norm(out - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", ["init", "pert"])
+@pytest.mark.parametrize("size", ["40x56_c21", "56x72_c5"])
+def test_gradients_of_the_published_layer(shared_dir: Path, size: str, variant: str, backend: Any) -> None:
+    stored = np.load(shared_dir / "ref" / f"layer_{size}_grad.npz")
+    crf, image, logits = load_stored(stored, variant)
+    crf.backend = backend
+    logits.requires_grad_()
+    out = crf.train()(logits, image)
+    assert (np.abs(out.detach().numpy()[0] - stored[f"out5_{variant}"]) > 1e-4).mean() <= 0.005
+    loss = (out * torch.from_numpy(stored["loss_weights"])[None]).sum() / logits[0, 0].numel()
+    loss.backward()
+    assert loss.item() == pytest.approx(float(stored[f"loss_{variant}"]), abs=1e-5)
+    assert logits.grad is not None
+    for name, gradient, sign in (
+        ("logits", logits.grad[0], 1),
+        ("spatial_ker_weights", crf.spatial_weights.grad, 1),
+        ("bilateral_ker_weights", crf.bilateral_weights.grad, 1),
+        ("compatibility_matrix", crf.compatibility.grad, -1),
+    ):
+        expected = stored[f"grad_{name}_{variant}"]
+        assert gradient is not None
+        # Both sides are float32 over five iterations; 1e-4 of the largest entry leaves room for that.
+        assert np.abs(sign * gradient.numpy() - expected).max() <= 1e-4 * np.abs(expected).max(), name
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
+@pytest.mark.parametrize("setting", ["default", "crfrnn"])
+def test_marginals_of_pydensecrf(shared_dir: Path, setting: str, normalization: Any) -> None:
+    stored = np.load(shared_dir / "ref" / "pydensecrf_40x56.npz")
+    config = CrfConfig(normalization=normalization, n_iterations=5)
+    if setting == "default":
+        config = config.model_copy(update={"theta_alpha": 80.0, "theta_beta": 13.0, "bilateral_weight": 10.0})
+    image = torch.from_numpy(stored["image"]).permute(2, 0, 1)[None]
+    unary = -torch.from_numpy(stored["unary"]).reshape(1, 5, 40, 56)
+    crf = CrfRnn(5, config).eval()
+    marginals = crf(unary, image).softmax(dim=1).detach().reshape(5, -1).numpy()
+    expected = stored[f"q5_{normalization}_{setting}"]
+    assert (np.abs(marginals - expected) > 1e-4).mean() <= 0.005
+    if setting == "default" and normalization == "symmetric":
+        assert (marginals.argmax(axis=0) == stored["map5_symmetric_default"]).all()
+
+
+def test_ten_iterations_of_pydensecrf(shared_dir: Path) -> None:
+    stored = np.load(shared_dir / "ref" / "pydensecrf_96x128.npz")
+    config = CrfConfig(theta_alpha=80, theta_beta=13, bilateral_weight=10, normalization="symmetric")
+    image = torch.from_numpy(stored["image"]).permute(2, 0, 1)[None]
+    unary = -torch.from_numpy(stored["unary"]).reshape(1, 3, 96, 128)
+    with torch.inference_mode():
+        marginals = CrfRnn(3, config).eval()(unary, image).softmax(dim=1).reshape(3, -1).numpy()
+    assert (np.abs(marginals - stored["q10"]) > 1e-4).mean() <= 0.005
+    assert (marginals.argmax(axis=0) == stored["map10"]).mean() >= 0.9999
+
+
+# --- The definition, written down independently -----------------------------------------------
+
+
+def replay(crf: CrfRnn, unary: Tensor, image: Tensor, n_iterations: int) -> Tensor:
+    """The mean field of one image with dense kernel matrices, straight from the formulas, in float64."""
+    prepared = crf.prepare(image)
+    n_pixels = unary[0, 0].numel()
+    eye = torch.eye(n_pixels, dtype=prepared.dtype)
+    kernels = []
+    for kernel in (prepared.spatial, prepared.bilateral[0]):
+        dense = kernel.lattice.filter(eye).double()
+        row_sums = dense.sum(dim=1)
+        if crf.config.normalization == "after":
+            dense = dense / row_sums[:, None]
+        elif crf.config.normalization == "symmetric":
+            dense = dense / (row_sums[:, None] * row_sums[None, :]).sqrt()
+        kernels.append(dense)
+    scaled = crf.log_unary_scale.double().exp() * unary[0].double().flatten(1)  # [L, N]
+    state = scaled
+    for _ in range(n_iterations):
+        marginals = state.softmax(dim=0)
+        spatial, bilateral = (marginals @ kernel.T for kernel in kernels)
+        weighted = crf.spatial_weights.double() @ spatial + crf.bilateral_weights.double() @ bilateral
+        state = scaled - crf.compatibility.double() @ weighted
+    return (crf.log_output_scale.double().exp() * state).reshape(unary.shape)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("normalization", ["after", "symmetric", "none"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_equals_the_formulas(backend: Any, normalization: Any, inference: bool) -> None:
+    config = CrfConfig(
+        theta_alpha=8, theta_beta=20, normalization=normalization, unary_scale=0.7, output_scale=0.6
+    )
+    crf = perturbed(CrfRnn(4, config))
+    crf.backend = backend
+    image, unary = photo_like(1, 3, 13, 17), logits_like(1, 4, 13, 17)
+    expected = replay(crf, unary, image, 4).detach()
+    with torch.inference_mode(inference):
+        out = crf(unary, image, n_iterations=4)
+    torch.testing.assert_close(out.detach().double(), expected, atol=2e-4, rtol=1e-5)
+
+
+def test_gradcheck_in_float64() -> None:
+    crf = perturbed(CrfRnn(3, CrfConfig(theta_alpha=4, theta_beta=40, unary_scale=0.8))).double()
+    crf.backend = "reference"
+    prepared = crf.prepare(photo_like(2, 1, 3, 4).double())
+    unary = logits_like(2, 3, 3, 4).double().requires_grad_()
+    names = [name for name, _ in crf.named_parameters()]
+    values = [parameter.detach().clone().requires_grad_() for parameter in crf.parameters()]
+
+    def layer(unary: Tensor, *parameters: Tensor) -> Tensor:
+        arguments = (unary,)
+        keywords = {"prepared": prepared, "n_iterations": 2}
+        out = torch.func.functional_call(crf, dict(zip(names, parameters, strict=True)), arguments, keywords)
+        assert isinstance(out, Tensor)
+        return out
+
+    assert torch.autograd.gradcheck(layer, (unary, *values))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    channels=st.integers(1, 4),
+    labels=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+def test_inference_equals_the_differentiable_path(
+    height: int, width: int, channels: int, labels: int, seed: int
+) -> None:
+    crf = perturbed(CrfRnn(labels, CrfConfig(theta_alpha=7.3, theta_beta=11.7)), seed)
+    image = photo_like(2, channels, height, width, seed=seed)
+    unary = logits_like(2, labels, height, width, seed=seed)
+    differentiable = crf(unary, image, n_iterations=5)
+    assert differentiable.requires_grad
+    with torch.no_grad():
+        fused = crf(unary, image, n_iterations=5)
+    assert not fused.requires_grad
+    torch.testing.assert_close(fused, differentiable.detach(), atol=2e-4, rtol=1e-4)
+
+
+# --- What the layer promises ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("inference", [False, True])
+def test_each_image_of_a_batch_has_its_own_kernels(backend: Any, inference: bool) -> None:
+    crf = CrfRnn(3, CrfConfig(theta_alpha=9))
+    crf.backend = backend
+    image, unary = photo_like(3, 3, 10, 14), logits_like(3, 3, 10, 14)
+    with torch.inference_mode(inference):
+        together = crf(unary, image)
+        apart = torch.cat([crf(unary[i : i + 1], image[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=0)
+    assert not torch.allclose(together[0], crf(unary[:1], image[1:2])[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_any_number_of_channels(channels: int) -> None:
+    prepared = CrfRnn(2).prepare(photo_like(1, channels, 8, 9))
+    assert prepared.bilateral[0].lattice.n_dims == 2 + channels
+    assert CrfRnn(2)(logits_like(1, 2, 8, 9), prepared=prepared).shape == (1, 2, 8, 9)
+
+
+@pytest.mark.parametrize("space", [(1, 1), (1, 9), (9, 1), (7,), (4, 5, 6), (1, 1, 1)])
+def test_any_space(space: tuple[int, ...]) -> None:
+    crf = CrfRnn(3, CrfConfig(theta_alpha=6, theta_beta=30))
+    image, unary = photo_like(2, 2, *space), logits_like(2, 3, *space)
+    prepared = crf.prepare(image)
+    assert prepared.space == space
+    assert prepared.n_images == 2
+    assert prepared.spatial.lattice.n_dims == len(space)
+    out = crf(unary, prepared=prepared)
+    assert out.shape == unary.shape
+    assert torch.isfinite(out).all()
+    with torch.inference_mode():
+        torch.testing.assert_close(crf(unary, image), out.detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_constant_image_smooths_alone(inference: bool) -> None:
+    unary = torch.zeros(1, 2, 24, 24)
+    unary[:, 1] = 1.0
+    unary[:, :, 12, 12] = torch.tensor([1.0, 0.0])
+    with torch.inference_mode(inference):
+        out = CrfRnn(2)(unary, torch.full((1, 3, 24, 24), 90.0), n_iterations=10)
+    assert (out.argmax(dim=1) == 1).all()
+
+
+def test_labels_follow_the_edge_of_the_image() -> None:
+    image = torch.zeros(1, 3, 30, 40)
+    image[..., 20:] = 200.0
+    truth = (image[0, 0] > 100).long()
+    unary = torch.stack([1.0 - truth.float(), truth.float()])[None]
+    unary[..., 16:24] = 0.5  # undecided near the edge, and on its wrong side wrong
+    unary[:, 1, :, 18:20] = 0.7
+    with torch.inference_mode():
+        refined = CrfRnn(2)(unary, image, n_iterations=10).argmax(dim=1)[0]
+    assert (unary.argmax(dim=1)[0] != truth).float().mean() > 0.1
+    assert torch.equal(refined, truth)
+
+
+def test_iterations_follow_the_mode() -> None:
+    crf = CrfRnn(3, CrfConfig(n_iterations=4, n_iterations_train=2, theta_alpha=8))
+    image, unary = photo_like(1, 3, 9, 9), logits_like(1, 3, 9, 9)
+    assert torch.equal(crf.train()(unary, image), crf(unary, image, n_iterations=2))
+    assert torch.equal(crf.eval()(unary, image), crf(unary, image, n_iterations=4))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_scales_work_on_what_goes_in_and_out(inference: bool) -> None:
+    image, unary = photo_like(1, 3, 9, 9), logits_like(1, 3, 9, 9)
+    scaled = CrfRnn(3, CrfConfig(unary_scale=0.5, output_scale=3.0))
+    with torch.inference_mode(inference):
+        expected = 3.0 * CrfRnn(3)(0.5 * unary, image)
+        torch.testing.assert_close(scaled(unary, image), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("inference", [False, True])
+def test_other_precisions_compute_in_float32_and_come_back(dtype: torch.dtype, inference: bool) -> None:
+    crf = CrfRnn(3)
+    image, unary = photo_like(1, 3, 9, 9), logits_like(1, 3, 9, 9).to(dtype)
+    with torch.inference_mode(inference):
+        out = crf(unary, image)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out, crf(unary.float(), image).to(dtype), rtol=0, atol=0)
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    crf = perturbed(CrfRnn(3))
+    image, unary = photo_like(1, 3, 9, 9), logits_like(1, 3, 9, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = crf(unary, image)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, crf(unary, image))
+
+
+def test_inference_keeps_no_graph_and_training_does() -> None:
+    crf = CrfRnn(3)
+    image, unary = photo_like(1, 3, 9, 9), logits_like(1, 3, 9, 9)
+    with torch.no_grad():
+        assert crf(unary, image).grad_fn is None
+    frozen = copy.deepcopy(crf).requires_grad_(False)
+    assert frozen(unary, image).grad_fn is None
+    loss = crf(unary, image).square().mean()
+    loss.backward()
+    for name, parameter in crf.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 0, name
+
+
+def test_copies_and_state_dicts() -> None:
+    crf = perturbed(CrfRnn(3))
+    other = CrfRnn(3)
+    other.load_state_dict(crf.state_dict())
+    image, unary = photo_like(1, 3, 9, 9), logits_like(1, 3, 9, 9)
+    assert torch.equal(other(unary, image), crf(unary, image))
+    assert torch.equal(copy.deepcopy(crf)(unary, image), crf(unary, image))
+    assert set(crf.state_dict()) == {
+        "spatial_weights",
+        "bilateral_weights",
+        "compatibility",
+        "log_unary_scale",
+        "log_output_scale",
+    }
+
+
+def test_prepared_images_are_independent_of_the_weights() -> None:
+    crf = CrfRnn(3)
+    image, unary = photo_like(1, 3, 9, 9), logits_like(1, 3, 9, 9)
+    prepared = crf.prepare(image)
+    assert isinstance(prepared, PreparedImage)
+    assert prepared.backend == "cpu"
+    perturbed(crf)
+    with torch.inference_mode():
+        assert torch.equal(crf(unary, prepared=prepared), crf(unary, image))
+
+
+def test_extreme_logits_stay_finite() -> None:
+    unary = logits_like(1, 3, 9, 9)
+    unary[0, 0, :3] = 1e5
+    unary[0, 1, 3:6] = -1e5
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            out = CrfRnn(3)(unary, photo_like(1, 3, 9, 9))
+        assert torch.isfinite(out).all()
+        assert (out.argmax(dim=1)[0, :3] == 0).all()
+
+
+# --- Bad input ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("inference", [False, True])
+def test_values_that_are_not_finite(bad: float, inference: bool) -> None:
+    crf = CrfRnn(2)
+    image, unary = photo_like(1, 3, 5, 5), logits_like(1, 2, 5, 5)
+    broken_unary, broken_image = unary.clone(), image.clone()
+    broken_unary[0, 1, 2, 3] = bad
+    broken_image[0, 1, 2, 3] = bad
+    with torch.inference_mode(inference):
+        with pytest.raises(ValueError, match="unary must be finite"):
+            crf(broken_unary, image)
+        with pytest.raises(ValueError, match="image must be finite"):
+            crf(unary, broken_image)
+
+
+def test_an_image_too_bright_for_the_lattice() -> None:
+    with pytest.raises(ValueError, match="rescale the image"):
+        CrfRnn(2).prepare(1e6 * photo_like(1, 3, 5, 5))
+
+
+def test_too_many_channels() -> None:
+    with pytest.raises(ValueError, match="1 to 16 dimensions"):
+        CrfRnn(2).prepare(photo_like(1, 15, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("unary_shape", "image_shape", "message"),
+    [
+        ((1, 3, 5, 5), (1, 3, 5, 5), r"unary must be \[B, 2"),
+        ((2, 5), (1, 3, 5, 5), r"unary must be \[B, 2"),
+        ((1, 2, 5, 5), (1, 3, 5, 6), "same batch and space"),
+        ((2, 2, 5, 5), (1, 3, 5, 5), "same batch and space"),
+        ((1, 2, 0, 5), (1, 3, 0, 5), "must have pixels"),
+        ((1, 2, 5, 5), (1, 0, 5, 5), "must have pixels"),
+        ((1, 2, 1, 1, 1, 1), (1, 3, 1, 1, 1, 1), "1 to 3 space axes"),
+    ],
+)
+def test_shapes_that_do_not_fit(
+    unary_shape: tuple[int, ...], image_shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        CrfRnn(2)(torch.zeros(unary_shape), torch.zeros(image_shape))
+
+
+def test_arguments_that_do_not_fit() -> None:
+    crf = CrfRnn(2)
+    image, unary = photo_like(1, 3, 5, 5), logits_like(1, 2, 5, 5)
+    prepared = crf.prepare(image)
+    with pytest.raises(ValueError, match="exactly one"):
+        crf(unary)
+    with pytest.raises(ValueError, match="exactly one"):
+        crf(unary, image, prepared=prepared)
+    with pytest.raises(ValueError, match="for this prepared image"):
+        crf(logits_like(1, 2, 6, 5), prepared=prepared)
+    with pytest.raises(ValueError, match="n_iterations must be at least 1"):
+        crf(unary, image, n_iterations=0)
+    with pytest.raises(TypeError, match="unary must be floating point"):
+        crf(unary.long(), image)
+    with pytest.raises(TypeError, match="unary must be a torch tensor"):
+        crf(unary.numpy(), image)
+    with pytest.raises(TypeError, match="image must be a torch tensor"):
+        crf.prepare(image.numpy())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="image must be real"):
+        crf.prepare(image.to(torch.complex64))
+    with pytest.raises(ValueError, match="n_labels must be at least 1"):
+        CrfRnn(0)
