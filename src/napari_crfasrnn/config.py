@@ -90,6 +90,8 @@ class ModelConfig(_Config):
     """What a `SegmentationModel` is, apart from its weights."""
 
     architecture: Architecture = "fcn-lite"
+    width: float = Field(1.0, gt=0, le=4)
+    """Factor on the hidden channels of "fcn-8s", whose published size is 1; "fcn-lite" has one size only."""
     classes: tuple[ClassSpec, ...] = VOC_CLASSES
     preprocessing: Preprocessing = Preprocessing()
     crf: CrfConfig = CrfConfig.starter()

@@ -1,0 +1,339 @@
+"""`SegmentationModel`: a network, a CRF, the classes and the preprocessing, as one thing.
+
+The networks themselves are in `fcn` and `encoder`; they are offered here too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_crfasrnn.classes import ClassSpec, class_table
+from napari_crfasrnn.config import ModelConfig
+from napari_crfasrnn.crf import CrfRnn
+from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, bilinear_kernel
+
+__all__ = ["Fcn8s", "FcnLite", "Features", "Network", "SegmentationModel", "build_network"]
+
+Network = Fcn8s | FcnLite
+
+# A class without a past among at least two that have one: its logit is their mean, which can never be
+# the largest, give or take this many units, so that several new classes are not alike.
+_QUIET = 0.05
+# A class without a past among none or one: this much deviation on photographs, so that each class
+# takes some of an image and none takes all of it.
+_LOUD = 2.0
+
+_PROBE_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "coins")
+_PROBE_SIDE = 160  # pixels
+
+
+def build_network(config: ModelConfig) -> Network:
+    """Make the network that ``config`` names, with random weights."""
+    n_labels = len(config.classes)
+    if config.architecture == "fcn-8s":
+        return Fcn8s(n_labels, config.width)
+    return FcnLite(n_labels)
+
+
+class SegmentationModel:
+    """Everything that turns an image into class logits, and those into logits that follow its edges.
+
+    Parameters
+    ----------
+    config
+        Architecture, classes, preprocessing, CRF settings.
+    network, crf
+        Made from ``config`` when None: the network with random weights, the CRF as its settings say.
+    provenance
+        Where the weights come from: anything JSON holds. The keys ``title`` and ``licence`` are shown
+        in lists of models.
+
+    Raises
+    ------
+    ValueError
+        If the network or the CRF has another number of classes than ``config``.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig | None = None,
+        network: Network | None = None,
+        crf: CrfRnn | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        config = ModelConfig() if config is None else config
+        n_labels = len(config.classes)
+        self.network = build_network(config) if network is None else network
+        self.crf = CrfRnn(n_labels, config.crf) if crf is None else crf
+        for name, module in (("network", self.network), ("crf", self.crf)):
+            if module.n_labels != n_labels:
+                raise ValueError(
+                    f"{name} must have as many classes as config, {n_labels}, got {module.n_labels}: "
+                    "use with_classes to change the classes of a model"
+                )
+        self.config = config.model_copy(update={"crf": self.crf.config})
+        self.provenance: dict[str, Any] = dict(provenance or {})
+        self.network.eval()
+        self.crf.eval()
+
+    @property
+    def classes(self) -> tuple[ClassSpec, ...]:
+        """The classes; a class's label value is its place."""
+        return self.config.classes
+
+    @property
+    def n_labels(self) -> int:
+        """Number of classes L."""
+        return len(self.config.classes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights to a device, in place."""
+        self.network.to(device)
+        self.crf.to(device)
+        return self
+
+    def copy(self) -> SegmentationModel:
+        """Return a model that shares nothing with this one."""
+        return SegmentationModel(
+            self.config,
+            copy.deepcopy(self.network),
+            copy.deepcopy(self.crf),
+            copy.deepcopy(self.provenance),
+        )
+
+    def preprocess(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
+        """Return what the network reads, [B, 3, h, w]: three channels, shrunk, centred, scaled.
+
+        One channel is repeated, two become (first, second, mean), more than three become the means of
+        three runs of neighbouring channels. An image whose longer side exceeds the preprocessing's
+        ``long_side`` is shrunk to it; none is enlarged.
+
+        Raises
+        ------
+        ValueError
+            If ``image`` is not [B, C, H, W] with at least one channel and one pixel.
+        """
+        _check_image(image)
+        settings = self.config.preprocessing
+        x = _three_channels(image.to(self.device, torch.float32))
+        size = _shrunk(x.shape[-2], x.shape[-1], settings.long_side)
+        if size != x.shape[-2:]:
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        if settings.channel_order == "bgr":
+            x = x.flip(1)
+        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (settings.mean, settings.std))
+        return (x - mean) / std
+
+    def crf_image(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
+        """Return the image as the bilateral kernel of the CRF sees it, [B, C, H, W].
+
+        Squared colour distances grow with the number of channels; more than three are scaled by
+        sqrt(3 / C), so that ``theta_beta`` keeps its meaning. Grey stays one channel: repeating it
+        would stretch its distances by sqrt(3).
+        """
+        _check_image(image)
+        x = image.to(self.device, torch.float32)
+        channels = x.shape[1]
+        return x * (3 / channels) ** 0.5 if channels > 3 else x
+
+    def logits(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
+        """Return the logits of the network alone, [B, L, H, W], enlarged bilinearly where it saw less."""
+        logits: Tensor = self.network(self.preprocess(image))
+        size = (image.shape[-2], image.shape[-1])
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return logits
+
+    def with_classes(
+        self, classes: Iterable[str | ClassSpec], *, continues: Mapping[str, str] | None = None
+    ) -> SegmentationModel:
+        """Return a new model for another class table, knowing what this one knows of the classes that stay.
+
+        Classes are matched by name; colours are free to change. A class that stays keeps its rows in
+        the head and its rows and columns in the CRF, so classes that stay compare with each other as
+        before. A class without a past gets the mean logit of those that stay: possible everywhere,
+        the likeliest nowhere, until it is taught. Where fewer than two stay, the rest get random
+        contrasts of the network's features, balanced on photographs, so that no class takes
+        everything.
+
+        Parameters
+        ----------
+        classes
+            The new table, in the order of its label values.
+        continues
+            For renamed classes: new name → the name it has in this model.
+
+        Raises
+        ------
+        ValueError
+            If the table is invalid, or ``continues`` names a class that is not there.
+        """
+        table = class_table(classes)
+        origin = _origins(self.classes, table, continues or {})
+        config = self.config.model_copy(update={"classes": table})
+        with torch.no_grad():
+            network = _regrown_network(self, config, origin)
+            crf = _regrown_crf(self.crf, origin).to(self.device)
+        return SegmentationModel(config, network, crf, copy.deepcopy(self.provenance))
+
+    def save(self, path: Path | str) -> None:
+        """Write the model to one file; see `checkpoint.save_checkpoint`."""
+        from napari_crfasrnn.checkpoint import save_checkpoint
+
+        save_checkpoint(self, path)
+
+    def __repr__(self) -> str:
+        names = ", ".join(spec.name for spec in self.classes[:4]) + (", …" if self.n_labels > 4 else "")
+        return f"SegmentationModel({self.config.architecture!r}, {self.n_labels} classes: {names})"
+
+
+def _check_image(image: Tensor) -> None:
+    if image.ndim != 4 or min(image.shape[1:]) < 1:
+        raise ValueError(f"image must be [B, C, H, W] without empty axes, got {tuple(image.shape)}")
+
+
+def _three_channels(x: Tensor) -> Tensor:
+    channels = x.shape[1]
+    if channels == 3:
+        return x
+    if channels == 1:
+        return x.expand(-1, 3, -1, -1)
+    if channels == 2:
+        return torch.cat([x, x.mean(1, keepdim=True)], 1)
+    return torch.cat([run.mean(1, keepdim=True) for run in x.tensor_split(3, dim=1)], 1)
+
+
+def _shrunk(h: int, w: int, long_side: int | None) -> tuple[int, int]:
+    if long_side is None or max(h, w) <= long_side:
+        return h, w
+    factor = long_side / max(h, w)
+    return max(1, round(h * factor)), max(1, round(w * factor))
+
+
+def _origins(
+    old: tuple[ClassSpec, ...], new: tuple[ClassSpec, ...], continues: Mapping[str, str]
+) -> list[int | None]:
+    """Return for each new class its place in the old table, or None."""
+    place = {spec.name: value for value, spec in enumerate(old)}
+    for name, source in continues.items():
+        if name not in {spec.name for spec in new}:
+            raise ValueError(f"continues must name classes of the new table, got {name!r}")
+        if source not in place:
+            raise ValueError(
+                f"continues must lead to classes of this model, got {source!r}; it has {', '.join(place)}"
+            )
+    return [place.get(continues.get(spec.name, spec.name)) for spec in new]
+
+
+def _regrown_network(model: SegmentationModel, config: ModelConfig, origin: list[int | None]) -> Network:
+    """Return a copy of the model's network whose class layers follow ``origin``."""
+    old = model.network
+    network = build_network(config)
+    class_layers = {id(layer) for layer in (*network.score_layers, *network.class_upsamplers)}
+    ours = dict(network.named_modules())
+    for name, module in old.named_modules():
+        if not list(module.children()) and id(ours[name]) not in class_layers:
+            ours[name].load_state_dict(module.state_dict())
+    for score, old_score in zip(network.score_layers, old.score_layers, strict=True):
+        _regrow_rows(score, old_score, origin)
+    for up, old_up in zip(network.class_upsamplers, old.class_upsamplers, strict=True):
+        _regrow_upsampler(up, old_up, origin)
+    network.to(model.device).eval()
+    fresh = [value for value, source in enumerate(origin) if source is None]
+    if fresh:
+        loud = len(origin) - len(fresh) < 2
+        _add_contrasts(network, model, fresh, _LOUD if loud else _QUIET)
+    return network
+
+
+def _regrow_rows(score: nn.Conv2d, old: nn.Conv2d, origin: list[int | None]) -> None:
+    """Copy the rows of the classes that stay; the others get their mean, or zero if none stays."""
+    kept = sorted({source for source in origin if source is not None})
+    for layer, source_layer in ((score.weight, old.weight), (score.bias, old.bias)):
+        assert layer is not None
+        assert source_layer is not None
+        mean = source_layer[kept].mean(0) if kept else torch.zeros_like(source_layer[0])
+        for value, source in enumerate(origin):
+            layer[value] = mean if source is None else source_layer[source]
+
+
+def _regrow_upsampler(up: nn.ConvTranspose2d, old: nn.ConvTranspose2d, origin: list[int | None]) -> None:
+    """Copy the kernels between classes that stay; the others are bilinear on their own channel."""
+    kernel = bilinear_kernel(up.kernel_size[0])
+    up.weight.zero_()
+    for i, source_i in enumerate(origin):
+        if source_i is None:
+            up.weight[i, i] = kernel
+        for j, source_j in enumerate(origin):
+            if source_i is not None and source_j is not None:
+                up.weight[i, j] = old.weight[source_i, source_j]
+    if up.bias is not None and old.bias is not None:
+        for i, source_i in enumerate(origin):
+            up.bias[i] = old.bias.mean() if source_i is None else old.bias[source_i]
+
+
+def _add_contrasts(network: Network, model: SegmentationModel, fresh: list[int], deviation: float) -> None:
+    """Add random directions of the finest features to the rows of new classes.
+
+    On photographs each has the given standard deviation in logits, and the mean 0.
+    """
+    features = network.encode(model.preprocess(_probe()))
+    x = network.level_inputs(features)[-1].movedim(1, -1).flatten(0, -2)  # [N, C]
+    score = network.score_layers[-1]
+    assert score.bias is not None
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(len(fresh), x.shape[1], generator=generator).to(x)
+    z = x @ rows.T  # [N, new]
+    rows = rows * (deviation / z.std(0).clamp_min(1e-6))[:, None]
+    means = (x @ rows.T).mean(0)
+    for row, mean, value in zip(rows, means, fresh, strict=True):
+        score.weight[value] += row[:, None, None]
+        score.bias[value] -= mean
+
+
+@cache
+def _probe() -> Tensor:
+    """Return a few photographs that scikit-image bundles, [B, 3, 160, 160], 0..255."""
+    from skimage import data
+
+    photographs = []
+    for name in _PROBE_PHOTOGRAPHS:
+        pixels = np.atleast_3d(getattr(data, name)())
+        photograph = torch.from_numpy(pixels).movedim(-1, 0).float()[None]
+        photograph = F.interpolate(photograph, (_PROBE_SIDE, _PROBE_SIDE), mode="bilinear", antialias=True)
+        photographs.append(photograph.expand(-1, 3, -1, -1))
+    return torch.cat(photographs)
+
+
+def _regrown_crf(old: CrfRnn, origin: list[int | None]) -> CrfRnn:
+    """Return a CRF whose matrices keep the entries between classes that stay.
+
+    A new class relates to itself as the others do on average, and to no other class.
+    """
+    crf = CrfRnn(len(origin), old.config)
+    for name in ("spatial_weights", "bilateral_weights", "compatibility"):
+        matrix, source = getattr(crf, name), getattr(old, name)
+        matrix.zero_()
+        for i, source_i in enumerate(origin):
+            if source_i is None:
+                matrix[i, i] = source.diagonal().mean()
+            for j, source_j in enumerate(origin):
+                if source_i is not None and source_j is not None:
+                    matrix[i, j] = source[source_i, source_j]
+    crf.log_unary_scale.copy_(old.log_unary_scale)
+    crf.log_output_scale.copy_(old.log_output_scale)
+    return crf.eval()
