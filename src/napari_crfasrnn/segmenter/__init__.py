@@ -1,0 +1,11 @@
+"""Set an image once, segment and refine it often.
+
+`Segmenter` is what the widget, the command line and scripts all call.
+"""
+
+from __future__ import annotations
+
+from napari_crfasrnn.segmenter.result import Segmentation
+from napari_crfasrnn.segmenter.segmenter import Segmenter
+
+__all__ = ["Segmentation", "Segmenter"]

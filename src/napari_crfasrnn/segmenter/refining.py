@@ -1,0 +1,119 @@
+"""From labels that a person corrected to the logits of a CRF, and which part of a plane it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_crfasrnn.classes import ignore_value, label_dtype
+
+CONFIDENCE = 0.9  # probability of a label that differs from the network's opinion
+HALO_WIDTHS = 2.0  # how far around a region the CRF looks, in theta_alpha: 2 holds 86 % of the kernel
+HALO_GRID = 32  # pixels; the borders of such crops lie on it, so that neighbouring strokes share one
+_CLAMPED = 1e4  # logit of a held label: above what all messages add up to
+
+Box = tuple[int, int, int, int]  # (y0, x0, y1, x1), the end excluded
+
+
+def unary_of_labels(
+    logits: Tensor,  # [1, L, H, W]
+    labels: NDArray[Any],  # [H, W]
+) -> Tensor:  # [1, L, H, W]
+    """Return logits that say what the labels say where these differ from the network's opinion."""
+    n_labels = logits.shape[1]
+    wanted = torch.from_numpy(labels.astype(np.int64)).to(logits.device)
+    differs = (wanted < n_labels) & (wanted != logits[0].argmax(0))
+    unary = logits.clone()
+    # softmax of these gives the label CONFIDENCE and shares the rest evenly among the others
+    peak = math.log(CONFIDENCE / (1 - CONFIDENCE) * max(n_labels - 1, 1))
+    rows, columns = differs.nonzero(as_tuple=True)
+    unary[0, :, rows, columns] = 0.0
+    unary[0, wanted[rows, columns], rows, columns] = peak
+    return unary
+
+
+def hold(
+    unary: Tensor,  # [1, L, H, W]
+    labels: NDArray[Any],  # [H, W]
+    held: NDArray[np.bool_],  # [H, W]
+) -> Tensor:  # [1, L, H, W]
+    """Return logits that leave no doubt at the held pixels."""
+    if not held.any():
+        return unary
+    rows, columns = (torch.from_numpy(part).to(unary.device) for part in held.nonzero())
+    wanted = torch.from_numpy(labels[held].astype(np.int64)).to(unary.device)
+    unary = unary.clone()
+    unary[0, :, rows, columns] = 0.0
+    unary[0, wanted, rows, columns] = _CLAMPED
+    return unary
+
+
+def with_halo(box: Box, plane_shape: tuple[int, int], theta_alpha: float) -> Box:
+    """Return the part of the plane that matters for a region: the region and what its kernels reach."""
+    reach = math.ceil(HALO_WIDTHS * theta_alpha)
+    y0, x0 = ((start - reach) // HALO_GRID * HALO_GRID for start in box[:2])
+    y1, x1 = (-(-(end + reach) // HALO_GRID) * HALO_GRID for end in box[2:])
+    return max(y0, 0), max(x0, 0), min(y1, plane_shape[0]), min(x1, plane_shape[1])
+
+
+def check_given(given: Any, plane_shape: tuple[int, int], n_labels: int) -> NDArray[Any]:
+    """Return labels in the label type of the class table, or logits in float32."""
+    array = np.asarray(given)
+    if array.dtype.kind == "f":
+        expected: tuple[int, ...] = (n_labels, *plane_shape)
+        if array.shape != expected:
+            raise ValueError(f"logits must have shape [L, H, W] = {expected}, got {array.shape}")
+        logits = np.ascontiguousarray(array, np.float32)
+        if not np.isfinite(logits).all():
+            raise ValueError("logits must be finite, got NaN or infinity")
+        return logits
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers (or logits floating point), got {array.dtype}")
+    if array.shape != plane_shape:
+        raise ValueError(f"labels must have shape [H, W] = {plane_shape}, got {array.shape}")
+    dtype = label_dtype(n_labels)
+    ignored = array == ignore_value(dtype)
+    if array.dtype.itemsize > 1:
+        ignored |= array == ignore_value(np.uint16)
+    known = array[~ignored]
+    if known.size and not 0 <= int(known.min()) <= int(known.max()) < n_labels:
+        worst = int(known.min()) if int(known.min()) < 0 else int(known.max())
+        raise ValueError(
+            f"labels must be places in the class table, 0 to {n_labels - 1}, or {ignore_value(dtype)} for "
+            f"unlabelled, got {worst}"
+        )
+    return np.where(ignored, ignore_value(dtype), array).astype(dtype)
+
+
+def check_region(region: Sequence[int] | None, plane_shape: tuple[int, int]) -> Box:
+    """Return a region as four integers; None is the whole plane."""
+    if region is None:
+        return (0, 0, *plane_shape)
+    try:
+        y0, x0, y1, x1 = (int(edge) for edge in region)
+    except (TypeError, ValueError):
+        raise ValueError(f"region must be four integers (y0, x0, y1, x1), got {region!r}") from None
+    if not (0 <= y0 < y1 <= plane_shape[0] and 0 <= x0 < x1 <= plane_shape[1]):
+        raise ValueError(
+            f"region must lie within the plane of shape {plane_shape} and hold a pixel, "
+            f"got {(y0, x0, y1, x1)}"
+        )
+    return y0, x0, y1, x1
+
+
+def check_clamp(clamp: Any, plane_shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return a mask of the plane; None is nowhere."""
+    if clamp is None:
+        return np.zeros(plane_shape, bool)
+    held = np.asarray(clamp)
+    if held.dtype != bool or held.shape != plane_shape:
+        raise ValueError(
+            f"clamp must be boolean of shape [H, W] = {plane_shape}, got {held.dtype} of shape {held.shape}"
+        )
+    return held

@@ -1,0 +1,373 @@
+"""A model at work on one image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_crfasrnn.classes import label_dtype
+from napari_crfasrnn.crf import PreparedImage
+from napari_crfasrnn.imaging import ImageSource, open_image
+from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
+from napari_crfasrnn.segmenter.refining import (
+    Box,
+    check_clamp,
+    check_given,
+    check_region,
+    hold,
+    unary_of_labels,
+    with_halo,
+)
+from napari_crfasrnn.segmenter.result import ResultArrays, Segmentation, read_out
+
+CRF_CHANNELS = 8  # beyond it, in ever more dimensions, every pixel would be alone with its colour
+
+
+@dataclass(frozen=True, eq=False)
+class _Plane:
+    """What is known of the plane worked on last."""
+
+    source: ImageSource
+    index: tuple[int, ...]
+    image: Tensor  # [1, C, H, W], 0..255
+    logits: Tensor | None = None  # [1, L, H, W], the network's
+    prepared: PreparedImage | None = None  # of the whole plane
+    crop: tuple[Box, PreparedImage] | None = None  # of a part of it
+    entropy: NDArray[np.float32] | None = None  # [H, W], of the last result
+
+
+class Segmenter:
+    """A model at work on one image.
+
+    Parameters
+    ----------
+    model
+        Moved to the device, and not changed otherwise.
+    device
+        "auto" takes the graphics card if torch can use one; "cpu" and "cuda" (or "cuda:1") insist.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is no `SegmentationModel`.
+    ValueError
+        If the device is unknown.
+    RuntimeError
+        If CUDA is asked for and torch cannot use it.
+    """
+
+    def __init__(self, model: SegmentationModel, device: str | torch.device = "auto") -> None:
+        if not isinstance(model, SegmentationModel):
+            raise TypeError(f"model must be a SegmentationModel, got {type(model).__name__}: use load_model")
+        self.device = _choose_device(device)
+        self.model = model.to(self.device)
+        self._source: ImageSource | None = None
+        self._plane: _Plane | None = None
+
+    @property
+    def source(self) -> ImageSource:
+        """The image that was set.
+
+        Raises
+        ------
+        ValueError
+            If none was.
+        """
+        if self._source is None:
+            raise ValueError("an image must be set first, with .set_image(array)")
+        return self._source
+
+    def set_image(
+        self, array: Any, axes: str | None = None, spacing: float | Sequence[float] | None = None
+    ) -> None:
+        """Set the image to work on; nothing is computed yet.
+
+        Parameters
+        ----------
+        array, axes, spacing
+            As `open_image` takes them; or an `ImageSource` alone.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no image, see `open_image`; the image set before stays.
+        """
+        self._source = array if isinstance(array, ImageSource) else open_image(array, axes, spacing)
+        self._plane = None
+
+    def predict(
+        self,
+        *,
+        crf: bool = True,
+        index: int | Sequence[int] | None = None,
+        marginals: bool = False,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> Segmentation:
+        """Segment the image.
+
+        Parameters
+        ----------
+        crf
+            Whether the CRF refines what the network says.
+        index
+            One plane of a stack, along its T and Z axes; None segments all planes.
+        marginals
+            Whether to keep the probabilities of all classes: L times the memory of a float image.
+        progress
+            Called as ``progress(done, total)`` after each step: the network, the lattices and the CRF
+            of each plane.
+        cancel
+            Asked between those steps.
+
+        Raises
+        ------
+        ValueError
+            If no image is set or ``index`` lies outside.
+        Cancelled
+            If ``cancel`` said so.
+        """
+        started = time.perf_counter()
+        source = self.source
+        if index is None:
+            indices, stack_shape = list(source.indices()), source.stack_shape
+        else:
+            indices, stack_shape = [source.check_index(index)], ()
+        arrays = ResultArrays(
+            len(indices), source.plane_shape, self.model.classes, before_crf=crf, marginals=marginals
+        )
+        clock = _Clock(self.device)
+        steps = _Steps(len(indices) * (3 if crf else 1), progress, cancel)
+        for place, at in enumerate(indices):
+            plane, logits = self._logits(self._visit(source, at), clock)
+            steps.done()
+            if crf:
+                arrays.write_before_crf(place, logits[0])
+                with clock("crf"):
+                    plane, prepared = self._prepare(plane)
+                steps.done()
+                with clock("crf"):
+                    logits = self._mean_field(logits, prepared)
+            self._plane = replace(plane, entropy=arrays.write(place, logits[0]))
+            if crf:
+                steps.done()
+        return arrays.finish(stack_shape, {**clock.seconds, "total": time.perf_counter() - started})
+
+    def refine(
+        self,
+        labels_or_unary: Any,
+        *,
+        region: Sequence[int] | None = None,
+        clamp: Any = None,
+        index: int | Sequence[int] | None = None,
+        cancel: Cancel | None = None,
+    ) -> Segmentation:
+        """Let the CRF snap labels to the edges of one plane.
+
+        Where a label is what the network would say, the network's logits speak; where it differs,
+        the label does, with probability 0.9; where it is the ignore value, the logits again.
+
+        Parameters
+        ----------
+        labels_or_unary
+            Labels ``[H, W]``, integers, places in the class table or the ignore value (255 up to 255 classes;
+            65535 in wider types); or logits ``[L, H, W]``, floating point.
+        region
+            ``(y0, x0, y1, x1)``, the end excluded: nothing changes outside, and what lies far outside is
+            not looked at, which makes small regions fast.
+        clamp
+            Boolean ``[H, W]``: pixels that keep their label exactly (with logits: the likeliest class).
+            A clamped pixel without a label has none to keep and is treated as any other.
+        index
+            Which plane of a stack; required there.
+        cancel
+            Asked between steps.
+
+        Returns
+        -------
+        Segmentation of the plane, ``[H, W]``, without ``before_crf`` and ``marginals``.
+
+        Raises
+        ------
+        ValueError
+            If no image is set, a stack comes without ``index``, a shape or type does not fit, a label is
+            not in the class table, or ``region`` lies outside the plane.
+        Cancelled
+            If ``cancel`` said so.
+        """
+        started = time.perf_counter()
+        source = self.source
+        if index is None and source.stack_shape:
+            raise ValueError(f"index must say which plane of the stack {source.stack_shape} to refine")
+        at = source.check_index(() if index is None else index)
+        given = check_given(labels_or_unary, source.plane_shape, self.model.n_labels)
+        box = check_region(region, source.plane_shape)
+        held = check_clamp(clamp, source.plane_shape)
+        clock, steps = _Clock(self.device), _Steps(0, None, cancel)
+
+        plane = self._visit(source, at)
+        if given.dtype.kind == "f":
+            logits = torch.from_numpy(given)[None].to(self.device)
+            old: NDArray[Any] = logits[0].argmax(0).cpu().numpy().astype(label_dtype(self.model.n_labels))
+            plane = replace(plane, entropy=None)
+        else:
+            plane, logits = self._logits(plane, clock)
+            old = given
+        steps.done()
+        held = held & (old < self.model.n_labels)
+        labels, entropy = old.copy(), _known_entropy(plane, logits)
+
+        window = with_halo(box, source.plane_shape, self.model.crf.config.theta_alpha)
+        seen = (slice(window[0], window[2]), slice(window[1], window[3]))
+        unary = logits[:, :, seen[0], seen[1]]
+        if given.dtype.kind != "f":
+            unary = unary_of_labels(unary, given[seen])
+        unary = hold(unary, old[seen], held[seen])
+        with clock("crf"):
+            plane, prepared = self._prepare(plane, window)
+            steps.done()
+            refined = self._mean_field(unary, prepared)
+        refined = refined[
+            0, :, box[0] - window[0] : box[2] - window[0], box[1] - window[1] : box[3] - window[1]
+        ]
+        inside = (slice(box[0], box[2]), slice(box[1], box[3]))
+        read_out(refined, labels[inside], entropy[inside], None)
+        held_inside = held[inside]
+        labels[inside][held_inside] = old[inside][held_inside]
+        entropy[inside][held_inside] = 0.0
+        self._plane = replace(plane, entropy=entropy)
+        return Segmentation(
+            labels=labels,
+            classes=self.model.classes,
+            before_crf=None,
+            entropy=entropy,
+            timings={**clock.seconds, "total": time.perf_counter() - started},
+        )
+
+    def _visit(self, source: ImageSource, index: tuple[int, ...]) -> _Plane:
+        """Return what is known of a plane, forgetting the one before if it is another."""
+        plane = self._plane
+        if plane is None or plane.source is not source or plane.index != index:
+            plane = self._plane = None  # its memory is needed now
+            plane = _Plane(source, index, torch.from_numpy(source.plane(index))[None].to(self.device))
+        return plane
+
+    def _logits(self, plane: _Plane, clock: _Clock) -> tuple[_Plane, Tensor]:
+        if plane.logits is None:
+            with clock("network"), _evaluating(self.model):
+                plane = replace(plane, logits=self.model.logits(plane.image))
+            self._plane = plane
+        assert plane.logits is not None
+        return plane, plane.logits
+
+    def _prepare(self, plane: _Plane, window: Box | None = None) -> tuple[_Plane, PreparedImage]:
+        """Return the lattices of a plane or of a part of it, from the last time if they still fit."""
+        whole: Box = (0, 0, *plane.source.plane_shape)
+        window = whole if window is None else window
+        if window == whole and plane.prepared is not None:
+            return plane, plane.prepared
+        if plane.crop is not None and plane.crop[0] == window:
+            return plane, plane.crop[1]
+        y0, x0, y1, x1 = window
+        image = plane.image[..., y0:y1, x0:x1]
+        if image.shape[1] > CRF_CHANNELS:
+            runs = image.tensor_split(CRF_CHANNELS, dim=1)
+            image = torch.cat([run.mean(1, keepdim=True) for run in runs], dim=1)
+        prepared = self.model.crf.prepare(self.model.crf_image(image))
+        if window == whole:
+            plane = replace(plane, prepared=prepared)
+        else:
+            plane = replace(plane, crop=(window, prepared))
+        self._plane = plane
+        return plane, prepared
+
+    def _mean_field(self, unary: Tensor, prepared: PreparedImage) -> Tensor:
+        with _evaluating(self.model):
+            refined: Tensor = self.model.crf(unary, prepared=prepared)
+        return refined
+
+
+class _Clock:
+    """Adds up how long the parts of a job take."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = {"network": 0.0, "crf": 0.0}
+        self._device = device
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[part] += time.perf_counter() - started
+
+
+class _Steps:
+    """Counts steps, tells the caller, and stops when asked to."""
+
+    def __init__(self, total: int, progress: Progress | None, cancel: Cancel | None) -> None:
+        self._total, self._progress, self._cancel = total, progress, cancel
+        self._done = 0
+        raise_if_cancelled(cancel)
+
+    def done(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+        if self._done != self._total:  # a finished job is worth keeping
+            raise_if_cancelled(self._cancel)
+
+
+def _known_entropy(
+    plane: _Plane,
+    logits: Tensor,  # [1, L, H, W]
+) -> NDArray[np.float32]:
+    """Return the entropy of the plane as last computed, else that of the logits; a new array."""
+    if plane.entropy is not None:
+        return plane.entropy.copy()
+    entropy = np.empty(plane.source.plane_shape, np.float32)
+    read_out(logits[0], np.empty(entropy.shape, np.uint16), entropy, None)
+    return entropy
+
+
+@contextmanager
+def _evaluating(model: SegmentationModel) -> Iterator[None]:
+    """Switch dropout and gradients off for a while."""
+    modules = (model.network, model.crf)
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        # Not inference_mode: what is kept for the next call would be of no use to training.
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+
+
+def _choose_device(device: str | torch.device) -> torch.device:
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {str(device)!r}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"device {str(device)!r} is not available: torch sees {torch.cuda.device_count()} CUDA devices; "
+            f"use 'auto' or 'cpu', or install a CUDA build of torch"
+        )
+    return chosen
