@@ -1,0 +1,106 @@
+"""``napari-crfasrnn info`` and ``napari-crfasrnn models list``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+
+from napari_crfasrnn.cli.reporting import one_sentence, print_json
+
+PACKAGES = (
+    "torch", "numpy", "scipy", "scikit-image", "pydantic", "safetensors", "tifffile", "pillow",
+    "napari", "magicgui", "superqt", "qtpy", "PyQt6", "PySide6",
+)  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="Print for machines.")]
+
+
+def info(as_json: AsJson = False) -> None:
+    """Print versions, devices, models and folders: what a report of a problem should hold."""
+    with one_sentence():
+        facts = _facts()
+    if as_json:
+        print_json(facts)
+        return
+    for title, entries in facts.items():
+        typer.echo(title)
+        lines = entries.items() if isinstance(entries, dict) else ((e["name"], e["title"]) for e in entries)
+        for name, value in lines:
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            typer.echo(f"  {name}: {'-' if shown in (None, '') else shown}")
+
+
+def models_list(as_json: AsJson = False) -> None:
+    """List the models that --model takes by name."""
+    with one_sentence():
+        models = _models()
+    if as_json:
+        print_json(models)
+        return
+    for model in models:
+        typer.echo(f"{model['name']}: {model['title']}")
+        typer.echo(f"  {model['path']}")
+        if model["problem"]:
+            typer.echo(f"  cannot be loaded: {model['problem']}")
+            continue
+        typer.echo(f"  {len(model['classes'])} classes: {', '.join(model['classes'])}")
+        typer.echo(f"  licence: {model['licence']}")
+    if not models:
+        from napari_crfasrnn.zoo import user_models_dir
+
+        typer.echo(f"There are none; put .safetensors files into {user_models_dir()}.")
+
+
+def _facts() -> dict[str, Any]:
+    import torch
+
+    from napari_crfasrnn import __version__
+    from napari_crfasrnn.lattice import build_config
+    from napari_crfasrnn.zoo import user_models_dir
+
+    cuda = range(torch.cuda.device_count())
+    return {
+        "versions": {
+            "napari-crfasrnn": __version__,
+            "python": f"{platform.python_version()} ({sys.executable})",
+            "system": platform.platform(),
+            **{name: _version_of(name) for name in PACKAGES},
+        },
+        "lattice": build_config(),
+        "devices": {
+            "processors": os.cpu_count(),
+            "torch threads": torch.get_num_threads(),
+            "torch built for CUDA": torch.version.cuda,
+            "CUDA devices": [torch.cuda.get_device_name(number) for number in cuda],
+        },
+        "folders": {"your models": str(user_models_dir())},
+        "models": _models(),
+    }
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _models() -> list[dict[str, Any]]:
+    from napari_crfasrnn.zoo import list_models
+
+    return [
+        {
+            "name": entry.name,
+            "title": entry.title,
+            "path": str(entry.path),
+            "classes": list(entry.class_names),
+            "licence": entry.licence,
+            "shipped": entry.shipped,
+            "problem": entry.problem,
+        }
+        for entry in list_models()
+    ]

@@ -1,0 +1,51 @@
+"""How commands talk: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+
+BAD_INPUT = 2  # exit code
+
+
+def fail(sentence: str) -> NoReturn:
+    """Say what is wrong in one sentence and leave with exit code 2."""
+    complain(sentence)
+    raise typer.Exit(BAD_INPUT)
+
+
+def complain(sentence: str) -> None:
+    """Say on standard error what is wrong, and go on."""
+    typer.echo(f"Error: {sentence}", err=True)
+
+
+def remark(sentence: str) -> None:
+    """Say on standard error what one should know."""
+    typer.echo(f"Note: {sentence}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value for machines."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn the errors of bad input into one sentence and exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
+        fail(describe(error))
+
+
+def describe(error: Exception) -> str:
+    """Return an error as one sentence on one line."""
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this image ({error or 'out of memory'})"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,274 @@
+"""``napari-crfasrnn segment``: images in, label files out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from napari_crfasrnn.cli.reporting import (
+    BAD_INPUT,
+    complain,
+    describe,
+    fail,
+    one_sentence,
+    print_json,
+    remark,
+)
+
+if TYPE_CHECKING:
+    from napari_crfasrnn.imaging import ImageSource
+    from napari_crfasrnn.progress import Progress
+    from napari_crfasrnn.segmenter import Segmentation, Segmenter
+
+OUTPUT_KINDS = ("labels", "overlay", "entropy")
+SHOWN_SHARE = 0.005  # classes below it are not worth a word on the terminal
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to segment."""
+
+    image: Path
+    name: str
+    """How its output files begin."""
+    named: bool
+    """Whether the user named it, rather than its folder."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user wants of each image."""
+
+    output: Path
+    axes: str | None = None
+    crf: bool = True
+    overlay: bool = False
+    entropy: bool = False
+
+
+def segment(
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files (PNG, JPEG, TIFF, ...) and folders of them.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the label files; made if it is not there.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="Name or file of a model.")] = "starter",
+    crf: Annotated[bool, typer.Option(help="Refine what the network says with the CRF.")] = True,
+    axes: Annotated[
+        str | None,
+        typer.Option(help="What the axes of the images are, such as YXC or ZYX; guessed if not given."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write a picture of the result.")] = False,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Also write the uncertainty, a TIFF of values 0 to 1.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results for machines.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Use at most this many processors; all if not given.")
+    ] = None,
+) -> None:
+    """Segment images and write their labels.
+
+    NAME_labels.png is an indexed PNG in the colours of the classes, of the size of the image; stacks and
+    models of more than 256 classes give NAME_labels.tif. Label values are places in the model's class table.
+
+    Files in folders that cannot be read are skipped and reported. The exit code is 2 if a file that was named
+    could not be segmented, or none at all.
+    """
+    jobs = find_jobs(images)
+    with one_sentence():
+        segmenter = new_segmenter(model, device, threads)
+    wanted = Wanted(output, axes, crf, overlay, entropy)
+    inputs = {job.image.resolve() for job in jobs}
+    done: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    failed_named = False
+    with _progress_bar(len(jobs)) as bar:
+        for job in jobs:
+            try:
+                done.append(segment_file(segmenter, job, wanted, inputs, bar.within))
+            except (ValueError, TypeError, OSError, MemoryError) as error:
+                reason = describe(error)
+                skipped.append({"image": str(job.image), "reason": reason})
+                failed_named |= job.named
+                complain(reason if str(job.image) in reason else f"{job.image}: {reason}")
+            else:
+                if not as_json:
+                    typer.echo(_sentence(done[-1]))
+            bar.next()
+    if as_json:
+        print_json({"model": model, "results": done, "skipped": skipped})
+    if failed_named or not done:
+        raise typer.Exit(BAD_INPUT)
+
+
+def new_segmenter(model: str, device: str, threads: int | None) -> Segmenter:
+    """Return a segmenter for a model by name or path."""
+    import torch
+
+    from napari_crfasrnn.lattice import set_num_threads
+    from napari_crfasrnn.segmenter import Segmenter
+    from napari_crfasrnn.zoo import load_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+        set_num_threads(threads)
+    return Segmenter(load_model(model), device)
+
+
+def find_jobs(images: Sequence[Path]) -> list[Job]:
+    """List the images of files and folders, each once, folders by their image files.
+
+    In folders, what an earlier run wrote (``..._labels.png`` and so on) is no image.
+    """
+    from napari_crfasrnn.imaging import IMAGE_SUFFIXES
+
+    found: dict[Path, bool] = {}
+    for path in images:
+        if path.is_dir():
+            inside = [
+                file
+                for file in sorted(path.iterdir())
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and not file.name.startswith(".")
+                and not file.stem.endswith(tuple(f"_{kind}" for kind in OUTPUT_KINDS))
+                and file.is_file()
+            ]
+            if not inside:
+                fail(f"images must hold an image file, got a folder without one: {path}")
+            for file in inside:
+                found.setdefault(file, False)
+        else:
+            found[path] = True
+    stems = Counter(path.stem for path in found)
+    names = {path: path.stem if stems[path.stem] == 1 else path.name.replace(".", "_") for path in found}
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            same = [str(path) for path in found if names[path] == name]
+            fail(f"images must differ in name, since their labels go to one folder, got {' and '.join(same)}")
+    return [Job(path, names[path], named) for path, named in found.items()]
+
+
+def segment_file(
+    segmenter: Segmenter, job: Job, wanted: Wanted, inputs: set[Path], progress: Progress | None = None
+) -> dict[str, Any]:
+    """Segment one image, write its files, and return what is to be told about it."""
+    from napari_crfasrnn.imaging import open_image, read_image
+
+    started = time.perf_counter()
+    read = read_image(job.image)
+    spacing = read.spacing if wanted.axes in (None, read.axes) else None
+    source = open_image(read.array, wanted.axes or read.axes, spacing)
+    paths = _output_paths(job, wanted, bool(source.stack_shape), segmenter.model.n_labels)
+    for path in paths.values():
+        if path.resolve() in inputs:
+            raise ValueError(
+                f"{path} is one of the images and must not be overwritten: choose another folder"
+            )
+    segmenter.set_image(source)
+    result = segmenter.predict(crf=wanted.crf, progress=progress)
+    _write(result, source, paths)
+    if source.n_nonfinite:
+        remark(
+            f"{job.image}: {source.n_nonfinite} values were NaN or infinite; "
+            "the least finite one was taken for them"
+        )
+    return {
+        "image": str(job.image),
+        "axes": source.axes,
+        "shape": list(result.labels.shape),
+        **{kind: str(path) for kind, path in paths.items()},
+        "classes": [
+            {"value": value, "name": spec.name, "share": share}
+            for value, (spec, share) in enumerate(zip(result.classes, result.shares(), strict=True))
+        ],
+        "nonfinite": source.n_nonfinite,
+        "seconds": {**result.timings, "total": time.perf_counter() - started},
+    }
+
+
+def _output_paths(job: Job, wanted: Wanted, is_stack: bool, n_labels: int) -> dict[str, Path]:
+    picture = "tif" if is_stack else "png"
+    suffixes = {"labels": "tif" if n_labels > 256 else picture, "overlay": picture, "entropy": "tif"}
+    asked = {"labels": True, "overlay": wanted.overlay, "entropy": wanted.entropy}
+    return {
+        kind: wanted.output / f"{job.name}_{kind}.{suffixes[kind]}" for kind in OUTPUT_KINDS if asked[kind]
+    }
+
+
+def _write(result: Segmentation, source: ImageSource, paths: dict[str, Path]) -> None:
+    import numpy as np
+
+    from napari_crfasrnn.cli.output import overlay, save_labels_png, save_picture, save_tiff
+
+    colors = [spec.color for spec in result.classes]
+    axes = "".join(letter for letter in source.axes if letter in "TZ") + "YX"
+    spacing = _in_order(source, axes)
+    if paths["labels"].suffix == ".png":
+        save_labels_png(paths["labels"], result.labels, colors)
+    else:
+        save_tiff(paths["labels"], result.labels, axes, spacing)
+    if "entropy" in paths:
+        save_tiff(paths["entropy"], result.entropy, axes, spacing)
+    if "overlay" in paths:
+        background = 0 if result.classes[0].name.lower() == "background" else None
+        pictures = np.stack(
+            [
+                overlay(source.plane(index), result.labels[index], colors, background=background)
+                for index in source.indices()
+            ]
+        )
+        if paths["overlay"].suffix == ".png":
+            save_picture(paths["overlay"], pictures[0])
+        else:
+            save_tiff(paths["overlay"], pictures.reshape(*result.labels.shape, 3), axes + "S", spacing)
+
+
+def _in_order(source: ImageSource, axes: str) -> tuple[float, ...] | None:
+    """Return the voxel size in the order of the output's axes."""
+    if source.spacing is None:
+        return None
+    size = dict(zip((a for a in source.axes if a in "ZYX"), source.spacing, strict=True))
+    return tuple(size[letter] for letter in axes if letter in "ZYX")
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    shares = sorted(result["classes"], key=lambda entry: -entry["share"])
+    shown = ", ".join(f"{e['name']} {e['share']:.1%}" for e in shares[:5] if e["share"] >= SHOWN_SHARE)
+    return f"{result['image']} -> {result['labels']}  ({shown}; {result['seconds']['total']:.1f} s)"
+
+
+class _Bar:
+    """How many images are done, and how far the present one is."""
+
+    def __init__(self, show: Callable[[float], None]) -> None:
+        self._show = show
+        self._images = 0
+
+    def within(self, done: int, total: int) -> None:
+        self._show(self._images + done / total)
+
+    def next(self) -> None:
+        self._images += 1
+        self._show(self._images)
+
+
+@contextmanager
+def _progress_bar(n_images: int) -> Iterator[_Bar]:
+    """Show a bar over all images on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Segmenting", total=n_images)
+        yield _Bar(lambda done: progress.update(task, completed=done))
