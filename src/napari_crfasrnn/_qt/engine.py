@@ -1,0 +1,159 @@
+"""What runs in the worker's thread: the core, with the model and the image that were used last kept ready.
+
+Everything here is slow and knows neither Qt nor napari. Torch is imported when it is first needed, in
+the worker's thread, so that opening the widget does not wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.layers import ImageInput
+    from napari_crfasrnn._qt.work import Labels, Mask, PlaneIndex
+    from napari_crfasrnn.config import TrainConfig
+    from napari_crfasrnn.network import SegmentationModel
+    from napari_crfasrnn.project import Project
+    from napari_crfasrnn.segmenter import Segmentation, Segmenter
+    from napari_crfasrnn.training import TrainReport, TrainStep
+    from napari_crfasrnn.zoo import ModelEntry
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """A model, for a class table.
+
+    Attributes
+    ----------
+    source
+        Its file, or the model itself.
+    classes
+        The class table it has to have; None for its own.
+    continues
+        For renamed classes: new name, name in the source.
+    """
+
+    source: Path | SegmentationModel
+    classes: tuple[ClassSpec, ...] | None = None
+    continues: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """A segmentation, and what else there is to say about it."""
+
+    segmentation: Segmentation
+    n_nonfinite: int
+
+
+class Engine:
+    """The core at work. Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._request: ModelRequest | None = None
+        self._model: SegmentationModel | None = None
+        self._segmenter: Segmenter | None = None
+        self._image: ImageInput | None = None
+
+    def list_models(self) -> tuple[ModelEntry, ...]:
+        """Return the models that can be had by name."""
+        from napari_crfasrnn.zoo import list_models
+
+        return list_models()
+
+    def names(self, path: Path) -> tuple[str, ...]:
+        """Return the names of the classes of the model in a file, without loading its weights."""
+        from napari_crfasrnn.checkpoint import read_info
+
+        return tuple(spec.name for spec in read_info(path).config.classes)
+
+    def check(self, path: Path) -> tuple[str, ...]:
+        """Load all of the model in a file; return the names of its classes."""
+        return tuple(spec.name for spec in self.model(ModelRequest(path)).classes)
+
+    def model(self, request: ModelRequest) -> SegmentationModel:
+        """Return a model, loaded and with the class table asked for."""
+        if self._model is not None and self._request == request:
+            return self._model
+        self._request = self._segmenter = None
+        model = request.source
+        if isinstance(model, Path):
+            from napari_crfasrnn.checkpoint import load_checkpoint
+
+            model = load_checkpoint(model)
+        if request.classes is not None and request.classes != model.classes:
+            model = model.with_classes(request.classes, continues=dict(request.continues))
+        self._request, self._model = request, model
+        return model
+
+    def segment(
+        self,
+        request: ModelRequest,
+        image: ImageInput,
+        index: PlaneIndex | None,
+        progress: Progress,
+        cancel: Cancel,
+    ) -> Segmented:
+        """Segment a plane of an image, or all of it where ``index`` is None."""
+        segmenter = self._ready(request, image, cancel)
+        result = segmenter.predict(index=index, progress=progress, cancel=cancel)
+        return Segmented(result, segmenter.source.n_nonfinite)
+
+    def refine(
+        self,
+        request: ModelRequest,
+        image: ImageInput,
+        labels: Labels,
+        held: Mask,
+        index: PlaneIndex,
+        region: tuple[int, int, int, int] | None,
+        cancel: Cancel,
+    ) -> Segmentation:
+        """Let the CRF snap the labels of a plane to the edges of the image, but for those held."""
+        segmenter = self._ready(request, image, cancel)
+        return segmenter.refine(labels, region=region, clamp=held, index=index, cancel=cancel)
+
+    def learn(
+        self,
+        request: ModelRequest,
+        project: Project,
+        config: TrainConfig,
+        report: Callable[[TrainStep], None],
+        cancel: Cancel,
+    ) -> TrainReport:
+        """Teach a copy of a model what a project holds."""
+        from napari_crfasrnn.training import fine_tune
+
+        model = self.model(request)
+        raise_if_cancelled(cancel)
+        return fine_tune(model, project, config, progress=report, cancel=cancel)
+
+    def save(self, request: ModelRequest, path: Path) -> Path:
+        """Write a model to a file."""
+        self.model(request).save(path)
+        return path
+
+    def _ready(self, request: ModelRequest, image: ImageInput, cancel: Cancel) -> Segmenter:
+        from napari_crfasrnn.segmenter import Segmenter
+
+        model = self.model(request)
+        raise_if_cancelled(cancel)
+        if self._segmenter is None:
+            self._segmenter, self._image = Segmenter(model), None
+        if self._image is None or not _same_pixels(self._image, image):
+            self._image = None
+            self._segmenter.set_image(image.array, image.axes, image.spacing)
+            self._image = image
+        return self._segmenter
+
+
+def _same_pixels(a: ImageInput, b: ImageInput) -> bool:
+    # Arrays that a script wrote to in place are not noticed; napari itself does not notice them either.
+    mine: Any = a.array
+    return mine is b.array and a.axes == b.axes

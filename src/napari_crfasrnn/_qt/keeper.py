@@ -1,0 +1,179 @@
+"""The project on the disk behind the widget, so that nothing a person did is lost.
+
+Every function here is slow and runs in the thread of the disk, one after another.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+import platformdirs
+
+from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.project import Item, Project
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.layers import ImageInput
+    from napari_crfasrnn._qt.work import Labels, Mask
+
+DATA_VARIABLE = "NAPARI_CRFASRNN_DATA"
+"""Environment variable that names another folder for the projects that were not saved by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The state of one image at the moment it shall be saved."""
+
+    image: ImageInput
+    labels: Labels
+    baseline: Labels
+    verified: Mask
+
+
+@dataclass(frozen=True)
+class Recent:
+    """A project that can be opened again."""
+
+    path: Path
+    title: str
+    modified: datetime
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """One image of a project, read."""
+
+    key: str
+    item: Item
+    array: Any
+    labels: Labels
+    baseline: Labels | None
+    verified: Mask
+
+
+def data_dir() -> Path:
+    """Return the folder of the projects that were not saved by name."""
+    override = os.environ.get(DATA_VARIABLE)
+    base = Path(override) if override else platformdirs.user_data_path("napari-crfasrnn", appauthor=False)
+    return base / "projects"
+
+
+class Keeper:
+    """The owner of the open project. Used by one thread at a time, but for `project` and `path`."""
+
+    def __init__(self) -> None:
+        self.project: Project | None = None
+        self._items: dict[str, Item] = {}  # by the key of the image in the viewer
+
+    @property
+    def path(self) -> Path | None:
+        """Folder of the open project."""
+        return None if self.project is None else self.project.path
+
+    @property
+    def n_images(self) -> int:
+        """How many images of the viewer are in the open project."""
+        return len(self._items)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether a person chose the place of the open project."""
+        return self.project is not None and self.project.path.parent != data_dir().absolute()
+
+    def number_of(self, key: str) -> int | None:
+        """Return the number that an image of the viewer has in the project."""
+        item = self._items.get(key)
+        return None if item is None else item.id
+
+    def save(self, snapshot: Snapshot, classes: Sequence[ClassSpec]) -> Item:
+        """Store an image, with its labels; a project is made for the first one."""
+        project = self._open_or_new(classes)
+        image = snapshot.image
+        item = self._items.get(image.key)
+        if item is None or item.label_shape != snapshot.labels.shape:
+            item = project.add(
+                np.asarray(image.array),
+                name=image.name,
+                axes=image.axes,
+                spacing=image.spacing or None,
+                units=image.units,
+                metadata=image.settings,
+                labels=snapshot.labels,
+                baseline=snapshot.baseline,
+                verified=snapshot.verified,
+            )
+        else:
+            item = project.set_labels(
+                item, snapshot.labels, baseline=snapshot.baseline, verified=snapshot.verified
+            )
+        self._items[image.key] = item
+        return item
+
+    def set_classes(self, classes: Sequence[ClassSpec], mapping: Mapping[str, str | None]) -> None:
+        """Change the class table of the project, if there is one."""
+        if self.project is not None:
+            self.project.set_classes(classes, mapping)
+
+    def save_as(self, path: Path, classes: Sequence[ClassSpec]) -> Path:
+        """Copy the project to another folder and go on there."""
+        project = self._open_or_new(classes)
+        project.save_as(path)
+        self.project = Project.open(path)
+        project.close()
+        return path
+
+    def open(self, path: Path) -> Project:
+        """Open another project instead of the present one."""
+        project = Project.open(path)
+        self.close()
+        self.project = project
+        return project
+
+    def read(self, item: Item, key: str | None = None) -> Opened:
+        """Read an image of the project; what it is called in the viewer is up to the caller, or new."""
+        key = uuid4().hex if key is None else key
+        self._items[key] = item
+        return Opened(key, item, item.image(), item.labels(), item.baseline(), item.verified())
+
+    def recent(self, limit: int = 8) -> list[Recent]:
+        """Return the projects that were not saved by name, the latest first."""
+        folder = data_dir()
+        found = sorted(folder.glob("*/project.sqlite"), key=lambda file: file.stat().st_mtime, reverse=True)
+        recents: list[Recent] = []
+        for file in found:
+            if len(recents) == limit:
+                break
+            if file.parent == self.path:
+                continue
+            try:
+                with Project.open(file.parent, read_only=True) as project:
+                    names = [item.name for item in project.items]
+            except (ValueError, OSError):
+                continue  # not ours to repair; opening it by hand says what is wrong
+            if names:
+                title = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+                recents.append(Recent(file.parent, title, datetime.fromtimestamp(file.stat().st_mtime)))
+        return recents
+
+    def close(self) -> None:
+        """Close the project."""
+        if self.project is not None:
+            self.project.close()
+            self.project = None
+            self._items.clear()
+
+    def _open_or_new(self, classes: Sequence[ClassSpec]) -> Project:
+        if self.project is None:
+            # The random part keeps two windows that start in the same second apart.
+            name = f"{datetime.now():%Y-%m-%d %H.%M.%S} {secrets.token_hex(2)}"
+            data_dir().mkdir(parents=True, exist_ok=True)
+            self.project = Project.create(data_dir() / name, classes)
+        return self.project

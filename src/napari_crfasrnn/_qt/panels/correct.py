@@ -1,0 +1,68 @@
+"""Correcting: how much was, and what helps."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QLabel, QSizePolicy, QWidget
+
+from napari_crfasrnn._qt.panels.parts import MessageLine, Section, button, row, set_property, show_action
+from napari_crfasrnn._qt.panels.state import CorrectState
+
+
+class CorrectPanel(Section):
+    """Correcting: how much was, and what helps."""
+
+    refine_wanted = Signal(bool)  # whether only what is on the screen
+    accept_clicked = Signal()
+    uncertainty_toggled = Signal(bool)
+    before_toggled = Signal(bool)
+    cured = Signal(str)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("Correct", parent)
+        self.refine_view = button(
+            "Refine view",
+            "Let what you painted spread to the edges, in what is on the screen (R)",
+        )
+        self.refine_all = button("Refine all", "Let what you painted spread to the edges, in the whole slice")
+        self.accept = button("Accept image", "Say that all labels are right (A)", checkable=True)
+        self.uncertainty = button(
+            "Uncertainty", "Show where the model is unsure: bright is unsure (U)", checkable=True
+        )
+        self.before = button(
+            "Before CRF", "Show the labels as the network alone gave them (Shift+B, hold)", checkable=True
+        )
+        self.refine_view.clicked.connect(lambda: self.refine_wanted.emit(True))
+        self.refine_all.clicked.connect(lambda: self.refine_wanted.emit(False))
+        self.accept.clicked.connect(self.accept_clicked)
+        self.uncertainty.clicked.connect(self.uncertainty_toggled)
+        self.before.clicked.connect(self.before_toggled)
+        self.numbers = QLabel()
+        self.numbers.setObjectName("quiet")
+        self.numbers.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self.message = MessageLine()
+        self.message.cured.connect(self.cured)
+        self.content.addLayout(row(self.refine_view, self.refine_all))
+        self.content.addLayout(row(self.uncertainty, self.before))
+        last = row(self.numbers, self.accept)
+        last.setStretch(0, 1)
+        self.content.addLayout(last)
+        self.content.addWidget(self.message)
+
+    def show_state(self, state: CorrectState) -> None:
+        """Draw."""
+        for widget in (self.refine_view, self.refine_all):
+            show_action(widget, state.refine)
+        show_action(self.accept, state.accept)
+        self.accept.setChecked(state.accepted)
+        self.accept.setText("✓ Accepted" if state.accepted else "Accept image")
+        for widget, action, on in (
+            (self.uncertainty, state.uncertainty, state.uncertainty_on),
+            (self.before, state.before, state.before_on),
+        ):
+            show_action(widget, action)
+            widget.setChecked(on)
+        self.numbers.setText(state.numbers)
+        set_property(self.numbers, "tone", "quiet")
+        message = state.message
+        self.message.show_message(message)

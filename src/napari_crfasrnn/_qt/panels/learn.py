@@ -1,0 +1,126 @@
+"""Learning from the corrections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
+
+from napari_crfasrnn._qt.panels.look import Theme
+from napari_crfasrnn._qt.panels.parts import MessageLine, Section, TaskButton, button, row
+from napari_crfasrnn._qt.panels.state import LearnState
+
+PLOT_HEIGHT = 84  # pixels
+
+
+class LearnPanel(Section):
+    """Learning from the corrections, and what came of it."""
+
+    learn_clicked = Signal()
+    cancelled = Signal()
+    kept = Signal()
+    discarded = Signal()
+    cured = Signal(str)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("Learn", parent)
+        self.task = TaskButton("Learn from my edits", "Teach the model what you corrected (Shift+L)")
+        self.task.clicked.connect(self.learn_clicked)
+        self.task.cancelled.connect(self.cancelled)
+        self.material = QLabel()
+        self.material.setObjectName("quiet")
+        self.material.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self.plot_place = QWidget()
+        layout = QVBoxLayout(self.plot_place)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self.plot: LossPlot | None = None  # made when it is first needed: pyqtgraph takes its time to load
+        self.result = QLabel()
+        self.result.setWordWrap(True)
+        self.keep = button("Keep", "Use this model from now on, and store it in the project")
+        self.discard = button("Discard", "Go back to the model from before")
+        self.keep.clicked.connect(self.kept)
+        self.discard.clicked.connect(self.discarded)
+        self.message = MessageLine()
+        self.message.cured.connect(self.cured)
+        self.decision = QWidget()
+        self.decision.setLayout(row(self.keep, self.discard))
+        for widget in (self.task, self.material, self.plot_place, self.result, self.decision, self.message):
+            self.content.addWidget(widget)
+
+    def show_state(self, state: LearnState, theme: Theme) -> None:
+        """Draw."""
+        self.task.show_action(state.learn, state.progress)
+        self.material.setText(state.material)
+        self.material.setVisible(bool(state.material))
+        self.result.setText(state.result)
+        self.result.setVisible(bool(state.result))
+        self.decision.setVisible(bool(state.result))
+        self.plot_place.setVisible(state.show_plot)
+        if state.show_plot and self.plot is None:
+            self.plot = LossPlot(theme)
+            self.plot_place.layout().addWidget(self.plot.widget)
+        if self.plot is not None:
+            self.plot.set_theme(theme)
+        self.message.show_message(state.message)
+
+    def show_history(self, history: list[Any]) -> None:
+        """Draw the loss and the IoU on held-back pixels of every `TrainStep` so far."""
+        if self.plot is not None:
+            self.plot.show_history(history)
+
+
+class LossPlot:
+    """Loss on the left axis, IoU on held-back pixels on the right one."""
+
+    def __init__(self, theme: Theme) -> None:
+        import pyqtgraph
+
+        self._theme: Theme | None = None
+        self.widget = pyqtgraph.PlotWidget()
+        self.widget.setAccessibleName("Loss and IoU while learning")
+        self.widget.setFixedHeight(PLOT_HEIGHT)
+        self.widget.setMenuEnabled(False)
+        self.widget.setMouseEnabled(False, False)
+        self.widget.hideButtons()
+        plot = self.widget.getPlotItem()
+        plot.setLabel("left", "loss")
+        plot.showAxis("right")
+        plot.setLabel("right", "IoU")
+        plot.getAxis("left").setWidth(38)
+        plot.getAxis("right").setWidth(38)
+        self._loss = plot.plot([], [])
+        self._over = pyqtgraph.ViewBox()
+        self._over.setMouseEnabled(False, False)
+        self._over.setYRange(0, 1)
+        plot.scene().addItem(self._over)
+        plot.getAxis("right").linkToView(self._over)
+        self._over.setXLink(plot)
+        plot.vb.sigResized.connect(lambda: self._over.setGeometry(plot.vb.sceneBoundingRect()))
+        self._iou = pyqtgraph.PlotDataItem([], [], symbolSize=4)
+        self._over.addItem(self._iou)
+        self.set_theme(theme)
+
+    def set_theme(self, theme: Theme) -> None:
+        """Take the colours of a theme."""
+        if theme == self._theme:
+            return
+        import pyqtgraph
+
+        self._theme = theme
+        self.widget.setBackground(theme.foreground)
+        for side in ("left", "right", "bottom"):
+            axis = self.widget.getAxis(side)
+            axis.setPen(theme.quiet)
+            axis.setTextPen(theme.quiet)
+        self._loss.setPen(pyqtgraph.mkPen(theme.text, width=1.5))
+        self._iou.setPen(pyqtgraph.mkPen(theme.good, width=1.5))
+        self._iou.setSymbol("o")
+        self._iou.setSymbolBrush(theme.good)
+        self._iou.setSymbolPen(None)
+
+    def show_history(self, history: list[Any]) -> None:
+        """Draw the steps so far."""
+        self._loss.setData([step.iteration for step in history], [step.loss for step in history])
+        measured = [step for step in history if step.locked_miou is not None]
+        self._iou.setData([step.iteration for step in measured], [step.locked_miou for step in measured])

@@ -1,0 +1,188 @@
+"""The small widgets that the panels are made of."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QStackedLayout,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_crfasrnn._qt.panels.look import GAP
+from napari_crfasrnn._qt.panels.state import Action, Message, Progress
+
+
+class MessageLine(QWidget):  # type: ignore[misc]
+    """A sentence, and a button that cures what it tells of."""
+
+    cured = Signal(str)
+
+    def __init__(self, parent: QWidget | None = None, *, keep_room: bool = False) -> None:
+        super().__init__(parent)
+        self._cure = ""
+        self._keep_room = keep_room  # so that what is below does not jump
+        self.label = QLabel()
+        self.label.setWordWrap(True)
+        self.label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self.button = QPushButton()
+        self.button.clicked.connect(lambda: self.cured.emit(self._cure))
+        layout = row(self.label, self.button)
+        layout.setStretch(0, 1)
+        self.setLayout(layout)
+        self.show_message(Message())
+
+    def show_message(self, message: Message) -> None:
+        """Show a message; an empty one takes no room."""
+        self._cure = message.cure
+        self.label.setText(message.text)
+        self.label.setAccessibleName(message.text)
+        set_property(self.label, "tone", message.tone)
+        self.button.setText(message.cure_text)
+        self.button.setVisible(bool(message.cure_text))
+        self.setVisible(self._keep_room or bool(message.text))
+
+
+class TaskButton(QWidget):  # type: ignore[misc]
+    """A button that becomes a progress bar with Cancel while its task is at work."""
+
+    clicked = Signal()
+    cancelled = Signal()
+
+    def __init__(self, text: str, tooltip: str, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.button = button(text, tooltip)
+        self.button.clicked.connect(self.clicked)
+        self.bar = QProgressBar()
+        self.bar.setAccessibleName(f"Progress of {text.lower()}")
+        self.cancel = button("Cancel", "Stop; everything stays as it was before.")
+        self.cancel.clicked.connect(self.cancelled)
+        busy = QWidget()
+        layout = row(self.bar, self.cancel)
+        layout.setStretch(0, 1)
+        busy.setLayout(layout)
+        self._stack = QStackedLayout(self)
+        self._stack.setContentsMargins(0, 0, 0, 0)
+        self._stack.addWidget(self.button)
+        self._stack.addWidget(busy)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+
+    def show_action(self, action: Action, progress: Progress | None) -> None:
+        """Show the button, or how far its task is."""
+        show_action(self.button, action)
+        self._stack.setCurrentIndex(0 if progress is None else 1)
+        if progress is not None:
+            self.bar.setRange(0, progress.total)  # 0, 0 moves to and fro
+            self.bar.setValue(progress.done)
+            self.bar.setTextVisible(progress.total > 0)
+            self.bar.setFormat("%p %")
+
+
+class Section(QWidget):  # type: ignore[misc]
+    """A titled part of the column that folds away."""
+
+    toggled = Signal(bool)
+
+    def __init__(self, title: str, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._arrow = QToolButton()
+        self._arrow.setObjectName("fold")
+        self._arrow.setCheckable(True)
+        self._arrow.setChecked(True)
+        self._arrow.setAutoRaise(True)
+        self._arrow.setStyleSheet("QToolButton { background: transparent; padding: 0px; border: 0; }")
+        self._arrow.setFixedSize(16, 16)
+        self._arrow.toggled.connect(self._fold)
+        self.title = QLabel(title)
+        self.title.setObjectName("title")
+        rule = QFrame()
+        rule.setObjectName("rule")
+        rule.setFixedHeight(1)
+        head = row(self._arrow, self.title, rule)
+        head.setStretch(2, 1)
+        self.body = QWidget()
+        self.content = QVBoxLayout(self.body)
+        self.content.setContentsMargins(0, 0, 0, 0)
+        self.content.setSpacing(GAP)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(GAP // 2)
+        layout.addLayout(head)
+        layout.addWidget(self.body)
+        self.set_title(title)
+        self._fold(True)
+
+    def set_title(self, title: str) -> None:
+        """Change what the section is called."""
+        self.title.setText(title)
+        self._arrow.setAccessibleName(f"Fold {title}")
+        self._arrow.setToolTip(f"Fold or unfold “{title}”")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the content is shown."""
+        return bool(self._arrow.isChecked())
+
+    def set_open(self, is_open: bool) -> None:
+        """Fold or unfold."""
+        self._arrow.setChecked(is_open)
+
+    def _fold(self, is_open: bool) -> None:
+        self._arrow.setArrowType(Qt.ArrowType.DownArrow if is_open else Qt.ArrowType.RightArrow)
+        self.body.setVisible(is_open)
+        self.toggled.emit(is_open)
+
+
+def button(text: str, tooltip: str, *, checkable: bool = False) -> QPushButton:
+    """Return a push button that says what it does."""
+    made = QPushButton(text)
+    made.setToolTip(tooltip)
+    made.setProperty("tip", tooltip)
+    made.setAccessibleName(text)
+    made.setCheckable(checkable)
+    return made
+
+
+def tool_button(text: str, tooltip: str, *, checkable: bool = False) -> QToolButton:
+    """Return a small button that says what it does."""
+    made = QToolButton()
+    made.setText(text)
+    made.setToolTip(tooltip)
+    made.setProperty("tip", tooltip)
+    made.setAccessibleName(tooltip.split(".")[0].split(" (")[0])
+    made.setCheckable(checkable)
+    return made
+
+
+def show_action(widget: QPushButton | QToolButton, action: Action) -> None:
+    """Let a button look as it may be used; where it may not, its tooltip says why."""
+    widget.setEnabled(action.enabled)
+    tip = widget.property("tip")
+    widget.setToolTip(tip if action.enabled or not action.why_not else action.why_not)
+    set_property(widget, "primary", "true" if action.primary else "false")
+
+
+def set_property(widget: QWidget, name: str, value: str) -> None:
+    """Set a property that the style sheet looks at."""
+    if widget.property(name) != value:
+        widget.setProperty(name, value)
+        widget.style().unpolish(widget)
+        widget.style().polish(widget)
+
+
+def row(*widgets: QWidget) -> QHBoxLayout:
+    """Return widgets side by side."""
+    layout = QHBoxLayout()
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(GAP)
+    for widget in widgets:
+        layout.addWidget(widget)
+    return layout

@@ -1,0 +1,133 @@
+"""Image, model, and the one button."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QComboBox, QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
+
+from napari_crfasrnn._qt.panels.look import GAP
+from napari_crfasrnn._qt.panels.parts import MessageLine, TaskButton, button, row, tool_button
+from napari_crfasrnn._qt.panels.state import Message, StartState
+
+SAMPLES = (("astronaut", "A photograph"), ("cell", "A micrograph"))
+
+
+class StartPanel(QWidget):  # type: ignore[misc]
+    """Image, model, and the one button."""
+
+    image_chosen = Signal(str)
+    model_chosen = Signal(str)
+    model_file_wanted = Signal()
+    segment_clicked = Signal()
+    cancelled = Signal()
+    all_slices_chosen = Signal(bool)
+    channels_chosen = Signal(bool)
+    sample_wanted = Signal(str)
+    cured = Signal(str)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.image = _combo("Image", "The image layer to work on. It follows the layer that is selected.")
+        self.image.activated.connect(lambda place: self.image_chosen.emit(self.image.itemData(place)))
+        self.model = _combo("Model", "The model that segments.")
+        self.model.activated.connect(lambda place: self.model_chosen.emit(self.model.itemData(place)))
+        self.more = tool_button("⋯", "Open a model file")
+        self.more.clicked.connect(self.model_file_wanted)
+
+        self.channels = _combo("First axis", "What the first axis of the image holds.")
+        self.channels.addItems(["stack of slices", "channels"])
+        self.channels.activated.connect(lambda place: self.channels_chosen.emit(place == 1))
+        self.slices = _combo("Slices", "Whether to segment the slice that is shown, or all of them.")
+        self.slices.addItems(["this slice", "all slices"])
+        self.slices.activated.connect(lambda place: self.all_slices_chosen.emit(place == 1))
+        self.slices.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
+
+        self.task = TaskButton("Segment", "Segment the image with this model (S)")
+        self.task.button.setObjectName("segment")
+        self.task.clicked.connect(self.segment_clicked)
+        self.task.cancelled.connect(self.cancelled)
+        self.message = MessageLine(keep_room=True)
+        self.message.cured.connect(self.cured)
+
+        self.empty = self._make_empty()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(GAP)
+        layout.addWidget(self.empty)
+        self._image_row = _labelled("Image", self.image)
+        self._channels_row = _labelled("Axis", self.channels)
+        for part in (self._image_row, self._channels_row, _labelled("Model", self.model, self.more)):
+            layout.addWidget(part)
+        go = row(self.task, self.slices)
+        go.setStretch(0, 1)
+        layout.addLayout(go)
+        layout.addWidget(self.message)
+
+    def show_state(self, state: StartState) -> None:
+        """Draw."""
+        _fill(self.image, [(key, name, "") for key, name in state.images], state.image)
+        _fill(self.model, state.models, state.model)
+        self.empty.setVisible(not state.images)
+        self._image_row.setVisible(bool(state.images))
+        self._channels_row.setVisible(state.channels is not None)
+        self.channels.setCurrentIndex(int(bool(state.channels)))
+        self.slices.setVisible(state.slice_text is not None and state.progress is None)
+        self.slices.setItemText(0, state.slice_text or "this slice")
+        self.slices.setCurrentIndex(int(state.all_slices))
+        self.task.button.setText(state.segment_text)
+        self.task.show_action(state.segment, state.progress)
+        for widget in (self.image, self.model, self.more, self.channels, self.slices):
+            widget.setEnabled(state.progress is None)
+        self.message.show_message(Message(state.progress.text) if state.progress else state.message)
+
+    def _make_empty(self) -> QWidget:
+        sentence = QLabel("Open an image, or try one of these:")
+        sentence.setWordWrap(True)
+        widget = QWidget()
+        layout = QVBoxLayout(widget)
+        layout.setContentsMargins(0, GAP, 0, GAP)
+        layout.setSpacing(GAP)
+        layout.addWidget(sentence)
+        samples = QHBoxLayout()
+        samples.setSpacing(GAP)
+        for name, text in SAMPLES:
+            sample = button(text, f"Open the sample image “{name}”")
+            sample.clicked.connect(lambda _=False, name=name: self.sample_wanted.emit(name))
+            samples.addWidget(sample)
+        layout.addLayout(samples)
+        return widget
+
+
+def _combo(name: str, tooltip: str) -> QComboBox:
+    combo = QComboBox()
+    combo.setAccessibleName(name)
+    combo.setToolTip(tooltip)
+    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    combo.setMinimumContentsLength(8)
+    combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return combo
+
+
+def _labelled(text: str, *widgets: QWidget) -> QWidget:
+    label = QLabel(text)
+    label.setFixedWidth(48)
+    label.setBuddy(widgets[0])
+    whole = QWidget()
+    layout = row(label, *widgets)
+    layout.setStretch(1, 1)
+    whole.setLayout(layout)
+    return whole
+
+
+def _fill(combo: QComboBox, entries: Sequence[tuple[str, str, str]], current: str | None) -> None:
+    """Show entries (data, text, why it cannot be chosen) in a combo box without telling anybody."""
+    shown = [(combo.itemData(i), combo.itemText(i)) for i in range(combo.count())]
+    if shown != [(data, text) for data, text, _ in entries]:
+        combo.clear()
+        for place, (data, text, problem) in enumerate(entries):
+            combo.addItem(text, data)
+            combo.setItemData(place, problem or text, Qt.ItemDataRole.ToolTipRole)
+            combo.model().item(place).setEnabled(not problem)
+    combo.setCurrentIndex(combo.findData(current) if current is not None else -1)

@@ -1,0 +1,119 @@
+"""What the panels show. They hold nothing else: each gets one of these values and draws it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from napari_crfasrnn.classes import Color
+
+
+@dataclass(frozen=True)
+class Message:
+    """A sentence in a section; ``cure`` names the action of a button beside it, ``cure_text`` is on it."""
+
+    text: str = ""
+    tone: str = "quiet"  # or "good", "problem"
+    cure: str = ""
+    cure_text: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a task is; ``total`` 0 means that nobody knows."""
+
+    text: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Action:
+    """A button: whether it can be pressed, why not, and whether it is the one to press next."""
+
+    enabled: bool = True
+    why_not: str = ""
+    primary: bool = False
+
+
+@dataclass(frozen=True)
+class StartState:
+    """Image, model, and the button that segments."""
+
+    images: tuple[tuple[str, str], ...] = ()  # key, name
+    image: str | None = None
+    models: tuple[tuple[str, str, str], ...] = ()  # name, title, why it cannot be used
+    model: str | None = None
+    segment: Action = Action()
+    segment_text: str = "Segment"
+    slice_text: str | None = None  # None where there is one slice
+    all_slices: bool = False
+    channels: bool | None = None  # None where nobody has to say
+    progress: Progress | None = None
+    message: Message = Message()
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class of the table; its share is None as long as there are no labels."""
+
+    value: int
+    name: str
+    color: Color
+    key: int | None
+    share: float | None
+    visible: bool
+    present: bool
+
+
+@dataclass(frozen=True)
+class ClassesState:
+    """The class table."""
+
+    rows: tuple[ClassRow, ...] = ()
+    painting: int | None = None
+    per_class: bool = True
+    edit: Action = Action()
+    message: Message = Message()
+
+
+@dataclass(frozen=True)
+class CorrectState:
+    """What was corrected, and what helps to correct."""
+
+    refine: Action = Action()
+    accept: Action = Action()
+    accepted: bool = False
+    numbers: str = ""
+    uncertainty: Action = Action()
+    uncertainty_on: bool = False
+    before: Action = Action()
+    before_on: bool = False
+    progress: Progress | None = None
+    message: Message = Message()
+
+
+@dataclass(frozen=True)
+class LearnState:
+    """Learning, and what came of it."""
+
+    learn: Action = Action()
+    material: str = ""
+    result: str = ""  # of a round that waits for a decision
+    progress: Progress | None = None
+    show_plot: bool = False
+    message: Message = Message()
+
+
+@dataclass(frozen=True)
+class ProjectState:
+    """The project on the disk."""
+
+    title: str = "Project"
+    summary: str = ""
+    recents: tuple[tuple[str, str], ...] = ()  # path, text
+    left: tuple[tuple[int, str], ...] = ()  # images of the project that are not open: number, name
+    save: Action = Action()
+    save_model: Action = Action()
+    open: Action = Action()
+    progress: Progress | None = None
+    message: Message = Message()

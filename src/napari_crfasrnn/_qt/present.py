@@ -1,0 +1,234 @@
+"""What the panels show, worked out from a workbench. Nothing is changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from napari_crfasrnn._qt.layers import image_layers, key_of, plane_index
+from napari_crfasrnn._qt.panels.state import (
+    Action,
+    ClassesState,
+    ClassRow,
+    CorrectState,
+    LearnState,
+    Message,
+    Progress,
+    ProjectState,
+    StartState,
+)
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.session import Busy, Numbers, Session
+    from napari_crfasrnn._qt.workbench import Workbench
+    from napari_crfasrnn.training import TrainReport
+
+CURES = {"bring-back": "Show them", "open-model": "Open…"}
+DOING = {
+    "segment": "the image is being segmented",
+    "refine": "the labels are being refined",
+    "learn": "the model is learning",
+    "open": "a project is being opened",
+    "save": "something is being saved",
+    "load": "a model is being read",
+}
+
+
+def start_state(bench: Workbench) -> StartState:
+    """Return what the first panel shows."""
+    session = bench.session
+    images = [(key_of(layer), layer.name) for layer in image_layers(bench.viewer.layers)]
+    busy = session.busy
+    shape = _stack_shape(bench)
+    models = tuple((c.name, c.title, c.problem or "") for c in session.models)
+    return StartState(
+        images=tuple(images),
+        image=bench.key,
+        models=models,
+        model=session.choice.name if session.choice else None,
+        segment=_segment_action(bench),
+        segment_text="Segment again" if _is_segmented(bench) else "Segment",
+        slice_text=_slice_text(bench, shape) if shape else None,
+        all_slices=bench.all_slices,
+        channels=bench.first_is_channels,
+        progress=_progress(busy, "segment", "load"),
+        message=_message(session, "start"),
+    )
+
+
+def classes_state(bench: Workbench) -> ClassesState:
+    """Return the class table as it is shown: classes with keys first, then those present, then the rest."""
+    session, group, numbers = bench.session, bench.group, _numbers(bench)
+    table = session.table
+    rows = []
+    for value, spec in enumerate(table.classes):
+        share = numbers.shares[value] if numbers is not None and value < len(numbers.shares) else None
+        rows.append(
+            ClassRow(
+                value=value,
+                name=spec.name,
+                color=spec.color,
+                key=0 if value == 0 else table.key_of(value),
+                share=share,
+                visible=group is None or value not in group.hidden,
+                present=share is None or share > 0,
+            )
+        )
+    rows.sort(key=lambda row: (10 if row.key == 0 else 99 if row.key is None else row.key, row.value))
+    why = _busy_reason(session)
+    if not table.classes:
+        why = why or "Choose a model first."
+    return ClassesState(
+        rows=tuple(rows),
+        painting=bench.painting,
+        per_class=bench.per_class,
+        edit=Action(not why, why),
+        message=_message(session, "classes"),
+    )
+
+
+def correct_state(bench: Workbench) -> CorrectState:
+    """Return what was corrected, and what helps to correct."""
+    session, work, numbers = bench.session, bench.work, _numbers(bench)
+    nothing = "" if bench.group is not None else "Segment the image first."
+    busy = _busy_reason(session)
+    no_model = "" if session.choice is not None else "Choose a model first."
+    missing = "Segment the image first." if work is None or work.entropy is None else ""
+    return CorrectState(
+        refine=Action(not (nothing or busy or no_model), nothing or busy or no_model),
+        accept=Action(not nothing, nothing),
+        accepted=work is not None and work.accepted is not None,
+        numbers=_edits(numbers) if numbers is not None and bench.group is not None else "",
+        uncertainty=Action(not missing and bench.group is not None, missing or nothing),
+        uncertainty_on=bench.uncertainty_on,
+        before=Action(
+            bench.group is not None and work is not None and work.before_crf is not None, missing or nothing
+        ),
+        before_on=bench.before_on,
+        progress=_progress(session.busy, "refine"),
+        message=_message(session, "correct"),
+    )
+
+
+def learn_state(bench: Workbench) -> LearnState:
+    """Return what there is to learn from, or what came of learning."""
+    session = bench.session
+    known = [numbers.summary.n_labelled for numbers in session.numbers.values()]
+    n_known, n_images = sum(known), sum(1 for n in known if n)
+    why = _busy_reason(session)
+    if not n_known:
+        why = "Correct something first: paint what is wrong, or accept an image that is right."
+    elif session.report is not None:
+        why = "Keep or discard what was learnt first."
+    material = f"{n_known:,} px settled in {n_images} image{'s' * (n_images != 1)}" if n_known else ""
+    learning = session.busy is not None and session.busy.what == "learn"
+    return LearnState(
+        learn=Action(not why, why, primary=not why and _has_edits(bench)),
+        material="" if learning or session.report is not None else material,
+        result=describe(session.report) if session.report is not None else "",
+        progress=_progress(session.busy, "learn"),
+        show_plot=len(session.history) > 1,
+        message=_message(session, "learn"),
+    )
+
+
+def project_state(bench: Workbench) -> ProjectState:
+    """Return where the work is kept."""
+    session, keeper = bench.session, bench.session.keeper
+    busy = _busy_reason(session)
+    n_images = keeper.n_images
+    named = keeper.path is not None and keeper.is_named
+    images = f"{n_images} image{'s' * (n_images != 1)}"
+    if named and keeper.path is not None:
+        title, summary = f"Project: {keeper.path.name}", f"{images}, saved as you go"
+    else:
+        title = "Project"
+        summary = f"{images}, kept automatically" if n_images else ""
+    nothing = "" if n_images or session.works else "There is nothing to save yet."
+    no_model = "" if session.choice is not None else "Choose a model first."
+    return ProjectState(
+        title=title,
+        summary=summary,
+        recents=tuple((str(r.path), f"{r.title}  ·  {r.modified:%d %b %H:%M}") for r in session.recents),
+        left=tuple((item.id, item.name) for item in bench.left),
+        save=Action(not (nothing or busy), nothing or busy),
+        save_model=Action(not (no_model or busy), no_model or busy),
+        open=Action(not busy, busy),
+        progress=_progress(session.busy, "open", "save"),
+        message=_message(session, "project"),
+    )
+
+
+def describe(report: TrainReport) -> str:
+    """Return in one sentence what came of learning."""
+    seconds = report.history[-1].seconds if report.history else 0.0
+    n_steps = len(report.history)
+    before, after = report.before, report.after
+    if before is None or after is None or before.miou is None or after.miou is None:
+        told = "too few pixels were held back to tell whether it is better"
+    else:
+        told = f"IoU {before.miou:.2f} → {after.miou:.2f} on held-back regions"
+    return f"{told[:1].upper()}{told[1:]} ({n_steps} steps, {seconds:.0f} s). Segment again to see it."
+
+
+def _segment_action(bench: Workbench) -> Action:
+    session = bench.session
+    why = _busy_reason(session)
+    if bench.image is None:
+        why = "Open an image first."
+    elif session.choice is None:
+        why = "Choose a model first."
+    return Action(not why, why, primary=not why and not (_has_edits(bench) and session.report is None))
+
+
+def _busy_reason(session: Session) -> str:
+    if session.busy is None:
+        return ""
+    return f"Wait: {DOING.get(session.busy.what, session.busy.text)}."
+
+
+def _progress(busy: Busy | None, *which: str) -> Progress | None:
+    if busy is None or busy.what not in which:
+        return None
+    return Progress(busy.text, busy.done, busy.total)
+
+
+def _message(session: Session, section: str) -> Message:
+    line = session.lines.get(section)
+    if line is None:
+        return Message()
+    return Message(line.text, line.tone, line.cure, CURES.get(line.cure, ""))
+
+
+def _numbers(bench: Workbench) -> Numbers | None:
+    return bench.session.numbers.get(bench.key or "")
+
+
+def _has_edits(bench: Workbench) -> bool:
+    return any(numbers.summary.n_edited > 0 for numbers in bench.session.numbers.values())
+
+
+def _is_segmented(bench: Workbench) -> bool:
+    return bench.work is not None and bench.work.entropy is not None
+
+
+def _edits(numbers: Numbers) -> str:
+    summary = numbers.summary
+    share = 100 * summary.verified_share
+    verified = f"{share:.0f} %" if share >= 1 or share == 0 else "< 1 %"
+    return f"{summary.n_edited:,} px edited · {verified} verified"
+
+
+def _stack_shape(bench: Workbench) -> Sequence[int]:
+    if bench.image is None:
+        return ()
+    try:
+        return bench.read_image().stack_shape
+    except ValueError:
+        return ()
+
+
+def _slice_text(bench: Workbench, shape: Sequence[int]) -> str:
+    index = plane_index(bench.viewer, bench.image, shape)
+    places = ", ".join(str(i + 1) for i in index)
+    return f"slice {places} of {', '.join(str(size) for size in shape)}"

@@ -1,0 +1,240 @@
+"""The dock widget: the panels in the order of the work, around the workbench of the viewer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtWidgets import QFileDialog, QFrame, QMessageBox, QScrollArea, QVBoxLayout, QWidget
+
+from napari_crfasrnn._qt import present
+from napari_crfasrnn._qt.keys import HELP
+from napari_crfasrnn._qt.panels import (
+    ClassesPanel,
+    CorrectPanel,
+    LearnPanel,
+    ProjectPanel,
+    StartPanel,
+    style_sheet,
+    theme_of,
+)
+from napari_crfasrnn._qt.panels.look import GAP
+from napari_crfasrnn._qt.workbench import Workbench
+
+if TYPE_CHECKING:
+    import napari
+
+    from napari_crfasrnn._qt.session import Session
+    from napari_crfasrnn.config import TrainConfig
+
+WIDTH, NARROWEST = 340, 300  # pixels
+SUFFIX = ".safetensors"
+
+
+class SegmentationWidget(QWidget):  # type: ignore[misc]
+    """Segment, correct, learn, and segment again.
+
+    Parameters
+    ----------
+    viewer
+        The viewer; widgets of the same viewer show the same work.
+    """
+
+    finished = Signal(str)
+    """A task has ended: "segment", "refine", "learn", "save", "open", "load", "cancelled" or "failed"."""
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self.viewer = viewer
+        self.setObjectName("crfasrnn")
+        self.bench: Workbench | None = Workbench.of(viewer)
+        self.start, self.classes, self.correct = StartPanel(), ClassesPanel(), CorrectPanel()
+        self.learning, self.project = LearnPanel(), ProjectPanel()
+        self._lay_out()
+        self._wire()
+        self._theme_name = ""
+        self._refresh()
+        self.destroyed.connect(_Release(self.bench))
+
+    # --- for scripts --------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> Session:
+        """The state behind the widget."""
+        return self._bench.session
+
+    def segment(self) -> None:
+        """Segment the chosen image with the chosen model, as the button does."""
+        self._bench.segment()
+
+    def refine(self, view_only: bool = True) -> None:
+        """Let the CRF snap labels to edges, on the screen or in the whole slice."""
+        self._bench.refine(view_only)
+
+    def learn(self, config: TrainConfig | None = None) -> None:
+        """Teach the model what was corrected."""
+        self._bench.learn(config)
+
+    def cancel(self) -> None:
+        """Stop what is going on."""
+        self.session.cancel()
+
+    # --- inside -------------------------------------------------------------------------------------
+
+    @property
+    def _bench(self) -> Workbench:
+        if self.bench is None:
+            raise RuntimeError("the widget was closed")
+        return self.bench
+
+    def _lay_out(self) -> None:
+        column = QWidget()
+        layout = QVBoxLayout(column)
+        layout.setContentsMargins(GAP + 2, GAP, GAP + 2, GAP)
+        layout.setSpacing(GAP + 2)
+        for panel in (self.start, self.classes, self.correct, self.learning, self.project):
+            layout.addWidget(panel)
+        layout.setStretchFactor(self.classes, 1)
+        layout.addStretch(0)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(column)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(scroll)
+        self.setMinimumWidth(NARROWEST)
+        keys = "".join(f"<tr><td><b>{key}</b>&nbsp;</td><td>{what}</td></tr>" for key, what in HELP)
+        self.classes.title.setToolTip(f"Keys, with the canvas in focus:<table>{keys}</table>")
+
+    def sizeHint(self) -> QSize:  # noqa: N802 - Qt's
+        """Return the width that the panels are drawn for."""
+        return QSize(WIDTH, 620)
+
+    def _wire(self) -> None:
+        bench = self._bench
+        bench.changed.connect(self._refresh)
+        bench.session.finished.connect(self._on_finished)
+        bench.session.stepped.connect(self._on_step)
+        start, classes, correct = self.start, self.classes, self.correct
+        start.image_chosen.connect(bench.select_image)
+        start.model_chosen.connect(bench.session.choose)
+        start.model_file_wanted.connect(self._ask_model)
+        start.segment_clicked.connect(self.segment)
+        start.cancelled.connect(self.cancel)
+        start.all_slices_chosen.connect(self._choose_slices)
+        start.channels_chosen.connect(bench.set_channels)
+        start.sample_wanted.connect(bench.open_sample)
+        classes.table.paint_wanted.connect(bench.paint_with)
+        classes.table.eye_clicked.connect(bench.set_visible)
+        classes.table.renamed.connect(self._rename)
+        classes.table.recolored.connect(lambda v, r, g, b: bench.session.recolor_class(v, (r, g, b)))
+        classes.add_wanted.connect(self._add)
+        classes.delete_wanted.connect(self._delete)
+        classes.per_class_chosen.connect(bench.set_per_class)
+        correct.refine_wanted.connect(bench.refine)
+        correct.accept_clicked.connect(bench.accept)
+        correct.uncertainty_toggled.connect(bench.show_uncertainty)
+        correct.before_toggled.connect(bench.show_before)
+        self.learning.learn_clicked.connect(lambda: self.learn())
+        self.learning.cancelled.connect(self.cancel)
+        self.learning.kept.connect(bench.session.keep)
+        self.learning.discarded.connect(bench.session.discard)
+        self.project.open_wanted.connect(self._open_project)
+        self.project.save_as_wanted.connect(self._ask_save_as)
+        self.project.save_model_wanted.connect(self._ask_save_model)
+        self.project.item_wanted.connect(bench.open_item)
+        for panel in (start, classes, correct, self.learning, self.project):
+            panel.cured.connect(self._cure)
+
+    def _refresh(self) -> None:
+        if self.bench is None:
+            return
+        theme = theme_of(self.viewer.theme)
+        if self.viewer.theme != self._theme_name:
+            self._theme_name = self.viewer.theme
+            self.setStyleSheet(style_sheet(theme))
+        bench = self.bench
+        self.start.show_state(present.start_state(bench))
+        self.classes.show_state(present.classes_state(bench), theme)
+        self.correct.show_state(present.correct_state(bench))
+        self.learning.show_state(present.learn_state(bench), theme)
+        self.learning.show_history(bench.session.history)
+        self.project.show_state(present.project_state(bench))
+
+    def _on_finished(self, what: str) -> None:
+        self._refresh()
+        self.finished.emit(what)
+
+    def _on_step(self, step: Any) -> None:
+        self._bench.show_soon()
+
+    def _choose_slices(self, all_slices: bool) -> None:
+        self._bench.all_slices = all_slices
+
+    def _add(self, name: str) -> None:
+        self._try(lambda: self.session.add_class(name))
+
+    def _rename(self, value: int, name: str) -> None:
+        self._try(lambda: self.session.rename_class(value, name))
+
+    def _delete(self, value: int) -> None:
+        name = self.session.table.classes[value].name
+        if self._bench.labels_hold(value):
+            answer = QMessageBox.question(
+                self,
+                "Delete a class",
+                f"Pixels labelled “{name}” become unlabelled, and this cannot be undone. Delete it?",
+            )
+            if answer != QMessageBox.StandardButton.Yes:
+                return
+        self._try(lambda: self.session.delete_class(value))
+
+    def _try(self, change: Any) -> None:
+        try:
+            change()
+        except ValueError as error:
+            text = str(error)
+            self.session.say("classes", text[:1].upper() + text[1:] + ".", "problem")
+        else:
+            self.session.say("classes", "")
+
+    def _ask_model(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Open a model", "", f"Models (*{SUFFIX});;All files (*)")
+        if path:
+            self.session.open_model(Path(path))
+
+    def _ask_save_model(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(self, "Save the model", f"model{SUFFIX}", f"Models (*{SUFFIX})")
+        if path:
+            self.session.save_model(Path(path).with_suffix(SUFFIX))
+
+    def _ask_save_as(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(self, "Save the project as a folder", "project")
+        if path:
+            self.session.save_as(Path(path))
+
+    def _open_project(self, path: str) -> None:
+        path = path or QFileDialog.getExistingDirectory(self, "Open a project: choose its folder")
+        if path:
+            self.session.open(Path(path))
+
+    def _cure(self, cure: str) -> None:
+        if cure == "bring-back":
+            self._bench.bring_back()
+        elif cure == "open-model":
+            self._ask_model()
+
+
+class _Release:
+    """Lets go of a workbench once; a bound method would keep the widget alive."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench: Workbench | None = bench
+
+    def __call__(self) -> None:
+        if self._bench is not None:
+            bench, self._bench = self._bench, None
+            bench.release()

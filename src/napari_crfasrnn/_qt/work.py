@@ -1,0 +1,203 @@
+"""What is known of one image: its labels, what they started from, and what a person settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_crfasrnn.classes import ignore_value, label_dtype
+from napari_crfasrnn.edits import (
+    EditSummary,
+    as_labels,
+    edited_mask,
+    merge_prediction,
+    remap_labels,
+    settled_mask,
+    summarize,
+)
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.layers import ImageInput
+    from napari_crfasrnn.segmenter import Segmentation
+
+Labels = NDArray[Any]  # uint8 or uint16
+Mask = NDArray[np.bool_]
+PlaneIndex = tuple[int, ...]
+
+MAX_REVISIONS = 4  # predictions whose baseline an undo can bring back; each holds copies of its planes
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneState:
+    """Labels of a plane, the prediction they started from, and the pixels that a person settled."""
+
+    labels: Labels
+    baseline: Labels
+    verified: Mask
+
+
+@dataclass(frozen=True, eq=False)
+class Revision:
+    """What a segmentation makes of a plane; of the whole image where the index is empty."""
+
+    index: PlaneIndex
+    before: PlaneState
+    after: PlaneState
+
+
+@dataclass(eq=False)
+class Work:
+    """One image that is worked on.
+
+    Attributes
+    ----------
+    image
+        The image as the core takes it.
+    labels
+        ``[*stack, H, W]``: the very array that the combined layer holds. It is written to by the layer only.
+    baseline
+        The labels as they were predicted; the ignore value where nothing was predicted yet.
+    verified
+        Where a person said that the labels are right.
+    snapped
+        Labels that Refine gave, the ignore value elsewhere: where they still stand, they are not strokes.
+    entropy, before_crf
+        Of the last predictions; NaN and the ignore value where there was none.
+    accepted
+        ``verified`` as it was before the whole image was accepted, while it is.
+    """
+
+    image: ImageInput
+    labels: Labels
+    baseline: Labels
+    verified: Mask
+    snapped: Labels
+    entropy: NDArray[np.float32] | None = None
+    before_crf: Labels | None = None
+    accepted: Mask | None = None
+    _revisions: list[Revision] = field(default_factory=list)
+    _at: int = 0  # how many revisions are in force
+
+    @classmethod
+    def blank(cls, image: ImageInput, n_classes: int) -> Work:
+        """Return the work on an image nobody has looked at: all pixels unlabelled."""
+        dtype = label_dtype(n_classes)
+        labels, baseline, snapped = (np.full(image.shape, ignore_value(dtype), dtype) for _ in range(3))
+        return cls(image, labels, baseline, np.zeros(image.shape, bool), snapped)
+
+    @classmethod
+    def restored(
+        cls, image: ImageInput, labels: Labels, baseline: Labels | None, verified: Mask, n_classes: int
+    ) -> Work:
+        """Return the work on an image as a project stored it."""
+        work = cls.blank(image, n_classes)
+        work.labels[...] = as_labels(labels, n_classes)
+        if baseline is not None:
+            work.baseline[...] = as_labels(baseline, n_classes)
+        work.verified[...] = verified
+        return work
+
+    def merge(self, segmentation: Segmentation, index: PlaneIndex) -> Revision:
+        """Return what a segmentation of a plane (or, without index, of everything) makes of the labels.
+
+        Nothing that a person settled is lost; what they settled counts as verified from now on.
+        """
+        old = self._state(index)
+        labels = merge_prediction(segmentation.labels, old.labels, old.baseline, old.verified)
+        settled = settled_mask(old.labels, old.baseline, old.verified)
+        return Revision(index, old, PlaneState(labels, np.array(segmentation.labels), settled))
+
+    def take(self, revision: Revision, segmentation: Segmentation) -> None:
+        """Take the baseline and the rest of a segmentation whose merged labels are in the layer now."""
+        index = revision.index
+        self._put(index, revision.after)
+        if self.entropy is None:
+            self.entropy = np.full(self.labels.shape, np.nan, np.float32)
+        self.entropy[index] = segmentation.entropy
+        if segmentation.before_crf is not None:
+            if self.before_crf is None:
+                self.before_crf = np.full_like(self.labels, ignore_value(self.labels.dtype))
+            self.before_crf[index] = segmentation.before_crf
+        self.snapped[index] = ignore_value(self.labels.dtype)
+        self._revisions = [*self._revisions[: self._at], revision][-MAX_REVISIONS:]
+        self._at = len(self._revisions)
+
+    def follow_undo(self) -> bool:
+        """Let baseline and verified pixels follow the labels through undo and redo of predictions."""
+        start = self._at
+        while self._at > 0:
+            revision = self._revisions[self._at - 1]
+            if not self._is_at(revision.index, revision.before) or self._is_at(
+                revision.index, revision.after
+            ):
+                break
+            self._put(revision.index, revision.before)
+            self._at -= 1
+        while self._at < len(self._revisions):
+            revision = self._revisions[self._at]
+            if not self._is_at(revision.index, revision.after):
+                break
+            self._put(revision.index, revision.after)
+            self._at += 1
+        return self._at != start
+
+    def held(self, index: PlaneIndex) -> Mask:
+        """Return the pixels of a plane that Refine must not touch: strokes and verified pixels."""
+        part = self._state(index)
+        strokes = edited_mask(part.labels, part.baseline) & (part.labels != self.snapped[index])
+        return np.asarray((strokes | part.verified) & (part.labels != ignore_value(part.labels.dtype)))
+
+    def accept(self) -> None:
+        """Say that all labels of the image are right; unlabelled pixels stay out."""
+        self.accepted = self.verified
+        self.verified = np.asarray(self.labels != ignore_value(self.labels.dtype))
+
+    def unaccept(self) -> None:
+        """Take `accept` back."""
+        if self.accepted is not None:
+            self.verified, self.accepted = self.accepted, None
+
+    def summary(self) -> EditSummary:
+        """Count the edited and verified pixels."""
+        return summarize(self.labels, self.baseline, self.verified)
+
+    def shares(self, index: PlaneIndex, n_classes: int) -> tuple[float, ...]:
+        """Return the share that each class has of a plane's pixels."""
+        plane = self.labels[index]
+        counts = np.bincount(plane.reshape(-1), minlength=n_classes)[:n_classes]
+        return tuple(float(count) / max(plane.size, 1) for count in counts)
+
+    def present(self, n_classes: int) -> list[int]:
+        """Return the classes that have at least a pixel anywhere."""
+        counts = np.bincount(self.labels.reshape(-1), minlength=n_classes)[:n_classes]
+        return [int(value) for value in np.flatnonzero(counts)]
+
+    def remapped(self, new_values: Sequence[int | None], n_classes: int) -> Work:
+        """Return the work after a change of the class table; undo does not reach back past it."""
+        before = self.before_crf
+        return Work(
+            image=self.image,
+            labels=remap_labels(self.labels, new_values, n_classes),
+            baseline=remap_labels(self.baseline, new_values, n_classes),
+            verified=self.verified,
+            snapped=remap_labels(self.snapped, new_values, n_classes),
+            entropy=self.entropy,
+            before_crf=None
+            if self.before_crf is None
+            else remap_labels(self.before_crf, new_values, n_classes),
+            accepted=self.accepted,
+        )
+
+    def _state(self, index: PlaneIndex) -> PlaneState:
+        return PlaneState(self.labels[index].copy(), self.baseline[index].copy(), self.verified[index].copy())
+
+    def _put(self, index: PlaneIndex, state: PlaneState) -> None:
+        self.baseline[index] = state.baseline
+        self.verified[index] = state.verified
+
+    def _is_at(self, index: PlaneIndex, state: PlaneState) -> bool:
+        return bool(np.array_equal(self.labels[index], state.labels))
