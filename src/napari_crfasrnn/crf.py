@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_crfasrnn.config import CrfConfig, Normalization
-from napari_crfasrnn.lattice import Backend, Lattice
+from napari_crfasrnn.lattice import Backend, Lattice, MeanField
 
 # Spatial lattices depend on the image's size only and are kept for the next image; larger ones
 # would hold too much memory (about 75 bytes a pixel).
@@ -82,6 +82,21 @@ class PreparedImage:
     def backend(self) -> str:
         """The lattice backend in use."""
         return self.spatial.lattice.backend
+
+    @functools.cached_property
+    def fused(self) -> tuple[MeanField, ...] | None:
+        """The compiled inference of each image, or None where the backend has none."""
+        if self.backend == "reference":
+            return None
+        return tuple(
+            MeanField(
+                self.spatial.lattice,
+                kernel.lattice,
+                (_flat(self.spatial.before), _flat(self.spatial.after)),
+                (_flat(kernel.before), _flat(kernel.after)),
+            )
+            for kernel in self.bilateral
+        )
 
 
 class CrfRnn(nn.Module):
@@ -221,10 +236,39 @@ class CrfRnn(nn.Module):
             raise ValueError(f"n_iterations must be at least 1, got {n_iterations}")
         # Half precision would lose the small differences that decide between labels.
         with torch.autocast(unary.device.type, enabled=False):
-            refined = self._mean_field(unary.to(prepared.dtype), prepared, n_iterations)
+            logits = unary.to(prepared.dtype)
+            needs_gradient = torch.is_grad_enabled() and (
+                unary.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+            )
+            if needs_gradient or prepared.fused is None or self.n_labels > MeanField.MAX_LABELS:
+                refined = self._mean_field(logits, prepared, n_iterations)
+            else:
+                refined = self._fused_mean_field(logits, prepared.fused, n_iterations)
         return refined.to(unary.dtype)
 
+    @torch.no_grad()
+    def _fused_mean_field(
+        self, unary: Tensor, fields: tuple[MeanField, ...], n_iterations: int
+    ) -> Tensor:  # [B, L, *S]
+        spatial_map = self.compatibility @ self.spatial_weights
+        bilateral_map = self.compatibility @ self.bilateral_weights
+        refined = [
+            field.run(
+                logits.flatten(1),
+                spatial_map=spatial_map,
+                bilateral_map=bilateral_map,
+                unary_scale=self.log_unary_scale.exp().item(),
+                output_scale=self.log_output_scale.exp().item(),
+                n_iterations=n_iterations,
+            ).reshape(logits.shape)
+            for logits, field in zip(unary, fields, strict=True)
+        ]
+        return torch.stack(refined) if len(refined) > 1 else refined[0][None]
+
     def _mean_field(self, unary: Tensor, prepared: PreparedImage, n_iterations: int) -> Tensor:
+        """Iterate in torch: the definition, differentiable. The fused path must agree with it."""
+        if not bool(torch.isfinite(unary.detach()).all()):
+            raise ValueError("unary must be finite, got NaN or infinity")
         dtype = prepared.dtype
         compatibility = self.compatibility.to(dtype)
         # The compatibility joins the weights: one product per kernel and iteration instead of two.
@@ -243,6 +287,10 @@ class CrfRnn(nn.Module):
                 state = scaled - message
             refined.append((output_scale * state).T.reshape(logits.shape))
         return torch.stack(refined)
+
+
+def _flat(factor: Tensor | None) -> Tensor | None:
+    return None if factor is None else factor.flatten()
 
 
 def _positions(space: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:  # [N, len(space)]
@@ -288,5 +336,3 @@ def _check_unary(unary: object, n_labels: int) -> None:
         raise TypeError(f"unary must be floating point logits, got {unary.dtype}")
     if unary.ndim < 3 or unary.shape[1] != n_labels:
         raise ValueError(f"unary must be [B, {n_labels}, *space], got shape {tuple(unary.shape)}")
-    if not bool(torch.isfinite(unary.detach()).all()):
-        raise ValueError("unary must be finite, got NaN or infinity; the network that made it has diverged")

@@ -165,6 +165,79 @@ class Lattice:
         return out
 
 
+class MeanField:
+    """Mean-field inference in a dense CRF with two kernels, compiled, without gradients.
+
+    Computes what `CrfRnn` defines, in one pass over the points per iteration. `CrfRnn` calls it when no
+    gradient is asked for.
+
+    Parameters
+    ----------
+    spatial, bilateral
+        Lattices of the compiled backend around the same N points.
+    spatial_factors, bilateral_factors
+        What multiplies the values going into and coming out of each filter, each ``[N]`` float32, or None.
+    """
+
+    MAX_LABELS = 64
+    """More labels than this are left to the differentiable path."""
+
+    def __init__(
+        self,
+        spatial: Lattice,
+        bilateral: Lattice,
+        spatial_factors: tuple[Tensor | None, Tensor | None],
+        bilateral_factors: tuple[Tensor | None, Tensor | None],
+    ) -> None:
+        factors = [_plain(factor) for factor in (*spatial_factors, *bilateral_factors)]
+        self._native = _lattice.MeanField(
+            spatial._native,
+            bilateral._native,
+            spatial_before=factors[0],
+            spatial_after=factors[1],
+            bilateral_before=factors[2],
+            bilateral_after=factors[3],
+        )
+
+    def run(
+        self,
+        unary: Tensor,  # [L, N]
+        *,
+        spatial_map: Tensor,  # [L, L]
+        bilateral_map: Tensor,  # [L, L]
+        unary_scale: float,
+        output_scale: float,
+        n_iterations: int,
+    ) -> Tensor:  # [L, N]
+        """Return refined logits, float32; the maps take a kernel's message to what is subtracted.
+
+        Raises
+        ------
+        ValueError
+            For NaN or infinity in `unary`.
+        """
+        logits = np.ascontiguousarray(_plain(unary))
+        out = np.empty_like(logits)
+        self._native.run(
+            logits,
+            out,
+            spatial=np.ascontiguousarray(_plain(spatial_map)),
+            bilateral=np.ascontiguousarray(_plain(bilateral_map)),
+            unary_scale=unary_scale,
+            output_scale=output_scale,
+            n_iterations=n_iterations,
+        )
+        return torch.from_numpy(out).to(unary.device)
+
+
+@overload
+def _plain(tensor: Tensor) -> NDArray[np.float32]: ...
+@overload
+def _plain(tensor: None) -> None: ...
+def _plain(tensor: Tensor | None) -> NDArray[np.float32] | None:
+    return None if tensor is None else tensor.detach().cpu().to(torch.float32).numpy()
+
+
 class _Filter(torch.autograd.Function):
     """The filter as a differentiable function of its values."""
 

@@ -41,6 +41,29 @@ class Lattice:
         transpose applies the adjoint. The GIL is released; several threads may call at once.
         """
 
+class MeanField:
+    """Mean-field inference with two kernels, without gradients."""
+
+    def __init__(self, spatial: Lattice, bilateral: Lattice, *, spatial_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, spatial_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> None:
+        """
+        Join two lattices of the same N points.
+
+        The factors, float32 [N], multiply what goes into and comes out of a filter. pixel_of, uint32 [N],
+        tells where each point lies in the planes of run.
+        """
+
+    @property
+    def n_points(self) -> int:
+        """N"""
+
+    def run(self, unary: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], *, spatial: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bilateral: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unary_scale: float, output_scale: float, n_iterations: int) -> None:
+        """
+        Write the refined logits [L, N] of unary [L, N], float32, L <= 64, to out, which may be unary.
+
+        The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is
+        released. Raises ValueError for NaN or infinity in unary; out is then undefined.
+        """
+
 def set_n_threads(n_threads: int) -> None:
     """
     Use at most this many threads per call; 0 restores the default. Results do not depend on it.

@@ -2,6 +2,8 @@
 // about are in lattice.py; what is checked here keeps native code safe from any caller.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -12,6 +14,7 @@
 
 #include "kernels.hpp"
 #include "lattice.hpp"
+#include "mean_field.hpp"
 #include "memory.hpp"
 #include "parallel.hpp"
 
@@ -68,6 +71,68 @@ void filter(const crfasrnn::Lattice& lattice, Values values, Output out, bool tr
   lattice.filter({first, values.size()}, {target, out.size()}, values.shape(1), transpose);
 }
 
+using Factors = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Order = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+std::span<const float> factors_for(const std::optional<Factors>& factors, const crfasrnn::Lattice& lattice) {
+  if (!factors) return {};
+  if (factors->shape(0) != lattice.n_points()) throw nb::value_error("factors must be [N]");
+  return {factors->data(), factors->size()};
+}
+
+using SharedLattice = std::shared_ptr<crfasrnn::Lattice>;
+
+std::unique_ptr<crfasrnn::MeanField> mean_field(SharedLattice spatial, SharedLattice bilateral,
+                                                std::optional<Factors> spatial_before,
+                                                std::optional<Factors> spatial_after,
+                                                std::optional<Factors> bilateral_before,
+                                                std::optional<Factors> bilateral_after,
+                                                std::optional<Order> pixel_of) {
+  if (spatial->n_points() != bilateral->n_points()) {
+    throw nb::value_error("spatial and bilateral must be lattices of the same points");
+  }
+  std::span<const std::uint32_t> order;
+  if (pixel_of) {
+    order = {pixel_of->data(), pixel_of->size()};
+    std::vector<bool> seen(spatial->n_points());
+    if (order.size() != seen.size()) throw nb::value_error("pixel_of must be [N]");
+    for (const std::uint32_t pixel : order) {
+      if (pixel >= seen.size() || seen[pixel]) throw nb::value_error("pixel_of must be a permutation of 0..N-1");
+      seen[pixel] = true;
+    }
+  }
+  const crfasrnn::MeanField::Kernel first{spatial, factors_for(spatial_before, *spatial),
+                                          factors_for(spatial_after, *spatial)};
+  const crfasrnn::MeanField::Kernel second{bilateral, factors_for(bilateral_before, *bilateral),
+                                           factors_for(bilateral_after, *bilateral)};
+  const nb::gil_scoped_release unlocked;
+  return std::make_unique<crfasrnn::MeanField>(first, second, order);
+}
+
+void run(const crfasrnn::MeanField& field, Values unary, Output out, Matrix spatial, Matrix bilateral,
+         float unary_scale, float output_scale, int n_iterations) {
+  const std::size_t n_labels = unary.shape(0);
+  if (n_labels < 1 || n_labels > crfasrnn::max_width) throw nb::value_error("unary must have 1 to 64 labels");
+  if (unary.shape(1) != field.n_points()) throw nb::value_error("unary must be [L, N]");
+  if (out.shape(0) != n_labels || out.shape(1) != unary.shape(1)) throw nb::value_error("out must be [L, N]");
+  for (const Matrix* matrix : {&spatial, &bilateral}) {
+    if (matrix->shape(0) != n_labels || matrix->shape(1) != n_labels) throw nb::value_error("matrices must be [L, L]");
+  }
+  if (n_iterations < 1) throw nb::value_error("n_iterations must be at least 1");
+  bool finite;
+  {
+    const nb::gil_scoped_release unlocked;
+    finite = field.run({unary.data(), unary.size()}, static_cast<int>(n_labels),
+                       {{spatial.data(), spatial.size()},
+                        {bilateral.data(), bilateral.size()},
+                        unary_scale,
+                        output_scale},
+                       n_iterations, {out.data(), out.size()});
+  }
+  if (!finite) throw nb::value_error("unary must be finite, got NaN or infinity");
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const char* const* name = crfasrnn::kernel_names(); *name != nullptr; ++name) names.emplace_back(*name);
@@ -119,6 +184,20 @@ NB_MODULE(_lattice, m) {
       .def("filter", &filter, "values"_a.noconvert(), "out"_a.noconvert(), nb::kw_only(), "transpose"_a = false,
            "Write slice(blur(splat(values))) to out; both float32 [N, V], C-contiguous, not overlapping.\n\n"
            "transpose applies the adjoint. The GIL is released; several threads may call at once.");
+
+  nb::class_<crfasrnn::MeanField>(m, "MeanField", "Mean-field inference with two kernels, without gradients.")
+      .def(nb::new_(&mean_field), "spatial"_a, "bilateral"_a, nb::kw_only(), "spatial_before"_a.noconvert() = nb::none(),
+           "spatial_after"_a.noconvert() = nb::none(), "bilateral_before"_a.noconvert() = nb::none(),
+           "bilateral_after"_a.noconvert() = nb::none(), "pixel_of"_a.noconvert() = nb::none(),
+           "Join two lattices of the same N points.\n\n"
+           "The factors, float32 [N], multiply what goes into and comes out of a filter. pixel_of, uint32 [N],\n"
+           "tells where each point lies in the planes of run.")
+      .def_prop_ro("n_points", &crfasrnn::MeanField::n_points, "N")
+      .def("run", &run, "unary"_a.noconvert(), "out"_a.noconvert(), nb::kw_only(), "spatial"_a.noconvert(),
+           "bilateral"_a.noconvert(), "unary_scale"_a, "output_scale"_a, "n_iterations"_a,
+           "Write the refined logits [L, N] of unary [L, N], float32, L <= 64, to out, which may be unary.\n\n"
+           "The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is\n"
+           "released. Raises ValueError for NaN or infinity in unary; out is then undefined.");
 
   m.def("set_n_threads", &crfasrnn::set_n_threads, "n_threads"_a,
         "Use at most this many threads per call; 0 restores the default. Results do not depend on it.");

@@ -177,14 +177,12 @@ template <int N>
 void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values, float* vertices,
                 std::size_t begin, std::size_t end) {
   for (std::size_t m = begin; m < end; ++m) {
-    Row<N> sum;
-    sum.clear();
+    Row<N> sum = Row<N>::zero();
     std::uint32_t i = start[m];
     const std::uint32_t last = start[m + 1];
     for (;;) {
       const std::uint32_t stop = last - i > piece ? i + piece : last;
-      Row<N> part;
-      part.clear();
+      Row<N> part = Row<N>::zero();
       for (; i < stop; ++i) {
         const std::uint32_t p = entries[i].point;
         const float* row = p < values.n_safe ? values.rows + p * values.stride
@@ -201,15 +199,11 @@ void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const Val
 template <int N>
 void blur_rows(const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end) {
   constexpr std::size_t ahead = 8;
-  Row<N> previous;
-  Row<N> centre;
-  Row<N> next;
-  Row<N> zero;
-  zero.clear();
+  const Row<N> zero = Row<N>::zero();
   for (std::size_t i = begin; i < end;) {
     std::uint32_t m = chain[i] & ~chain_head;
-    previous = zero;
-    centre.load(vertices + static_cast<std::size_t>(m) * N);
+    Row<N> previous = zero;
+    Row<N> centre = Row<N>::load(vertices + static_cast<std::size_t>(m) * N);
     for (;;) {
       ++i;
       const bool more = i < end && (chain[i] & chain_head) == 0;
@@ -226,7 +220,7 @@ void blur_rows(const std::uint32_t* chain, float* vertices, std::size_t begin, s
         if constexpr (N > 16) __builtin_prefetch(row + 16);
       }
 #endif
-      next.load(vertices + static_cast<std::size_t>(m) * N);
+      const Row<N> next = Row<N>::load(vertices + static_cast<std::size_t>(m) * N);
       Row<N>::blurred(previous, centre, next).store(target);
       previous = centre;
       centre = next;
@@ -241,8 +235,7 @@ void slice_rows(const std::uint32_t* vertex_of, const float* weight_of, int n_co
   for (std::size_t p = begin; p < end; ++p) {
     const std::uint32_t* vertex = vertex_of + p * static_cast<std::size_t>(n_corners);
     const float* weight = weight_of + p * static_cast<std::size_t>(n_corners);
-    Row<N> sum;
-    sum.clear();
+    Row<N> sum = Row<N>::zero();
     for (int k = 0; k < n_corners; ++k) {
       sum.add_scaled(scale * weight[k], vertices + static_cast<std::size_t>(vertex[k]) * N);
     }
@@ -250,6 +243,108 @@ void slice_rows(const std::uint32_t* vertex_of, const float* weight_of, int n_co
       sum.store(out + p * out_stride);
     } else {
       sum.store_part(out + p * out_stride, n_values);
+    }
+  }
+}
+
+template <int N>
+void map_labels_rows(const LabelMap& map, float* vertices, std::size_t begin, std::size_t end) {
+  if (map.kind == LabelMap::Kind::diagonal) {
+    const Row<N> weights = Row<N>::load(map.weights);
+    for (std::size_t m = begin; m < end; ++m) {
+      Row<N> row = Row<N>::load(vertices + m * N);
+      row.multiply(weights);
+      row.store(vertices + m * N);
+    }
+    return;
+  }
+  // Several rows at a time: the matrix is read once for all of them, and their sums do not wait for
+  // one another.
+  constexpr int block = N <= 16 ? 4 : N <= 32 ? 3 : 2;
+  std::size_t m = begin;
+  for (; m + block <= end; m += block) {
+    Row<N> sums[block];
+    for (int b = 0; b < block; ++b) sums[b] = Row<N>::zero();
+    for (int l = 0; l < map.n_labels; ++l) {
+      const Row<N> column = Row<N>::load(map.weights + l * N);
+      for (int b = 0; b < block; ++b) sums[b].add_scaled(vertices[(m + static_cast<std::size_t>(b)) * N + static_cast<std::size_t>(l)], column);
+    }
+    for (int b = 0; b < block; ++b) sums[b].store(vertices + (m + static_cast<std::size_t>(b)) * N);
+  }
+  for (; m < end; ++m) {
+    Row<N> sum = Row<N>::zero();
+    for (int l = 0; l < map.n_labels; ++l) sum.add_scaled(vertices[m * N + static_cast<std::size_t>(l)], map.weights + l * N);
+    sum.store(vertices + m * N);
+  }
+}
+
+// Rows of this many points are turned at a time: a cache line of every label's plane.
+constexpr int turned = 16;
+constexpr float far_below = -1e30F;  // logit of the labels that only fill up a row
+
+template <int N>
+bool pack_rows(const Planes& planes, const float* unary, float scale, float* rows, float* marginals,
+               std::size_t begin, std::size_t end) {
+  alignas(64) float block[turned][N];
+  for (int i = 0; i < turned; ++i) {
+    for (int l = 0; l < N; ++l) block[i][l] = far_below;
+  }
+  std::int32_t finite = 1;
+  for (std::size_t p = begin; p < end; p += turned) {
+    const int count = end - p < turned ? static_cast<int>(end - p) : turned;
+    for (int l = 0; l < planes.n_labels; ++l) {
+      const float* plane = unary + static_cast<std::size_t>(l) * planes.n_points;
+      for (int i = 0; i < count; ++i) {
+        const std::size_t q = p + static_cast<std::size_t>(i);
+        const float x = plane[planes.pixel_of == nullptr ? q : planes.pixel_of[q]];
+        finite &= x - x == 0.0F ? 1 : 0;
+        block[i][l] = scale * x;
+      }
+    }
+    for (int i = 0; i < count; ++i) {
+      const std::size_t q = p + static_cast<std::size_t>(i);
+      Row<N> row = Row<N>::load(block[i]);
+      row.store(rows + q * N);
+      row.softmax();
+      row.store(marginals + q * N);
+    }
+  }
+  return finite != 0;
+}
+
+template <int N>
+inline void add_message(const Message& message, std::size_t p, Row<N>& state) {
+  const std::uint32_t* vertex = message.vertex_of + p * static_cast<std::size_t>(message.n_corners);
+  const float* weight = message.weight_of + p * static_cast<std::size_t>(message.n_corners);
+  Row<N> sum = Row<N>::zero();
+  for (int k = 0; k < message.n_corners; ++k) {
+    sum.add_scaled(weight[k], message.vertices + static_cast<std::size_t>(vertex[k]) * N);
+  }
+  state.add_scaled(message.factor == nullptr ? message.scale : message.scale * message.factor[p], sum);
+}
+
+template <int N>
+void update_rows(const float* unary, const Message& first, const Message& second, bool softmax, float* out,
+                 std::size_t begin, std::size_t end) {
+  for (std::size_t p = begin; p < end; ++p) {
+    Row<N> state = Row<N>::load(unary + p * N);
+    add_message<N>(first, p, state);
+    add_message<N>(second, p, state);
+    if (softmax) state.softmax();
+    state.store(out + p * N);
+  }
+}
+
+template <int N>
+void unpack_rows(const Planes& planes, const float* rows, float scale, float* out, std::size_t begin,
+                 std::size_t end) {
+  for (std::size_t p = begin; p < end; p += turned) {
+    const std::size_t stop = end - p < turned ? end : p + turned;
+    for (int l = 0; l < planes.n_labels; ++l) {
+      float* plane = out + static_cast<std::size_t>(l) * planes.n_points;
+      for (std::size_t q = p; q < stop; ++q) {
+        plane[planes.pixel_of == nullptr ? q : planes.pixel_of[q]] = scale * rows[q * N + static_cast<std::size_t>(l)];
+      }
     }
   }
 }
@@ -284,12 +379,32 @@ void slice(int width, const std::uint32_t* vertex_of, const float* weight_of, in
                     end)
 }
 
+void map_labels(int width, const LabelMap& map, float* vertices, std::size_t begin, std::size_t end) {
+  CRFASRNN_BY_WIDTH(map_labels_rows, map, vertices, begin, end)
+}
+
+bool pack(int width, const Planes& planes, const float* unary, float scale, float* rows, float* marginals,
+          std::size_t begin, std::size_t end) {
+  CRFASRNN_BY_WIDTH(pack_rows, planes, unary, scale, rows, marginals, begin, end)
+}
+
+void update(int width, const float* unary, const Message& first, const Message& second, bool softmax, float* out,
+            std::size_t begin, std::size_t end) {
+  CRFASRNN_BY_WIDTH(update_rows, unary, first, second, softmax, out, begin, end)
+}
+
+void unpack(int width, const Planes& planes, const float* rows, float scale, float* out, std::size_t begin,
+            std::size_t end) {
+  CRFASRNN_BY_WIDTH(unpack_rows, planes, rows, scale, out, begin, end)
+}
+
 #define CRFASRNN_NAME_(isa) #isa
 #define CRFASRNN_NAME(isa) CRFASRNN_NAME_(isa)
 
 }  // namespace
 
 extern const Kernels table;
-const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat, blur, slice};
+const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat, blur, slice,
+                    map_labels, pack, update, unpack};
 
 }  // namespace crfasrnn::CRFASRNN_ISA

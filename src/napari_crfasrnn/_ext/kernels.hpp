@@ -40,6 +40,30 @@ struct ValueRows {
   std::size_t tail_stride;
 };
 
+// What a linear map does to the label axis of a row, before the blur (the two commute).
+struct LabelMap {
+  enum class Kind { identity, diagonal, full } kind = Kind::identity;
+  const float* weights = nullptr;  // diagonal: [width]; full: [n_labels, width], one row per input label
+  int n_labels = 0;
+};
+
+// How the mean field reads one kernel's message at a point.
+struct Message {
+  const std::uint32_t* vertex_of;  // [N, n_corners]
+  const float* weight_of;          // [N, n_corners]
+  const float* vertices;           // [M, width]
+  const float* factor;             // [N], or null for 1
+  float scale;
+  int n_corners;
+};
+
+// Where the points of a mean field lie in the planar arrays [L, N] that come in and go out.
+struct Planes {
+  std::size_t n_points;
+  int n_labels;
+  const std::uint32_t* pixel_of;  // [N], or null when point p is pixel p
+};
+
 struct Kernels {
   const char* name;
 
@@ -58,6 +82,19 @@ struct Kernels {
   void (*slice)(int width, const std::uint32_t* vertex_of, const float* weight_of, int n_corners, float scale,
                 const float* vertices, float* out, std::size_t out_stride, int n_values, std::size_t begin,
                 std::size_t end);
+
+  // vertices[m] = map * vertices[m], for m in [begin, end).
+  void (*map_labels)(int width, const LabelMap& map, float* vertices, std::size_t begin, std::size_t end);
+  // rows[p] = scale * unary of point p, padded with very low logits; marginals[p] = softmax of that.
+  // Returns whether all logits were finite.
+  bool (*pack)(int width, const Planes& planes, const float* unary, float scale, float* rows, float* marginals,
+               std::size_t begin, std::size_t end);
+  // out[p] = unary[p] + the two messages, or softmax of that; rows of `width`.
+  void (*update)(int width, const float* unary, const Message& first, const Message& second, bool softmax, float* out,
+                 std::size_t begin, std::size_t end);
+  // out [L, N] = scale * rows, where the points belong.
+  void (*unpack)(int width, const Planes& planes, const float* rows, float scale, float* out, std::size_t begin,
+                 std::size_t end);
 };
 
 // The mark of a chain's first node; the other bits are the vertex.

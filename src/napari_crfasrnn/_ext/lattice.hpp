@@ -55,7 +55,9 @@ class Lattice {
   const float* weight_of() const { return weight_of_.data(); }              // [N, d + 1]
   const std::uint32_t* splat_start() const { return splat_start_.data(); }  // [M + 1]
   const SplatEntry* splat_entries() const { return splat_entries_.data(); } // [N * (d + 1)]
-  void splat(int width, const ValueRows& values, float* vertices) const;
+  // `entries` may be a copy of splat_entries() with other weights; `map` acts on every finished vertex.
+  void splat(int width, const SplatEntry* entries, const ValueRows& values, const LabelMap& map,
+             float* vertices) const;
   void blur(int width, float* vertices, bool transpose) const;
 
  private:

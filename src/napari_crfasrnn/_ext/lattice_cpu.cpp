@@ -312,7 +312,8 @@ std::size_t Lattice::n_bytes() const {
   return total;
 }
 
-void Lattice::splat(int width, const ValueRows& values, float* vertices) const {
+void Lattice::splat(int width, const SplatEntry* entries, const ValueRows& values, const LabelMap& map,
+                    float* vertices) const {
   // Ranges of equal work, not of equally many vertices: flat regions have vertices with thousands of
   // points. A range of entries belongs to the vertices that start in it.
   const std::size_t n_entries = n_points_ * static_cast<std::size_t>(n_corners());
@@ -322,7 +323,8 @@ void Lattice::splat(int width, const ValueRows& values, float* vertices) const {
   parallel_for(n_entries, grain, [&](std::size_t begin, std::size_t end) {
     const auto first = static_cast<std::size_t>(std::lower_bound(start, stop, begin) - start);
     const auto last = static_cast<std::size_t>(std::lower_bound(start, stop, end) - start);
-    kernels().splat(width, start, splat_entries_.data(), values, vertices, first, last);
+    kernels().splat(width, start, entries, values, vertices, first, last);
+    if (map.kind != LabelMap::Kind::identity) kernels().map_labels(width, map, vertices, first, last);
   });
 }
 
@@ -362,7 +364,7 @@ void Lattice::filter(std::span<const float> values, std::span<float> out, std::s
     }
     const ValueRows rows{values.data() + first, n_values, static_cast<std::uint32_t>(n_safe), tail.data(), w};
     Buffer<float> vertices(n_vertices_ * w);
-    splat(width, rows, vertices.data());
+    splat(width, splat_entries_.data(), rows, LabelMap{}, vertices.data());
     blur(width, vertices.data(), transpose);
     parallel_for(n_points_, grain, [&](std::size_t begin, std::size_t end) {
       k.slice(width, vertex_of_.data(), weight_of_.data(), n_corners(), slice_gain(), vertices.data(),

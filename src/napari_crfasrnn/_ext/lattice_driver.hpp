@@ -1,0 +1,519 @@
+// The order of the steps on a device, for lattice_cuda.cu and lattice_items.cpp to instantiate.
+//
+// A Device runs items: for_each(rows, packs, item) calls item(row, pack) for all of them, in any
+// order; blocks(n, x, y, n_scratch, item) calls item.phase(k, block, x, y, local, scratch) for the
+// x * y threads of n blocks, which all finish a phase before the next begins.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "lattice_gpu.hpp"
+
+namespace crfasrnn::gpu {
+
+// Cuts one block of memory into arrays; on no block at all it only counts.
+class Carver {
+ public:
+  Carver() = default;
+  explicit Carver(Memory memory) : data_(memory.data), limit_(memory.n_bytes) {}
+
+  template <class T>
+  T* take(std::size_t size) {
+    constexpr std::size_t alignment = 256;
+    T* array = data_ != nullptr ? reinterpret_cast<T*>(data_ + used_) : nullptr;
+    used_ += (size * sizeof(T) + alignment - 1) / alignment * alignment;
+    return array;
+  }
+  std::size_t used() const { return used_; }
+  void check() const {
+    if (used_ > limit_) {
+      throw std::invalid_argument("a block of " + std::to_string(limit_) + " bytes came where " +
+                                  std::to_string(used_) + " are needed");
+    }
+  }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t limit_ = 0;
+  std::size_t used_ = 0;
+};
+
+// Scaling that makes the lattice's own blur a unit Gaussian (p. 6 in Adams et al. 2010).
+inline Scales unit_scales(int d) {
+  Scales scales{};
+  const auto gain = static_cast<float>(std::sqrt(2.0 / 3.0) * (d + 1));
+  for (int i = 0; i < d; ++i) {
+    scales.of[i] = static_cast<float>(1.0 / std::sqrt(static_cast<double>((i + 1) * (i + 2))) * gain);
+  }
+  return scales;
+}
+
+// Fields wide enough for every vertex and all its neighbours, the last coordinate in the lowest bits.
+inline KeyLayout key_layout(const std::int32_t* low, const std::int32_t* high, int d, std::size_t n_points,
+                            std::size_t n_groups) {
+  KeyLayout layout{};
+  layout.n_dims = d;
+  layout.points_per_group = static_cast<std::uint32_t>(n_points / n_groups);
+  // A corner lies within d + 1 of the rounded point, that within d + 1 of the point, and a
+  // neighbour d further; one more d + 1 for good measure.
+  const int margin = 4 * (d + 1);
+  int word = 0;
+  int used = 0;
+  const auto place = [&](int width, int& own_word, int& own_shift) {
+    if (used + width > 64) {
+      ++word;
+      used = 0;
+    }
+    own_word = word;
+    own_shift = used;
+    used += width;
+    layout.bits[word] = used;
+  };
+  for (int j = d - 1; j >= 0; --j) {
+    layout.low[j] = low[j] - margin;
+    place(std::bit_width(static_cast<std::uint32_t>(high[j] + margin - layout.low[j])), layout.word[j], layout.shift[j]);
+  }
+  place(std::bit_width(n_groups - 1), layout.group_word, layout.group_shift);
+  if (layout.group_shift == 64) layout.group_shift = 0;  // a single group has no bits, and its number is 0
+  // Filled from the least significant word, which is the last.
+  layout.n_words = word + 1;
+  for (int j = 0; j < d; ++j) layout.word[j] = word - layout.word[j];
+  layout.group_word = word - layout.group_word;
+  std::reverse(layout.bits, layout.bits + layout.n_words);
+  return layout;
+}
+
+// Call f.template operator()<D>() with d where code for it is compiled, else with 0.
+template <class F>
+void by_dims(int d, F&& f) {
+  switch (d) {
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    case 5: return f.template operator()<5>();
+    case 6: return f.template operator()<6>();
+    default: return f.template operator()<0>();
+  }
+}
+
+template <class F>
+void by_pack(std::size_t n_values, F&& f) {
+  switch (pack_size(n_values)) {
+    case 1: return f.template operator()<1>();
+    case 2: return f.template operator()<2>();
+    default: return f.template operator()<4>();
+  }
+}
+
+template <class Device>
+GpuLattice<Device>::GpuLattice(std::size_t n_points, int n_dims, std::size_t n_groups)
+    : n_points_(n_points), n_dims_(n_dims), n_groups_(n_groups) {
+  if (n_dims < 1 || n_dims > max_dims) throw std::invalid_argument("features must be [N, d] with 1 <= d <= 16");
+  if (n_points > (std::size_t{1} << 31) / static_cast<std::size_t>(n_dims + 1) - 1) {
+    throw std::invalid_argument(
+        "features have too many points: N * (d + 1) must stay below 2**31; split the image into tiles");
+  }
+  if (n_groups < 1 || n_points % n_groups != 0) {
+    throw std::invalid_argument("features must have a multiple of n_groups points");
+  }
+}
+
+template <class Device>
+void GpuLattice<Device>::require(bool stage_reached) const {
+  if (!stage_reached) throw std::invalid_argument("a lattice is built by measure, number and link, in this order");
+}
+
+namespace detail {
+inline std::size_t n_measure_blocks(std::size_t n_points) {
+  constexpr std::size_t threads = Measure<0>::n_threads;
+  return std::min<std::size_t>((n_points + threads - 1) / threads, 256);
+}
+}  // namespace detail
+
+template <class Device>
+std::size_t GpuLattice<Device>::measure_bytes() const {
+  return detail::n_measure_blocks(n_points_) * Measure<0>::row * sizeof(std::int32_t);
+}
+
+template <class Device>
+void GpuLattice<Device>::measure(const float* features, Memory scratch, const Where& where) {
+  if (scratch.n_bytes < measure_bytes()) throw std::invalid_argument("measure needs a block of measure_bytes()");
+  std::int32_t low[max_corners] = {};
+  std::int32_t high[max_corners] = {};
+  if (n_points_ != 0) {
+    Device device(where);
+    constexpr std::size_t row = Measure<0>::row;
+    const std::size_t n_blocks = detail::n_measure_blocks(n_points_);
+    const auto corners = static_cast<std::size_t>(n_corners());
+    auto* found = reinterpret_cast<std::int32_t*>(scratch.data);
+    by_dims(n_dims_, [&]<int D>() {
+      constexpr int threads = Measure<D>::n_threads;
+      const Measure<D> item{features, n_points_, n_dims_, unit_scales(n_dims_), n_blocks, found};
+      device.blocks(n_blocks, threads, 1, (2 * corners + 2) * threads, item);
+    });
+    std::vector<std::int32_t> rows(n_blocks * row);
+    device.read(rows.data(), found, rows.size() * sizeof(std::int32_t));
+    std::copy_n(rows.begin(), corners, low);
+    std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(corners), corners, high);
+    bool outside = false;
+    bool not_finite = false;
+    for (std::size_t b = 0; b < n_blocks; ++b) {
+      const std::int32_t* own = rows.data() + b * row;
+      for (std::size_t j = 0; j < corners; ++j) {
+        low[j] = std::min(low[j], own[j]);
+        high[j] = std::max(high[j], own[corners + j]);
+      }
+      outside = outside || own[2 * corners] != 0;
+      not_finite = not_finite || own[2 * corners + 1] != 0;
+    }
+    if (not_finite) {
+      throw std::invalid_argument("features must be finite, got NaN or infinity; replace or mask them first");
+    }
+    if (outside) {
+      throw std::invalid_argument(
+          "features are too large for float32 lattice coordinates (about 2**20 at most); "
+          "divide them by larger widths or rescale the image");
+    }
+    layout_ = key_layout(low, high, n_dims_, n_points_, n_groups_);
+  }
+  stage_ = Stage::measured;
+}
+
+template <class Device>
+template <class C>
+typename GpuLattice<Device>::Geometry GpuLattice<Device>::carve_geometry(C& carver) const {
+  Geometry g{};
+  g.vertex_of = carver.template take<std::uint32_t>(n_entries());
+  g.weight_of = carver.template take<float>(n_entries());
+  g.entries = carver.template take<Entry>(n_entries());
+  return g;
+}
+
+template <class Device>
+template <class C>
+typename GpuLattice<Device>::Temporary GpuLattice<Device>::carve_temporary(C& carver) const {
+  const std::size_t e = n_entries();
+  const auto n_words = static_cast<std::size_t>(layout_.n_words);
+  Temporary t{};
+  t.words = carver.template take<std::uint64_t>(n_words * e);
+  t.keys[0] = n_words == 1 ? t.words : carver.template take<std::uint64_t>(e);
+  t.keys[1] = carver.template take<std::uint64_t>(e);
+  t.order[0] = carver.template take<std::uint32_t>(e);
+  t.order[1] = carver.template take<std::uint32_t>(e);
+  t.wide_keys = n_words == 1 ? nullptr : carver.template take<std::uint64_t>(n_words * e);
+  t.start = carver.template take<std::uint32_t>(e + 1);
+  t.device = carver.template take<std::byte>(Device::scratch_bytes(e));
+  return t;
+}
+
+template <class Device>
+template <class C>
+typename GpuLattice<Device>::Tables GpuLattice<Device>::carve_tables(C& carver) const {
+  Tables t{};
+  t.segment_begin = carver.template take<std::uint32_t>(n_segments_ + 1);
+  t.segment_target = carver.template take<std::uint32_t>(n_segments_);
+  t.long_vertices = carver.template take<LongVertex>(n_long_);
+  t.neighbours = carver.template take<std::uint32_t>(static_cast<std::size_t>(n_corners()) * n_vertices_ * 2);
+  return t;
+}
+
+template <class Device>
+std::size_t GpuLattice<Device>::geometry_bytes() const {
+  Carver carver;
+  carve_geometry(carver);
+  return carver.used();
+}
+
+template <class Device>
+std::size_t GpuLattice<Device>::temporary_bytes() const {
+  require(stage_ != Stage::empty);
+  if (n_points_ == 0) return 0;
+  Carver carver;
+  carve_temporary(carver);
+  return carver.used();
+}
+
+template <class Device>
+std::size_t GpuLattice<Device>::table_bytes() const {
+  require(stage_ == Stage::numbered || stage_ == Stage::linked);
+  Carver carver;
+  carve_tables(carver);
+  return carver.used();
+}
+
+// Sorting the keys of all corners brings the entries of a vertex together, in the order of their
+// points: numbers, splat lists and their deterministic order come out of one sort and one scan.
+template <class Device>
+void GpuLattice<Device>::number(const float* features, Memory geometry, Memory temporary, const Where& where) {
+  require(stage_ == Stage::measured);
+  Carver kept(geometry);
+  geometry_ = carve_geometry(kept);
+  kept.check();
+  stage_ = Stage::numbered;
+  if (n_points_ == 0) return;
+  Carver carver(temporary);
+  const Temporary t = carve_temporary(carver);
+  carver.check();
+
+  Device device(where);
+  const std::size_t e = n_entries();
+  const int n_words = layout_.n_words;
+  by_dims(n_dims_, [&]<int D>() {
+    device.for_each(n_points_, 1,
+                    FindSimplex<D>{features, unit_scales(n_dims_), layout_, e, t.words, geometry_.weight_of});
+  });
+  device.for_each(e, 1, Iota{t.order[0]});
+  int keys_in = 0;
+  int order_in = 0;
+  for (int w = n_words - 1; w >= 0; --w) {
+    if (layout_.bits[w] == 0) continue;
+    if (n_words > 1) {
+      keys_in = 0;
+      device.for_each(e, 1, GatherWord{t.words + static_cast<std::size_t>(w) * e, t.order[order_in], t.keys[0]});
+    }
+    std::uint64_t* keys[2] = {t.keys[keys_in], t.keys[1 - keys_in]};
+    std::uint32_t* order[2] = {t.order[order_in], t.order[1 - order_in]};
+    const int flips = device.sort_pairs(keys, order, e, layout_.bits[w], t.device);
+    keys_in ^= flips;
+    order_in ^= flips;
+  }
+  const std::uint64_t* sorted_keys = t.keys[keys_in];
+  std::uint32_t* sorted_order = t.order[order_in];
+  std::uint32_t* number = t.order[1 - order_in];  // the sort is done with it
+  std::uint64_t* vertex_keys = n_words == 1 ? t.keys[1 - keys_in] : t.wide_keys;
+  const SortedKeys keys{n_words, e, sorted_keys, t.words, sorted_order};
+  device.for_each(e, 1, MarkHeads{keys, number});
+  device.inclusive_sum(number, e, t.device);
+  device.for_each(e, 1,
+                  PlaceEntries{keys, number, geometry_.weight_of, static_cast<std::uint32_t>(n_corners()),
+                               geometry_.vertex_of, geometry_.entries, t.start, vertex_keys});
+  std::uint64_t* segment = t.keys[keys_in];  // the keys are in vertex_keys now
+  device.for_each(e, 1, MarkSegments{number, t.start, segment});
+  device.inclusive_sum(segment, e, t.device);
+
+  std::uint32_t n_vertices = 0;
+  std::uint64_t n_segments = 0;
+  device.read_two(&n_vertices, number + (e - 1), sizeof n_vertices, &n_segments, segment + (e - 1), sizeof n_segments);
+  n_vertices_ = n_vertices;
+  n_segments_ = n_segments & 0xFFFFFFFFU;
+  n_long_ = n_segments >> 32;
+  numbered_ = {number, t.start, segment, vertex_keys};
+}
+
+template <class Device>
+void GpuLattice<Device>::link(Memory tables, const Where& where) {
+  require(stage_ == Stage::numbered);
+  Carver carver(tables);
+  tables_ = carve_tables(carver);
+  carver.check();
+  stage_ = Stage::linked;
+  if (n_points_ == 0) return;
+  Device device(where);
+  const std::size_t e = n_entries();
+  const auto corners = static_cast<std::size_t>(n_corners());
+  device.for_each(e, 1,
+                  PlaceSegments{numbered_.number, numbered_.start, numbered_.segment, e, tables_.segment_begin,
+                                tables_.segment_target, tables_.long_vertices});
+  device.fill(tables_.neighbours, 0xFF, corners * n_vertices_ * 2 * sizeof(std::uint32_t));
+  const auto link_neighbours = [&]<int Words>() {
+    device.for_each(n_vertices_, n_corners(),
+                    LinkNeighbours<Words>{layout_, static_cast<std::uint32_t>(n_vertices_), numbered_.vertex_keys,
+                                          tables_.neighbours});
+  };
+  if (layout_.n_words == 1) {
+    link_neighbours.template operator()<1>();
+  } else {
+    link_neighbours.template operator()<0>();
+  }
+  numbered_ = {};
+}
+
+// Two sets of vertex rows, between which the blur goes back and forth. The second also holds the
+// partial sums of the splat, one for each segment.
+struct VertexRows {
+  float* rows[2];
+
+  template <class C>
+  static VertexRows carve(C& carver, std::size_t n_vertices, std::size_t n_segments, int width) {
+    const auto w = static_cast<std::size_t>(width);
+    VertexRows v{};
+    v.rows[0] = carver.template take<float>(n_vertices * w);
+    v.rows[1] = carver.template take<float>(std::max(n_vertices, n_segments) * w);
+    return v;
+  }
+};
+
+template <class Device>
+std::size_t GpuLattice<Device>::workspace_bytes(std::size_t n_values) const {
+  Carver carver;
+  VertexRows::carve(carver, n_vertices_, n_segments_, row_width(std::min<std::size_t>(n_values, max_width)));
+  return carver.used();
+}
+
+template <class Device>
+void GpuLattice<Device>::filter(const float* values, float* out, std::size_t n_values, bool transpose,
+                                Memory workspace, const Where& where) const {
+  require(stage_ == Stage::linked);
+  if (n_points_ == 0 || n_values == 0) return;
+  Device device(where);
+  for (std::size_t first = 0; first < n_values; first += max_width) {
+    const std::size_t count = std::min<std::size_t>(n_values - first, max_width);
+    const int width = row_width(count);
+    Carver carver(workspace);
+    VertexRows vertices = VertexRows::carve(carver, n_vertices_, n_segments_, width);
+    carver.check();
+    const float* in = values + first;
+    float* target = out + first;
+    by_pack(count, [&]<int P>() {
+      const int packs = width / P;
+      const auto is_whole = [&](const float* p) {
+        return count % P == 0 && n_values % P == 0 && reinterpret_cast<std::uintptr_t>(p) % (4 * P) == 0;
+      };
+      const auto splat = [&]<bool Whole>() {
+        device.for_each(n_segments_, packs,
+                        Splat<P, Whole>{tables_.segment_begin, tables_.segment_target, geometry_.entries,
+                                        InputRows<P, Whole>{in, n_values, static_cast<int>(count)}, nullptr,
+                                        vertices.rows[0], vertices.rows[1], width});
+      };
+      if (is_whole(in)) {
+        splat.template operator()<true>();
+      } else {
+        splat.template operator()<false>();
+      }
+      device.blocks(n_long_, packs, AddLong<P>::lanes, static_cast<std::size_t>(AddLong<P>::lanes * width),
+                    AddLong<P>{tables_.long_vertices, vertices.rows[1], vertices.rows[0], width});
+      for (int i = 0; i <= n_dims_; ++i) {
+        const auto axis = static_cast<std::size_t>(transpose ? n_dims_ - i : i);
+        device.for_each(n_vertices_, packs,
+                        Blur<P>{tables_.neighbours + axis * n_vertices_ * 2, vertices.rows[i % 2],
+                                vertices.rows[(i + 1) % 2], width});
+      }
+      const Corners corners{geometry_.vertex_of, geometry_.weight_of, vertices.rows[(n_dims_ + 1) % 2],
+                            n_corners(), 1.0F / (1.0F + std::ldexp(1.0F, -n_dims_)), width};
+      if (is_whole(target)) {
+        device.for_each(n_points_, packs, Slice<P, true>{corners, target, n_values, static_cast<int>(count)});
+      } else {
+        device.for_each(n_points_, packs, Slice<P, false>{corners, target, n_values, static_cast<int>(count)});
+      }
+    });
+  }
+}
+
+template <class Device>
+GpuMeanField<Device>::GpuMeanField(const GpuLattice<Device>& spatial, const GpuLattice<Device>& bilateral, int n_labels)
+    : lattices_{&spatial, &bilateral}, n_labels_(n_labels) {
+  if (n_labels < 1 || n_labels > max_width) throw std::invalid_argument("the mean field takes 1 to 64 labels");
+  if (spatial.n_points() != bilateral.n_points()) {
+    throw std::invalid_argument("both lattices must be around the same points");
+  }
+  spatial.require(spatial.stage_ == GpuLattice<Device>::Stage::linked);
+  bilateral.require(bilateral.stage_ == GpuLattice<Device>::Stage::linked);
+}
+
+namespace detail {
+template <class Lattice, class C>
+float* carve_mean_field(C& carver, const Lattice* const* lattices, int width, VertexRows* vertices) {
+  for (int k = 0; k < 2; ++k) {
+    vertices[k] = VertexRows::carve(carver, lattices[k]->n_vertices(), lattices[k]->n_segments(), width);
+  }
+  return carver.template take<float>(lattices[0]->n_points() * static_cast<std::size_t>(width));
+}
+}  // namespace detail
+
+template <class Device>
+std::size_t GpuMeanField<Device>::workspace_bytes() const {
+  Carver carver;
+  VertexRows vertices[2];
+  detail::carve_mean_field(carver, lattices_, width(), vertices);
+  return carver.used();
+}
+
+template <class Device>
+template <int P>
+void GpuMeanField<Device>::queue(Device& device, const Arguments& a, Memory workspace) const {
+  Carver carver(workspace);
+  VertexRows vertices[2];
+  const int w = width();
+  float* marginals = detail::carve_mean_field(carver, lattices_, w, vertices);
+  carver.check();
+  const int packs = w / P;
+  const std::size_t n = lattices_[0]->n_points();
+  constexpr int threads = 256;
+  const int block_rows = std::max(1, threads / packs);
+  const std::size_t n_blocks = (n + static_cast<std::size_t>(block_rows) - 1) / static_cast<std::size_t>(block_rows);
+
+  const auto corners = [&](int k) {
+    const GpuLattice<Device>& l = *lattices_[k];
+    return Corners{l.geometry_.vertex_of, l.geometry_.weight_of, vertices[k].rows[l.n_corners() % 2], l.n_corners(),
+                   1.0F / (1.0F + std::ldexp(1.0F, -l.n_dims())), w};
+  };
+  const auto update = [&](bool is_first, bool is_last) {
+    const UpdateMarginals<P> item{corners(0), corners(1), a.after[0],  a.after[1],  a.unary, a.maps, a.is_diagonal,
+                                  a.state,    marginals,  n,           n_labels_,   w,       packs,  block_rows,
+                                  is_first,   is_last};
+    device.blocks(n_blocks, packs, block_rows, item.n_scratch(), item);
+  };
+  const auto splat = [&](int k) {
+    const GpuLattice<Device>& l = *lattices_[k];
+    return Splat<P, true>{l.tables_.segment_begin, l.tables_.segment_target, l.geometry_.entries,
+                          InputRows<P, true>{marginals, static_cast<std::size_t>(w), w}, a.before[k],
+                          vertices[k].rows[0], vertices[k].rows[1], w};
+  };
+  const auto add_long = [&](int k) {
+    return AddLong<P>{lattices_[k]->tables_.long_vertices, vertices[k].rows[1], vertices[k].rows[0], w};
+  };
+  const auto blur = [&](int k, int axis) {
+    const GpuLattice<Device>& l = *lattices_[k];
+    return Blur<P>{l.tables_.neighbours + static_cast<std::size_t>(axis) * l.n_vertices_ * 2,
+                   vertices[k].rows[axis % 2], vertices[k].rows[(axis + 1) % 2], w};
+  };
+
+  // Both kernels share every launch: the small spatial lattice hides behind the bilateral one.
+  update(true, false);
+  for (int i = 0; i < a.n_iterations; ++i) {
+    device.for_each_two(lattices_[0]->n_segments_, splat(0), lattices_[1]->n_segments_, splat(1), packs);
+    device.blocks_two(lattices_[0]->n_long_, add_long(0), lattices_[1]->n_long_, add_long(1), packs, AddLong<P>::lanes,
+                      static_cast<std::size_t>(AddLong<P>::lanes * w));
+    const int n_axes[2] = {lattices_[0]->n_corners(), lattices_[1]->n_corners()};
+    for (int axis = 0; axis < std::max(n_axes[0], n_axes[1]); ++axis) {
+      // Past its last axis a lattice has nothing to do.
+      const std::size_t rows[2] = {axis < n_axes[0] ? lattices_[0]->n_vertices_ : 0,
+                                   axis < n_axes[1] ? lattices_[1]->n_vertices_ : 0};
+      device.for_each_two(rows[0], blur(0, std::min(axis, n_axes[0] - 1)), rows[1],
+                          blur(1, std::min(axis, n_axes[1] - 1)), packs);
+    }
+    update(false, i + 1 == a.n_iterations);
+  }
+}
+
+template <class Device>
+void GpuMeanField<Device>::queue(Device& device, const Arguments& arguments, Memory workspace) const {
+  by_pack(static_cast<std::size_t>(n_labels_), [&]<int P>() { queue<P>(device, arguments, workspace); });
+}
+
+template <class Device>
+void GpuMeanField<Device>::run(const Arguments& arguments, Memory workspace, const Where& where) {
+  if (arguments.n_iterations < 1) throw std::invalid_argument("n_iterations must be at least 1");
+  if (workspace.n_bytes < workspace_bytes()) throw std::invalid_argument("run needs a block of workspace_bytes()");
+  if (lattices_[0]->n_points() == 0) return;
+  Device device(where);
+  const bool is_repeated = arguments == last_ && workspace.data == last_workspace_ && where.device == last_device_;
+  if (!is_repeated) {
+    graph_.reset();
+    last_ = arguments;
+    last_workspace_ = workspace.data;
+    last_device_ = where.device;
+  }
+  if (device.is_capturing() || !is_repeated) return queue(device, arguments, workspace);
+  if (graph_ == nullptr) {
+    graph_ = device.record([&] { queue(device, arguments, workspace); });
+  }
+  if (graph_ == nullptr) return queue(device, arguments, workspace);
+  device.replay(graph_.get());
+}
+
+}  // namespace crfasrnn::gpu

@@ -1,0 +1,54 @@
+// Mean-field inference in a dense CRF with two Gaussian kernels, without gradients: what the
+// differentiable layer in crf.py computes, in one pass over the points per iteration.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "lattice.hpp"
+#include "memory.hpp"
+
+namespace crfasrnn {
+
+class MeanField {
+ public:
+  // One kernel: a lattice, and factors [N] on what goes into and comes out of its filter, which are
+  // copied; an empty span stands for ones.
+  struct Kernel {
+    std::shared_ptr<const Lattice> lattice;
+    std::span<const float> before;
+    std::span<const float> after;
+  };
+  // pixel_of: where each point lies in the planes of `run`, a permutation of 0..N-1; empty: in order.
+  MeanField(const Kernel& spatial, const Kernel& bilateral, std::span<const std::uint32_t> pixel_of);
+
+  // The matrices [L, L] row-major map messages to what is subtracted from the logits.
+  struct Weights {
+    std::span<const float> spatial;
+    std::span<const float> bilateral;
+    float unary_scale;
+    float output_scale;
+  };
+  // out [L, N] = output_scale * (state after n_iterations), starting from unary_scale * unary [L, N].
+  // Returns false when a logit is not finite; `out` is then undefined. L <= 64.
+  bool run(std::span<const float> unary, int n_labels, const Weights& weights, int n_iterations,
+           std::span<float> out) const;
+
+  std::size_t n_points() const { return spatial_.lattice->n_points(); }
+
+ private:
+  struct Side {
+    std::shared_ptr<const Lattice> lattice;
+    Buffer<SplatEntry> entries;  // with the factor `before` in their weights; empty without one
+    Buffer<float> after;
+
+    explicit Side(const Kernel& kernel);
+  };
+  Side spatial_;
+  Side bilateral_;
+  Buffer<std::uint32_t> pixel_of_;
+};
+
+}  // namespace crfasrnn
