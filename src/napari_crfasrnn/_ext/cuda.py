@@ -12,6 +12,7 @@ Letters: B batch, N points (of all images of a batch), d feature dimensions, M v
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_module: ModuleType | None
+_module: ModuleType | None = None
+_reason = "the extension was compiled without CUDA"
 try:
-    from napari_crfasrnn._ext import _lattice_cuda as _module
-except ImportError:  # built without a CUDA compiler
-    _module = None
+    _module = importlib.import_module("napari_crfasrnn._ext._lattice_cuda")
+except ModuleNotFoundError:
+    pass  # built without a CUDA compiler
+except ImportError as error:
+    _reason = f"the CUDA part of the extension does not load here ({error})"
 
 # Buffers and the recorded graph of a mean field are kept for its next call up to this many points,
 # where queueing kernel by kernel would show; larger ones would hold too much memory.
@@ -45,13 +49,11 @@ def why_not() -> str | None:
     """Return why the CUDA backend cannot be used here, as a sentence, or None when it can."""
     if _module is None:
         return (
-            "the extension was compiled without CUDA; use backend='auto' or 'cpu', "
+            f"{_reason}; use backend='auto' or 'cpu', "
             "or reinstall from source where the CUDA compiler nvcc is found"
         )
     if not torch.cuda.is_available():
-        return (
-            "torch sees no CUDA device; use backend='auto' or 'cpu', or install a CUDA build of torch and a driver"
-        )
+        return "torch sees no CUDA device; use backend='auto' or 'cpu', or install a CUDA build of torch and a driver"
     return None
 
 
@@ -93,9 +95,7 @@ class CudaLattice:
             self.native.measure(features.data_ptr(), *_address(scratch), **where)
             self._geometry = _block(self.native.geometry_bytes, self.device)
             temporary = _block(self.native.temporary_bytes, self.device)
-            self.native.number(
-                features.data_ptr(), *_address(self._geometry), *_address(temporary), **where
-            )
+            self.native.number(features.data_ptr(), *_address(self._geometry), *_address(temporary), **where)
             self._tables = _block(self.native.table_bytes, self.device)
             self.native.link(*_address(self._tables), **where)
 
@@ -132,7 +132,12 @@ class CudaLattice:
             out = torch.empty_like(values)
             workspace = _block(self.native.workspace_bytes(n_values), self.device)
             self.native.filter(
-                values.data_ptr(), out.data_ptr(), n_values, *_address(workspace), transpose=transpose, **where
+                values.data_ptr(),
+                out.data_ptr(),
+                n_values,
+                *_address(workspace),
+                transpose=transpose,
+                **where,
             )
         return out
 
@@ -296,7 +301,7 @@ class _StreamOrder:
         with torch.cuda.device(device):
             yield {"device": stream.device_index, "stream": stream.cuda_stream}
             if not torch.cuda.is_current_stream_capturing():
-                self._last = torch.cuda.Event()
+                self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._last.record(stream)
                 self._last_stream = stream.cuda_stream
 
