@@ -18,8 +18,6 @@ from starter_views import Batch, ViewStore
 
 BATCH = 16
 LATE_FROM = FEATURE_BLOCKS[1] + 1  # the stages of stride 32: a third of the work, most of the weights
-    FEATURE_BLOCKS[1] + 1
-)  # the encoder's stages of stride 32: a third of the work, most of the weights
 CLASS_WEIGHT_POWER = 0.25
 SOFT_WEIGHT_BESIDE_HUMAN = 0.3  # the teacher's word where a person has drawn the mask
 
