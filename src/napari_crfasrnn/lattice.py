@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_crfasrnn._ext import cuda
 from napari_crfasrnn._reference import ReferenceLattice
 
 try:
@@ -35,7 +36,7 @@ _said: set[str] = set()
 
 def available_backends() -> tuple[str, ...]:
     """Return the backends that work here, best first; "auto" chooses the first that fits the input."""
-    return ("cpu", "reference")
+    return ("cpu", "reference") if cuda.why_not() is not None else ("cuda", "cpu", "reference")
 
 
 def build_config() -> dict[str, object]:
@@ -44,7 +45,8 @@ def build_config() -> dict[str, object]:
         "version": _lattice.version(),
         "compiler": _lattice.compiler(),
         "debug": _lattice.is_debug(),
-        "cuda": _lattice.has_cuda(),
+        "cuda": cuda.is_built(),
+        "cuda_toolkit": cuda.toolkit(),
         "simd": _lattice.instruction_set(),
         "simd_available": tuple(_lattice.instruction_sets()),
         "threads": _lattice.n_threads(),
@@ -82,20 +84,24 @@ class Lattice:
     ValueError
         For another shape, NaN or infinity, coordinates beyond about 2**20, or an unknown backend.
     RuntimeError
-        For "cuda" where the extension was built without it.
+        For "cuda" where the extension was built without it, or where there is no such GPU.
+    torch.OutOfMemoryError
+        When the memory of the GPU runs out; the process goes on.
     """
 
     def __init__(self, features: NDArray[np.floating[Any]] | Tensor, *, backend: Backend = "auto") -> None:
         self._device = features.device if isinstance(features, Tensor) else torch.device("cpu")
         self._backend = _choose_backend(backend, self._device)
-        array = _checked_features(features, self._backend)
-        self._n_points: int = array.shape[0]
-        self._n_dims: int = array.shape[1]
+        _check_features(features, self._backend)
+        self._n_points: int = features.shape[0]
+        self._n_dims: int = features.shape[1]
         self._native: Any
         if self._backend == "reference":
-            self._native = ReferenceLattice(array)
+            self._native = ReferenceLattice(_to_numpy(features))
+        elif self._backend == "cuda":
+            self._native = cuda.CudaLattice(_to_tensor(features).to(cuda.home(self._device)).contiguous())
         else:
-            self._native = _lattice.Lattice(array)
+            self._native = _lattice.Lattice(_to_numpy(features))
 
     def __repr__(self) -> str:
         return (
@@ -159,10 +165,18 @@ class Lattice:
     def _apply(self, values: NDArray[Any], transpose: bool) -> NDArray[Any]:
         if self._backend == "reference":
             return self._native.filter(np.asarray(values), transpose=transpose)  # type: ignore[no-any-return]
+        if self._backend == "cuda":
+            return self._apply_to_tensor(_to_tensor(values), transpose).numpy()
         values = np.ascontiguousarray(values)
         out = np.empty_like(values)
         self._native.filter(values, out, transpose=transpose)
         return out
+
+    def _apply_to_tensor(self, values: Tensor, transpose: bool) -> Tensor:
+        if self._backend == "cuda":
+            on_device = values.to(self._native.device)
+            return self._native.filter(on_device, transpose=transpose).to(values.device)  # type: ignore[no-any-return]
+        return torch.from_numpy(self._apply(values.cpu().numpy(), transpose)).to(values.device)
 
 
 class MeanField:
@@ -189,15 +203,15 @@ class MeanField:
         spatial_factors: tuple[Tensor | None, Tensor | None],
         bilateral_factors: tuple[Tensor | None, Tensor | None],
     ) -> None:
-        factors = [_plain(factor) for factor in (*spatial_factors, *bilateral_factors)]
-        self._native = _lattice.MeanField(
-            spatial._native,
-            bilateral._native,
-            spatial_before=factors[0],
-            spatial_after=factors[1],
-            bilateral_before=factors[2],
-            bilateral_after=factors[3],
-        )
+        names = ("spatial_before", "spatial_after", "bilateral_before", "bilateral_after")
+        factors = dict(zip(names, (*spatial_factors, *bilateral_factors), strict=True))
+        self._native: Any
+        self._on_cuda = bilateral.backend == "cuda"
+        if self._on_cuda:
+            self._native = cuda.CudaMeanField(spatial._native, bilateral._native, **factors)
+        else:
+            plain: dict[str, Any] = {name: _plain(factor) for name, factor in factors.items()}
+            self._native = _lattice.MeanField(spatial._native, bilateral._native, **plain)
 
     def run(
         self,
@@ -216,6 +230,15 @@ class MeanField:
         ValueError
             For NaN or infinity in `unary`.
         """
+        if self._on_cuda:
+            return self._run_on_cuda(
+                unary,
+                spatial=spatial_map,
+                bilateral=bilateral_map,
+                unary_scale=unary_scale,
+                output_scale=output_scale,
+                n_iterations=n_iterations,
+            )
         logits = np.ascontiguousarray(_plain(unary))
         out = np.empty_like(logits)
         self._native.run(
@@ -228,6 +251,14 @@ class MeanField:
             n_iterations=n_iterations,
         )
         return torch.from_numpy(out).to(unary.device)
+
+    def _run_on_cuda(self, unary: Tensor, **arguments: Any) -> Tensor:
+        # The one wait of the host, before the iterations: the compiled CPU path refuses these, too.
+        if not bool(torch.isfinite(unary).all()):
+            raise ValueError("unary must be finite, got NaN or infinity")
+        on_device = unary.detach().to(self._native.device, torch.float32)
+        refined: Tensor = self._native.run(on_device[None], **arguments)[0]
+        return refined.to(unary.device)
 
 
 @overload
@@ -245,8 +276,7 @@ class _Filter(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, lattice: Lattice, transpose: bool) -> Tensor:
         ctx.lattice = lattice
         ctx.transpose = transpose
-        out = torch.from_numpy(lattice._apply(values.detach().cpu().numpy(), transpose))
-        return out.to(values.device)
+        return lattice._apply_to_tensor(values.detach(), transpose)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -263,19 +293,21 @@ class _Filter(torch.autograd.Function):
 def _choose_backend(backend: str, device: torch.device) -> str:
     if backend not in ("auto", "cpu", "cuda", "reference"):
         raise ValueError(f"backend must be 'auto', 'cpu', 'cuda' or 'reference', got {backend!r}")
-    if backend == "cuda" and not _lattice.has_cuda():
-        raise RuntimeError(
-            "backend 'cuda' needs an extension compiled with CUDA, and this one was not; "
-            "use backend='auto' or 'cpu', or rebuild with a CUDA compiler"
-        )
+    reason = cuda.why_not()
+    if backend == "cuda" and reason is not None:
+        raise RuntimeError(f"backend 'cuda' cannot be used: {reason}")
     if backend != "auto":
         return backend
+    if device.type == "cuda" and reason is None:
+        _say_once(logging.INFO, f"lattice backend: cuda ({cuda.toolkit()})")
+        return "cuda"
     if device.type == "cpu":
         _say_once(logging.INFO, f"lattice backend: cpu ({_lattice.instruction_set()})")
     else:
         _say_once(
             logging.WARNING,
-            f"the lattice has no backend for {device.type!r} tensors here: it computes on the CPU and copies",
+            f"the lattice has no backend for {device.type!r} tensors here: it computes on the CPU and copies"
+            + (f" ({reason})" if device.type == "cuda" else ""),
         )
     return "cpu"
 
@@ -286,8 +318,7 @@ def _say_once(level: int, message: str) -> None:
         _logger.log(level, message)
 
 
-def _checked_features(features: object, backend: str) -> NDArray[np.floating[Any]]:
-    """Return features as a contiguous NumPy array, or raise."""
+def _check_features(features: object, backend: str) -> None:
     _check_dtype("features", features, backend)
     assert isinstance(features, np.ndarray | Tensor)
     shape = tuple(features.shape)
@@ -295,9 +326,20 @@ def _checked_features(features: object, backend: str) -> NDArray[np.floating[Any
         raise ValueError(f"features must be [N, d], got shape {shape}")
     if not 1 <= shape[1] <= MAX_DIMS:
         raise ValueError(f"features must have 1 to {MAX_DIMS} dimensions, got {shape[1]} in shape {shape}")
-    if isinstance(features, Tensor):
-        features = features.detach().cpu().numpy()
-    return np.ascontiguousarray(features)
+
+
+def _to_numpy(array: NDArray[np.floating[Any]] | Tensor) -> NDArray[np.floating[Any]]:
+    """Return a contiguous NumPy array on the CPU."""
+    return np.ascontiguousarray(array.detach().cpu().numpy() if isinstance(array, Tensor) else array)
+
+
+def _to_tensor(array: NDArray[np.floating[Any]] | Tensor) -> Tensor:
+    """Return a tensor, on the device it is on."""
+    if isinstance(array, Tensor):
+        return array.detach()
+    array = np.ascontiguousarray(array)
+    # torch has no read-only tensors and warns of them, although nothing here writes to its input.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _check_values(values: object, lattice: Lattice) -> None:

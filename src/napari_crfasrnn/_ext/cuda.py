@@ -4,8 +4,8 @@
 caching allocator, so that it is reused in stream order, counted in torch's statistics, and running
 out of it is ``torch.OutOfMemoryError`` with nothing half done.
 
-The same classes run on CPU tensors with ``engine=_lattice_items``, which does in host loops what the
-GPU's threads do: that is how they are tested where there is no GPU.
+Within `host_loops` the same code runs on CPU tensors, with a module that does in loops what the GPU's
+threads do: that is how it is tested where there is no GPU.
 
 Letters: B batch, N points (of all images of a batch), d feature dimensions, M vertices, V values, L labels.
 """
@@ -24,13 +24,15 @@ import torch
 from torch import Tensor
 
 _module: ModuleType | None = None
-_reason = "the extension was compiled without CUDA"
+_reason = "the extension was not compiled with CUDA"
 try:
     _module = importlib.import_module("napari_crfasrnn._ext._lattice_cuda")
 except ModuleNotFoundError:
     pass  # built without a CUDA compiler
 except ImportError as error:
     _reason = f"the CUDA part of the extension does not load here ({error})"
+
+_loops: ModuleType | None = None
 
 # Buffers and the recorded graph of a mean field are kept for its next call up to this many points,
 # where queueing kernel by kernel would show; larger ones would hold too much memory.
@@ -47,14 +49,44 @@ def is_built() -> bool:
 
 def why_not() -> str | None:
     """Return why the CUDA backend cannot be used here, as a sentence, or None when it can."""
+    if _loops is not None:
+        return None
     if _module is None:
         return (
             f"{_reason}; use backend='auto' or 'cpu', "
             "or reinstall from source where the CUDA compiler nvcc is found"
         )
     if not torch.cuda.is_available():
-        return "torch sees no CUDA device; use backend='auto' or 'cpu', or install a CUDA build of torch and a driver"
+        return (
+            "torch sees no CUDA device; use backend='auto' or 'cpu', "
+            "or install torch for CUDA and the driver of the GPU"
+        )
     return None
+
+
+def home(device: torch.device) -> torch.device:
+    """Return the device on which to build a lattice for tensors of `device`."""
+    if _loops is not None:
+        return torch.device("cpu")
+    return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def host_loops() -> Iterator[None]:
+    """Run the backend in host loops on CPU tensors inside a ``with``: slow, for tests on any machine.
+
+    Raises
+    ------
+    ImportError
+        When the extension was built with ``CRFASRNN_HOST_LOOPS=OFF``, as releases are.
+    """
+    global _loops
+    before = _loops
+    _loops = importlib.import_module("napari_crfasrnn._ext._lattice_items")
+    try:
+        yield
+    finally:
+        _loops = before
 
 
 def toolkit() -> str | None:
@@ -71,8 +103,6 @@ class CudaLattice:
         Already divided by the widths of the kernel, ``1 <= d <= 16``.
     n_groups
         How many groups of N / n_groups points follow each other that share nothing: the images of a batch.
-    engine
-        The native module; `_lattice_items` for host loops on CPU tensors.
 
     Raises
     ------
@@ -84,8 +114,8 @@ class CudaLattice:
         When the GPU's memory runs out.
     """
 
-    def __init__(self, features: Tensor, *, n_groups: int = 1, engine: ModuleType | None = None) -> None:
-        self.engine = _engine_for(features.device, engine)
+    def __init__(self, features: Tensor, *, n_groups: int = 1) -> None:
+        self.engine = _engine_for(features.device)
         self.device = features.device
         n_points, n_dims = features.shape
         self.native: Any = self.engine.Lattice(n_points, n_dims, n_groups)
@@ -198,6 +228,11 @@ class CudaMeanField:
         self._lock = threading.Lock()
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._bilateral.device
+
+    @property
     def has_graph(self) -> bool:
         """Whether the iterations have been recorded as a CUDA graph."""
         return self._kept is not None and bool(self._kept.native.has_graph)
@@ -218,7 +253,7 @@ class CudaMeanField:
         on the current stream and nothing waits for it; NaN in `unary` comes out as NaN.
         """
         n_images, n_labels, n_pixels = unary.shape
-        device = self._bilateral.device
+        device = self.device
         if n_images * n_pixels != self._bilateral.n_points:
             raise ValueError(
                 f"unary must be [B, L, n] with B * n = {self._bilateral.n_points}, got {tuple(unary.shape)}"
@@ -259,7 +294,7 @@ class CudaMeanField:
             return self._kept
         engine = self._bilateral.engine
         native = engine.MeanField(self._spatial.native, self._bilateral.native, n_labels)
-        n_points, device = self._bilateral.n_points, self._bilateral.device
+        n_points, device = self._bilateral.n_points, self.device
         own = _Buffers(
             native=native,
             unary=torch.zeros(n_points, native.width, dtype=torch.float32, device=device),
@@ -324,9 +359,9 @@ def _native_errors() -> Iterator[None]:
         ) from error
 
 
-def _engine_for(device: torch.device, engine: ModuleType | None) -> ModuleType:
-    if engine is not None:
-        return engine
+def _engine_for(device: torch.device) -> ModuleType:
+    if _loops is not None:
+        return _loops
     if _module is None or device.type != "cuda":
         raise RuntimeError(f"the CUDA lattice needs CUDA tensors and a CUDA build, got a tensor on {device}")
     index = torch.cuda.current_device() if device.index is None else device.index
