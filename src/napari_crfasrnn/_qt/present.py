@@ -19,7 +19,7 @@ from napari_crfasrnn._qt.panels.state import (
 )
 
 if TYPE_CHECKING:
-    from napari_crfasrnn._qt.session import Busy, Numbers, Session
+    from napari_crfasrnn._qt.state import Busy, Numbers, Session
     from napari_crfasrnn._qt.workbench import Workbench
     from napari_crfasrnn.training import TrainReport
 
@@ -40,12 +40,12 @@ def start_state(bench: Workbench) -> StartState:
     images = [(key_of(layer), layer.name) for layer in image_layers(bench.viewer.layers)]
     busy = session.busy
     shape = _stack_shape(bench)
-    models = tuple((c.name, c.title, c.problem or "") for c in session.models)
+    models = tuple((c.name, c.title, c.problem or "") for c in session.shelf.models)
     return StartState(
         images=tuple(images),
         image=bench.key,
         models=models,
-        model=session.choice.name if session.choice else None,
+        model=session.shelf.choice.name if session.shelf.choice else None,
         segment=_segment_action(bench),
         segment_text="Segment again" if _is_segmented(bench) else "Segment",
         slice_text=_slice_text(bench, shape) if shape else None,
@@ -92,7 +92,7 @@ def correct_state(bench: Workbench) -> CorrectState:
     session, work, numbers = bench.session, bench.work, _numbers(bench)
     nothing = "" if bench.group is not None else "Segment the image first."
     busy = _busy_reason(session)
-    no_model = "" if session.choice is not None else "Choose a model first."
+    no_model = "" if session.shelf.choice is not None else "Choose a model first."
     missing = "Segment the image first." if work is None or work.entropy is None else ""
     return CorrectState(
         refine=Action(not (nothing or busy or no_model), nothing or busy or no_model),
@@ -118,23 +118,23 @@ def learn_state(bench: Workbench) -> LearnState:
     why = _busy_reason(session)
     if not n_known:
         why = "Correct something first: paint what is wrong, or accept an image that is right."
-    elif session.report is not None:
+    elif session.lessons.report is not None:
         why = "Keep or discard what was learnt first."
     material = f"{n_known:,} px settled in {n_images} image{'s' * (n_images != 1)}" if n_known else ""
     learning = session.busy is not None and session.busy.what == "learn"
     return LearnState(
         learn=Action(not why, why, primary=not why and _has_edits(bench)),
-        material="" if learning or session.report is not None else material,
-        result=describe(session.report) if session.report is not None else "",
+        material="" if learning or session.lessons.report is not None else material,
+        result=describe(session.lessons.report) if session.lessons.report is not None else "",
         progress=_progress(session.busy, "learn"),
-        show_plot=len(session.history) > 1,
+        show_plot=len(session.lessons.history) > 1,
         message=_message(session, "learn"),
     )
 
 
 def project_state(bench: Workbench) -> ProjectState:
     """Return where the work is kept."""
-    session, keeper = bench.session, bench.session.keeper
+    session, keeper = bench.session, bench.session.storage.keeper
     busy = _busy_reason(session)
     n_images = keeper.n_images
     named = keeper.path is not None and keeper.is_named
@@ -145,11 +145,13 @@ def project_state(bench: Workbench) -> ProjectState:
         title = "Project"
         summary = f"{images}, kept automatically" if n_images else ""
     nothing = "" if n_images or session.works else "There is nothing to save yet."
-    no_model = "" if session.choice is not None else "Choose a model first."
+    no_model = "" if session.shelf.choice is not None else "Choose a model first."
     return ProjectState(
         title=title,
         summary=summary,
-        recents=tuple((str(r.path), f"{r.title}  ·  {r.modified:%d %b %H:%M}") for r in session.recents),
+        recents=tuple(
+            (str(r.path), f"{r.title}  ·  {r.modified:%d %b %H:%M}") for r in session.storage.recents
+        ),
         left=tuple((item.id, item.name) for item in bench.left),
         save=Action(not (nothing or busy), nothing or busy),
         save_model=Action(not (no_model or busy), no_model or busy),
@@ -161,14 +163,15 @@ def project_state(bench: Workbench) -> ProjectState:
 
 def describe(report: TrainReport) -> str:
     """Return in one sentence what came of learning."""
-    seconds = report.history[-1].seconds if report.history else 0.0
-    n_steps = len(report.history)
     before, after = report.before, report.after
     if before is None or after is None or before.miou is None or after.miou is None:
         told = "too few pixels were held back to tell whether it is better"
     else:
         told = f"IoU {before.miou:.2f} → {after.miou:.2f} on held-back regions"
-    return f"{told[:1].upper()}{told[1:]} ({n_steps} steps, {seconds:.0f} s). Segment again to see it."
+    doubts = len(report.contradictions)
+    if doubts:
+        told += f"; {doubts} stroke{'s contradict' if doubts > 1 else ' contradicts'} the others"
+    return f"{told[:1].upper()}{told[1:]} ({report.seconds:.0f} s). Segment again to see it."
 
 
 def _segment_action(bench: Workbench) -> Action:
@@ -176,9 +179,11 @@ def _segment_action(bench: Workbench) -> Action:
     why = _busy_reason(session)
     if bench.image is None:
         why = "Open an image first."
-    elif session.choice is None:
+    elif session.shelf.choice is None:
         why = "Choose a model first."
-    return Action(not why, why, primary=not why and not (_has_edits(bench) and session.report is None))
+    return Action(
+        not why, why, primary=not why and not (_has_edits(bench) and session.lessons.report is None)
+    )
 
 
 def _busy_reason(session: Session) -> str:
@@ -194,7 +199,7 @@ def _progress(busy: Busy | None, *which: str) -> Progress | None:
 
 
 def _message(session: Session, section: str) -> Message:
-    line = session.lines.get(section)
+    line = session.tasks.lines.get(section)
     if line is None:
         return Message()
     return Message(line.text, line.tone, line.cure, CURES.get(line.cure, ""))

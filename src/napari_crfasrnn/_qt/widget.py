@@ -25,7 +25,7 @@ from napari_crfasrnn._qt.workbench import Workbench
 if TYPE_CHECKING:
     import napari
 
-    from napari_crfasrnn._qt.session import Session
+    from napari_crfasrnn._qt.state import Session
     from napari_crfasrnn.config import TrainConfig
 
 WIDTH, NARROWEST = 340, 300  # pixels
@@ -117,10 +117,9 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         bench = self._bench
         bench.changed.connect(self._refresh)
         bench.session.finished.connect(self._on_finished)
-        bench.session.stepped.connect(self._on_step)
         start, classes, correct = self.start, self.classes, self.correct
         start.image_chosen.connect(bench.select_image)
-        start.model_chosen.connect(bench.session.choose)
+        start.model_chosen.connect(bench.session.shelf.choose)
         start.model_file_wanted.connect(self._ask_model)
         start.segment_clicked.connect(self.segment)
         start.cancelled.connect(self.cancel)
@@ -140,8 +139,8 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         correct.before_toggled.connect(bench.show_before)
         self.learning.learn_clicked.connect(lambda: self.learn())
         self.learning.cancelled.connect(self.cancel)
-        self.learning.kept.connect(bench.session.keep)
-        self.learning.discarded.connect(bench.session.discard)
+        self.learning.kept.connect(bench.session.lessons.keep)
+        self.learning.discarded.connect(bench.session.lessons.discard)
         self.project.open_wanted.connect(self._open_project)
         self.project.save_as_wanted.connect(self._ask_save_as)
         self.project.save_model_wanted.connect(self._ask_save_model)
@@ -161,15 +160,12 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.classes.show_state(present.classes_state(bench), theme)
         self.correct.show_state(present.correct_state(bench))
         self.learning.show_state(present.learn_state(bench), theme)
-        self.learning.show_history(bench.session.history)
+        self.learning.show_history(bench.session.lessons.history)
         self.project.show_state(present.project_state(bench))
 
     def _on_finished(self, what: str) -> None:
         self._refresh()
         self.finished.emit(what)
-
-    def _on_step(self, step: Any) -> None:
-        self._bench.show_soon()
 
     def _choose_slices(self, all_slices: bool) -> None:
         self._bench.all_slices = all_slices
@@ -197,14 +193,14 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             change()
         except ValueError as error:
             text = str(error)
-            self.session.say("classes", text[:1].upper() + text[1:] + ".", "problem")
+            self.session.tasks.say("classes", text[:1].upper() + text[1:] + ".", "problem")
         else:
-            self.session.say("classes", "")
+            self.session.tasks.say("classes", "")
 
     def _ask_model(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Open a model", "", f"Models (*{SUFFIX});;All files (*)")
         if path:
-            self.session.open_model(Path(path))
+            self.session.shelf.open(Path(path))
 
     def _ask_save_model(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Save the model", f"model{SUFFIX}", f"Models (*{SUFFIX})")
@@ -214,12 +210,12 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     def _ask_save_as(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Save the project as a folder", "project")
         if path:
-            self.session.save_as(Path(path))
+            self.session.storage.save_as(Path(path))
 
     def _open_project(self, path: str) -> None:
         path = path or QFileDialog.getExistingDirectory(self, "Open a project: choose its folder")
         if path:
-            self.session.open(Path(path))
+            self.session.storage.open(Path(path))
 
     def _cure(self, cure: str) -> None:
         if cure == "bring-back":

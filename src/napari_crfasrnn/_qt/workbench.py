@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt import present
-from napari_crfasrnn._qt.keeper import Opened
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.layers import (
     ImageInput,
@@ -26,8 +26,7 @@ from napari_crfasrnn._qt.layers import (
     set_mark,
     visible_region,
 )
-from napari_crfasrnn._qt.session import Session
-from napari_crfasrnn._qt.work import Labels, PlaneIndex, Work
+from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Session, Work
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 
@@ -52,8 +51,7 @@ class Workbench:
 
     def __init__(self, viewer: ViewerModel) -> None:
         self.viewer = viewer
-        self.session = Session()
-        self.session.write = self._write
+        self.session = Session(self._write)
         self.groups: dict[str, LabelGroup] = {}
         self.image: Any = None  # the image layer that is worked on
         self.all_slices = False
@@ -64,12 +62,12 @@ class Workbench:
         self._channels: dict[str, bool] = {}  # what a person said of a first axis
         self._users = 0
         self._count_timer = _timer(COUNT_MS, self._count)
-        self._save_timer = _timer(SAVE_MS, self.session.save)
+        self._save_timer = _timer(SAVE_MS, self.session.storage.save)
         self._show_timer = _timer(0, self._show)
         self._keys = Keys(self)
         self._connect()
         self._select_first_image()
-        self.session.load_models()
+        self.session.begin()
         self._take_over()
 
     @classmethod
@@ -92,16 +90,18 @@ class Workbench:
 
     def close(self) -> None:
         """Save what is unsaved, stop everything, and leave the layers as they are."""
-        for timer in (self._count_timer, self._save_timer, self._show_timer):
-            timer.stop()
+        with suppress(RuntimeError):  # at the end of the program, Qt may have deleted the layers' timers
+            for group in self.groups.values():
+                group.flush()
+        self.session.close()
+        with suppress(RuntimeError):
+            for timer in (self._count_timer, self._save_timer, self._show_timer):
+                timer.stop()
+            for group in self.groups.values():
+                group.close()
+        self.groups.clear()
         self._keys.unbind()
         self._disconnect()
-        for group in self.groups.values():
-            group.flush()
-        self.session.close()
-        for group in self.groups.values():
-            group.close()
-        self.groups.clear()
 
     # --- what is worked on --------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Workbench:
         try:
             image = self.read_image()
         except ValueError as error:
-            self.session.say("start", str(error), "problem")
+            self.session.tasks.say("start", str(error), "problem")
             self.session.finished.emit("failed")
             return
         self._flush()
@@ -264,7 +264,7 @@ class Workbench:
         """Show the labels of the image again after their layer was removed."""
         if self.key is not None and self.work is not None and self.group is None:
             self._make_group(self.key)
-            self.session.say("classes", "")
+            self.session.tasks.say("classes", "")
 
     def open_sample(self, name: str) -> None:
         """Open one of the sample images."""
@@ -276,7 +276,7 @@ class Workbench:
     def open_item(self, number: int) -> None:
         """Open one more image of the project."""
         self.left = [item for item in self.left if item.id != number]
-        self.session.open_item(number)
+        self.session.storage.open_item(number)
 
     def labels_hold(self, value: int) -> bool:
         """Whether some image has pixels of a class."""
@@ -312,7 +312,7 @@ class Workbench:
         self.groups[key] = group
         group.changed.connect(lambda: self._on_labels_changed(key))
         group.visibility_changed.connect(self.show_soon)
-        group.refused.connect(lambda text: self.session.say("classes", text, "problem"))
+        group.refused.connect(lambda text: self.session.tasks.say("classes", text, "problem"))
         group.lost.connect(lambda role, name: self._on_lost(key, role, name))
         group.added.connect(self._keys.bind_layer)
         for label_layer in (group.combined, *group.class_layers.values()):
@@ -324,7 +324,7 @@ class Workbench:
         try:
             image = self.read_image()
         except ValueError as error:
-            self.session.say("classes", str(error), "problem")
+            self.session.tasks.say("classes", str(error), "problem")
             return
         self.session.table.locked = True
         self.session.work_on(image)
@@ -362,8 +362,8 @@ class Workbench:
         self.session.changed.connect(self._on_session)
         self.session.touched.connect(self._on_touched)
         self.session.counted.connect(self.show_soon)
-        self.session.opened.connect(self._on_opened)
-        self.session.saved.connect(self._on_saved)
+        self.session.storage.opened.connect(self._on_opened)
+        self.session.storage.saved.connect(self._on_saved)
 
     def _disconnect(self) -> None:
         layers = self.viewer.layers
@@ -438,7 +438,9 @@ class Workbench:
     def _on_lost(self, key: str, role: str, name: str) -> None:
         group = self.groups.get(key)
         if role == "class":
-            self.session.say("classes", f"“{name}” was removed; its pixels are still in the combined labels.")
+            self.session.tasks.say(
+                "classes", f"“{name}” was removed; its pixels are still in the combined labels."
+            )
         elif role == "uncertainty":
             self.uncertainty_on = False
         elif role == "before":
@@ -449,9 +451,11 @@ class Workbench:
             QTimer.singleShot(0, lambda: group.close(remove=True))
             self.uncertainty_on = self.before_on = False
             if role == "labels":
-                self.session.say("classes", f"“{name}” was removed; the labels are kept.", cure="bring-back")
+                self.session.tasks.say(
+                    "classes", f"“{name}” was removed; the labels are kept.", cure="bring-back"
+                )
             else:
-                self.session.say("start", f"“{name}” was removed; its labels are kept in the project.")
+                self.session.tasks.say("start", f"“{name}” was removed; its labels are kept in the project.")
             self._save_timer.start()
         self.show_soon()
 
@@ -501,7 +505,8 @@ class Workbench:
             set_mark(layer, project=str(path), item=number)
 
     def _mark_project(self, key: str) -> None:
-        path, number = self.session.keeper.path, self.session.keeper.number_of(key)
+        keeper = self.session.storage.keeper
+        path, number = keeper.path, keeper.number_of(key)
         if path is not None and number is not None:
             self._on_saved(key, path, number)
 
@@ -514,7 +519,7 @@ class Workbench:
                 found.setdefault(mark["project"], {})[mark["image"]] = int(mark["item"])
         if len(found) == 1:
             ((path, items),) = found.items()
-            self.session.open(Path(path), only=items)
+            self.session.storage.open(Path(path), only=items)
 
 
 def _timer(interval: int, then: Any) -> QTimer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from napari_crfasrnn._qt.layers.group import ClassLayer, LabelGroup
+from napari_crfasrnn._qt.layers.class_layer import ClassLayer
+from napari_crfasrnn._qt.layers.group import LabelGroup
 from napari_crfasrnn._qt.layers.images import (
     ImageInput,
     axes_of,

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Labels
+from napari.layers import Labels
 from numpy.typing import NDArray
 from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import looks
+from napari_crfasrnn._qt.layers.class_layer import ClassLayer
+from napari_crfasrnn._qt.layers.extras import UNCERTAINTY, ExtraLayers
 from napari_crfasrnn._qt.layers.images import insert_above, key_of, mark_of, placement, set_mark
 from napari_crfasrnn._qt.layers.store import ClassView, LabelStore
 from napari_crfasrnn.classes import ClassSpec, ignore_value
@@ -30,39 +32,6 @@ if TYPE_CHECKING:
 
 PAINTING_MODES = ("paint", "erase", "fill", "polygon")
 MIN_REDRAW_MS = 15  # of the other layers, while a stroke goes on: more often than the screen needs no one
-
-
-class ClassLayer(Labels):  # type: ignore[misc]
-    """A labels layer that shows one class of the combined labels. Undo and redo are the combined layer's."""
-
-    _history_limit = 0  # the combined layer has the history
-
-    def __init__(self, group: LabelGroup, view: ClassView, **settings: Any) -> None:
-        self.group = group
-        super().__init__(view, **settings)
-
-    @property
-    def value(self) -> int:
-        """The class value it shows."""
-        return int(mark_of(self)["value"])
-
-    @property
-    def _type_string(self) -> str:  # napari saves and duplicates layers by it
-        return "labels"
-
-    def undo(self) -> None:
-        """Take back the last stroke of the image, in whichever of its label layers it was made."""
-        self.group.flush()
-        self.group.combined.undo()
-
-    def redo(self) -> None:
-        """Do again what was undone last."""
-        self.group.flush()
-        self.group.combined.redo()
-
-    def _abort_stroke(self) -> None:
-        self.group.store.drop_pending()  # before napari writes back 0 where other classes were
-        super()._abort_stroke()
 
 
 class LabelGroup:
@@ -104,10 +73,9 @@ class LabelGroup:
         self.per_class = per_class
         self.hidden: set[int] = {0}
         self._class_layers: dict[int, ClassLayer] = {}
-        self._extra: dict[str, Any] = {}
+        self._extras = ExtraLayers(viewer, image)
         self._quiet = 0  # above 0 while we change layers ourselves
         self._stale = False  # the combined layer is not drawn as it is
-        self._hidden_for_before: list[Any] = []
         self._redraw_timer = QTimer()
         self._redraw_timer.setSingleShot(True)
         self._redraw_timer.timeout.connect(self.redraw)
@@ -138,7 +106,7 @@ class LabelGroup:
     @property
     def outputs(self) -> list[Any]:
         """Every layer that belongs to the image, as far as it is in the viewer."""
-        ours = [*self._class_layers.values(), self.combined, *self._extra.values()]
+        ours = [*self._class_layers.values(), self.combined, *self._extras.layers.values()]
         return [layer for layer in ours if layer in self.viewer.layers]
 
     def write(self, labels: NDArray[Any], index: tuple[int, ...] = ()) -> int:
@@ -254,53 +222,19 @@ class LabelGroup:
 
     def show_uncertainty(self, entropy: NDArray[np.float32] | None) -> None:
         """Show an uncertainty layer with values 0..1, or remove it."""
-        if entropy is None:
-            self._remove_extra("uncertainty")
-        elif "uncertainty" in self._extra:
-            self._extra["uncertainty"].data = entropy
-        else:
-            layer = Image(
-                entropy,
-                name=looks.layer_name(self.image.name, "uncertainty"),
-                colormap="inferno",
-                contrast_limits=(0, 1),
-                blending="additive",
-                opacity=0.8,
-                **placement(self.image, entropy.ndim),
-            )
-            self._add_extra("uncertainty", layer)
+        with self._silently():
+            self._extras.show_uncertainty(entropy, self.outputs)
+
+    def show_before(self, labels: NDArray[Any] | None) -> None:
+        """Show the labels as they were before the CRF instead of the others, or show those again."""
+        colors = looks.colormap(self.classes, self._shown())
+        with self._silently():
+            self._extras.show_before(labels, colors, [self.combined, *self._class_layers.values()])
 
     @property
     def has_uncertainty(self) -> bool:
         """Whether the uncertainty layer is there."""
-        return "uncertainty" in self._extra
-
-    def show_before(self, labels: NDArray[Any] | None) -> None:
-        """Show the labels as they were before the CRF instead of the others, or show those again."""
-        if labels is None:
-            self._remove_extra("before")
-            with self._silently():
-                for layer in self._hidden_for_before:
-                    layer.visible = True
-            self._hidden_for_before = []
-        elif "before" in self._extra:
-            self._extra["before"].data = labels
-        else:
-            shown = set(range(len(self.classes))) - self.hidden
-            layer = Labels(
-                labels,
-                name=looks.layer_name(self.image.name, "before CRF"),
-                colormap=looks.colormap(self.classes, shown),
-                opacity=self.combined.opacity,
-                **placement(self.image, labels.ndim),
-            )
-            layer.editable = False
-            self._add_extra("before", layer)
-            label_layers = [self.combined, *self._class_layers.values()]
-            self._hidden_for_before = [layer for layer in label_layers if layer.visible]
-            with self._silently():
-                for layer in self._hidden_for_before:
-                    layer.visible = False
+        return UNCERTAINTY in self._extras.layers
 
     @property
     def alive(self) -> bool:
@@ -325,7 +259,7 @@ class LabelGroup:
         if remove:
             self._remove(self.outputs)
         self._class_layers.clear()
-        self._extra.clear()
+        self._extras.layers.clear()
 
     # --- layers -------------------------------------------------------------------------------------
 
@@ -380,18 +314,6 @@ class LabelGroup:
         layer.events.visible.connect(self._on_visible)
         self.added.emit(layer)
 
-    def _add_extra(self, role: str, layer: Any) -> None:
-        set_mark(layer, image=self.key, role=role)
-        with self._silently():
-            insert_above(self.viewer, self.image, layer, above=self.outputs if role == "before" else ())
-        self._extra[role] = layer
-
-    def _remove_extra(self, role: str) -> None:
-        layer = self._extra.pop(role, None)
-        if layer is not None:
-            with self._silently():
-                self._remove([layer])
-
     def _remove(self, layers: Iterable[Any]) -> None:
         for layer in list(layers):
             if layer in self.viewer.layers:
@@ -400,7 +322,7 @@ class LabelGroup:
 
     def _dress(self) -> None:
         """Give every layer its colours and the names for the status bar."""
-        shown = set(range(len(self.classes))) - self.hidden
+        shown = self._shown()
         ignore = (ignore_value(self.labels.dtype), "unlabelled")
         self.combined.colormap = looks.colormap(self.classes, shown - set(self._class_layers))
         self.combined.features = looks.features([*enumerate(c.name for c in self.classes), ignore])
@@ -408,6 +330,9 @@ class LabelGroup:
             name = self.classes[value].name
             layer.colormap = looks.colormap(self.classes, [value])
             layer.features = looks.features([(0, f"not {name}"), (value, name)])
+
+    def _shown(self) -> set[int]:
+        return set(range(len(self.classes))) - self.hidden
 
     def _hand_brush(self, source: Any, target: Any) -> None:
         """Let a person go on with the brush they have."""
@@ -539,12 +464,11 @@ class LabelGroup:
                 del self._class_layers[value]
                 self._dress()
                 self.lost.emit("class", layer.name)
-        for role, other in list(self._extra.items()):
-            if other is layer:
-                del self._extra[role]
-                if role == "before":
-                    self.show_before(None)
-                self.lost.emit(role, layer.name)
+        role = self._extras.forget(layer)
+        if role is not None:
+            with self._silently():
+                self._extras.unhide()
+            self.lost.emit(role, layer.name)
         if layer is self.combined:
             self.lost.emit("labels", layer.name)
         elif layer is self.image:
@@ -559,5 +483,4 @@ class LabelGroup:
         for value, layer in self._class_layers.items():
             layer.name = looks.layer_name(self.image.name, names[value])
         self.combined.name = looks.layer_name(self.image.name, "labels")
-        for role, layer in self._extra.items():
-            layer.name = looks.layer_name(self.image.name, looks.NAME_OF_ROLE[role])
+        self._extras.rename()

@@ -158,9 +158,9 @@ class ClassTable(QTableView):  # type: ignore[misc]
             self.selectRow(values.index(painting))
         else:
             self.clearSelection()
-        height = 2 * self.frameWidth() + ROW * max(len(rows), 1)
-        self.setMaximumHeight(height)
-        self.setMinimumHeight(min(height, ROW * FEWEST_ROWS))
+        n_rows = len(rows) or FEWEST_ROWS
+        self.setMaximumHeight(2 * self.frameWidth() + ROW * n_rows)
+        self.setMinimumHeight(2 * self.frameWidth() + ROW * min(n_rows, FEWEST_ROWS))
 
     def sizeHint(self) -> QSize:  # noqa: N802 - Qt's
         """Return the size at which a usual number of classes is seen."""

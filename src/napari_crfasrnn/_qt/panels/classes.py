@@ -44,6 +44,8 @@ class ClassesPanel(Section):
         self.content.addWidget(self.table)
         self.content.addLayout(tools)
         self.content.addWidget(self.message)
+        self.content.setStretchFactor(self.table, 100)
+        self.content.addStretch(1)
 
     def show_state(self, state: ClassesState, theme: Theme) -> None:
         """Draw."""

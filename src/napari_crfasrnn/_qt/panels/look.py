@@ -94,6 +94,9 @@ def style_sheet(theme: Theme) -> str:
         selection-background-color: {_mix(theme.accent, theme.foreground, 0.35)};
     }}
     QTableView::item {{ padding: 0px; }}
+    QTableView::item:selected {{
+        background-color: {_mix(theme.accent, theme.foreground, 0.4)}; color: {theme.text};
+    }}
     QScrollArea {{ border: 0; }}
     QFrame:focus, QToolButton:focus, QPushButton:focus {{ border: 1px solid {theme.secondary}; }}
     """
@@ -119,7 +122,7 @@ def eye_icon(visible: bool, color: str, size: int = 16) -> QIcon:
             y0 = 0.66 if x0 == 0.5 else 0.58
             painter.drawLine(QPointF(size * x0, size * y0), QPointF(size * x1, size * (y0 + 0.2)))
     painter.end()
-    return QIcon(pixmap)
+    return _icon(pixmap)
 
 
 def color_icon(color: tuple[int, int, int], outline: str, size: int = 14) -> QIcon:
@@ -129,7 +132,13 @@ def color_icon(color: tuple[int, int, int], outline: str, size: int = 14) -> QIc
     painter.setBrush(QColor(*color))
     painter.drawRoundedRect(QRectF(1, 1, size - 2, size - 2), 2, 2)
     painter.end()
-    return QIcon(pixmap)
+    return _icon(pixmap)
+
+
+def _icon(pixmap: QPixmap) -> QIcon:
+    icon = QIcon(pixmap)
+    icon.addPixmap(pixmap, QIcon.Mode.Selected)  # or Qt would tint it, and a class colour is a class colour
+    return icon
 
 
 def _canvas(size: int, ratio: float = 3.0) -> tuple[QPixmap, QPainter]:

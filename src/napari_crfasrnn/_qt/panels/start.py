@@ -131,3 +131,5 @@ def _fill(combo: QComboBox, entries: Sequence[tuple[str, str, str]], current: st
             combo.setItemData(place, problem or text, Qt.ItemDataRole.ToolTipRole)
             combo.model().item(place).setEnabled(not problem)
     combo.setCurrentIndex(combo.findData(current) if current is not None else -1)
+    if combo.currentText():
+        combo.setToolTip(combo.currentText())

@@ -21,21 +21,10 @@ from napari_crfasrnn.classes import ClassSpec
 from napari_crfasrnn.project import Item, Project
 
 if TYPE_CHECKING:
-    from napari_crfasrnn._qt.layers import ImageInput
-    from napari_crfasrnn._qt.work import Labels, Mask
+    from napari_crfasrnn._qt.state.work import Labels, Mask, Snapshot
 
 DATA_VARIABLE = "NAPARI_CRFASRNN_DATA"
 """Environment variable that names another folder for the projects that were not saved by name."""
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """The state of one image at the moment it shall be saved."""
-
-    image: ImageInput
-    labels: Labels
-    baseline: Labels
-    verified: Mask
 
 
 @dataclass(frozen=True)
@@ -142,6 +131,12 @@ class Keeper:
         key = uuid4().hex if key is None else key
         self._items[key] = item
         return Opened(key, item, item.image(), item.labels(), item.baseline(), item.verified())
+
+    def read_number(self, number: int) -> Opened:
+        """Read an image of the project by its number."""
+        if self.project is None:
+            raise ValueError("no project is open")
+        return self.read(self.project.item(number))
 
     def recent(self, limit: int = 8) -> list[Recent]:
         """Return the projects that were not saved by name, the latest first."""

@@ -27,6 +27,10 @@ class ClassTable:
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
         self.classes: tuple[ClassSpec, ...] = ()
         self.origins: tuple[str | None, ...] = ()
         self.keys: dict[int, int] = {}

@@ -49,6 +49,16 @@ class Revision:
     after: PlaneState
 
 
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The state of an image at the moment when it shall be saved."""
+
+    image: ImageInput
+    labels: Labels
+    baseline: Labels
+    verified: Mask
+
+
 @dataclass(eq=False)
 class Work:
     """One image that is worked on.
@@ -161,6 +171,10 @@ class Work:
         if self.accepted is not None:
             self.verified, self.accepted = self.accepted, None
 
+    def snapshot(self) -> Snapshot:
+        """Return a copy that later strokes do not change."""
+        return Snapshot(self.image, self.labels.copy(), self.baseline.copy(), self.verified.copy())
+
     def summary(self) -> EditSummary:
         """Count the edited and verified pixels."""
         return summarize(self.labels, self.baseline, self.verified)
@@ -186,9 +200,7 @@ class Work:
             verified=self.verified,
             snapped=remap_labels(self.snapped, new_values, n_classes),
             entropy=self.entropy,
-            before_crf=None
-            if self.before_crf is None
-            else remap_labels(self.before_crf, new_values, n_classes),
+            before_crf=None if before is None else remap_labels(before, new_values, n_classes),
             accepted=self.accepted,
         )
 

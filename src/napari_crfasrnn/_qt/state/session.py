@@ -1,0 +1,338 @@
+"""The state behind the widget, and all that can be done to it. It knows neither layers nor widgets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from psygnal import Signal
+
+from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
+from napari_crfasrnn._qt.state.lessons import Lessons
+from napari_crfasrnn._qt.state.shelf import ModelChoice, Shelf
+from napari_crfasrnn._qt.state.storage import Storage
+from napari_crfasrnn._qt.state.table import ClassTable
+from napari_crfasrnn._qt.state.tasks import Busy, Report, Tasks
+from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
+from napari_crfasrnn._qt.worker import Task, Worker
+from napari_crfasrnn.classes import ClassSpec, Color, ignore_value
+from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.edits import EditSummary
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.layers import ImageInput
+    from napari_crfasrnn.segmenter import Segmentation
+
+_log = logging.getLogger(__name__)
+
+Region = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What is counted on an image: the shares on the plane that is shown, the rest on all of it."""
+
+    shares: tuple[float, ...]
+    present: tuple[int, ...]
+    summary: EditSummary
+
+
+class Session:
+    """One viewer's work: the models, the class table, the images with their labels, and the project.
+
+    Parameters
+    ----------
+    write
+        Brings labels to where they are seen and can be undone: ``write(key, labels, index)``. It has to
+        write to the array of the image's `Work`.
+    """
+
+    touched = Signal(str)  # key of an image whose labels may have changed
+    counted = Signal(str)  # key of an image whose `Numbers` are new
+
+    def __init__(self, write: Callable[[str, Labels, PlaneIndex], None]) -> None:
+        self.works: dict[str, Work] = {}
+        self.numbers: dict[str, Numbers] = {}
+        self.table = ClassTable()
+        self.tasks, self.engine = Tasks(), Engine()
+        self.shelf = Shelf(self.tasks, self.engine)
+        self.storage = Storage(self.tasks, self.engine, self.works, self.table)
+        self.lessons = Lessons(self.tasks, self.engine, self.shelf, self.storage)
+        self.changed, self.finished = self.tasks.changed, self.tasks.finished
+        self._write = write
+        self._counter = Worker("crfasrnn-count")
+        self._counting: set[str] = set()
+        self._closed = False
+        self.shelf.chosen.connect(self._on_model_chosen)
+        self.storage.replaced.connect(self._on_project_replaced)
+
+    @property
+    def busy(self) -> Busy | None:
+        """The task at work."""
+        return self.tasks.busy
+
+    def begin(self) -> None:
+        """Find out which models and earlier projects there are."""
+        self.shelf.load()
+        self.storage.list_recents()
+
+    def cancel(self) -> None:
+        """Stop what is going on; everything is as it was before it was started."""
+        learning = self.busy is not None and self.busy.what == "learn"
+        if learning:
+            self.lessons.history = []
+        self.tasks.cancel()
+
+    def close(self) -> None:
+        """Save what is unsaved, and stop everything."""
+        if self._closed:
+            return
+        self._closed = True
+        self.tasks.close()
+        self._counter.close()
+        self.storage.close()
+
+    # --- segmenting and correcting ------------------------------------------------------------------
+
+    def segment(self, image: ImageInput, index: PlaneIndex | None) -> None:
+        """Segment a plane of an image, or all of it where ``index`` is None."""
+        if self.busy is None:
+            self.shelf.when_loaded(
+                Busy("segment", "Looking for models…"), lambda: self._segment(image, index)
+            )
+
+    def _segment(self, image: ImageInput, index: PlaneIndex | None) -> None:
+        request = self.request()
+        self.work_on(image)
+
+        def run(task: Task, report: Report) -> Segmented:
+            return self.engine.segment(
+                request, image, index, lambda done, total: report((done, total)), task.cancelled
+            )
+
+        def done(result: Segmented) -> None:
+            self._take_segmentation(image, result, () if index is None else index)
+
+        self.tasks.start(Busy("segment", "Segmenting…"), run, done)
+
+    def _take_segmentation(self, image: ImageInput, result: Segmented, index: PlaneIndex) -> None:
+        segmentation = result.segmentation
+        if segmentation.classes != self.table.classes or not self.table.locked:
+            self._adopt_classes(segmentation.classes)
+        work = self.work_on(image)
+        revision = work.merge(segmentation, index)
+        self._write(image.key, revision.after.labels, index)
+        work.take(revision, segmentation)
+        self.touch(image.key)
+        seconds = segmentation.timings
+        text = f"{seconds['total']:.1f} s · network {seconds['network']:.1f} · CRF {seconds['crf']:.1f}"
+        if result.n_nonfinite:
+            text += f" · {result.n_nonfinite:,} NaN or infinite pixels taken as the darkest"
+        self.tasks.say("start", text)
+
+    def refine(self, key: str, index: PlaneIndex, region: Region | None) -> None:
+        """Let the CRF snap the labels of a plane to the edges of the image, around what was painted."""
+        work = self.works.get(key)
+        if self.busy is not None or self.shelf.choice is None or work is None:
+            return
+        request, labels, held = self.request(), work.labels[index].copy(), work.held(index)
+
+        def run(task: Task, report: Report) -> Segmentation:
+            return self.engine.refine(request, work.image, labels, held, index, region, task.cancelled)
+
+        def done(result: Segmentation) -> None:
+            changed = self._take_refined(key, index, labels, result)
+            self.tasks.say("correct", f"Refined: {changed:,} px in {result.timings['total']:.1f} s.")
+
+        self.tasks.start(Busy("refine", "Refining…"), run, done)
+
+    def _take_refined(self, key: str, index: PlaneIndex, given: Labels, result: Segmentation) -> int:
+        work = self.works[key]
+        now = work.labels[index].copy()
+        refined = np.where(now != given, now, result.labels).astype(now.dtype)  # painted meanwhile: kept
+        changed = refined != now
+        self._write(key, refined, index)
+        work.snapped[index][changed] = refined[changed]
+        if work.entropy is not None:
+            work.entropy[index] = result.entropy
+        self.touch(key)
+        return int(np.count_nonzero(changed))
+
+    def learn(self, config: TrainConfig | None = None) -> None:
+        """Teach the model what was corrected."""
+        if self.busy is not None or self.shelf.choice is None:
+            return
+        self.table.locked = True
+        self.lessons.learn(self.request(), config or TrainConfig(), lambda: None)
+
+    def accept(self, key: str) -> None:
+        """Say that all labels of an image are right, or take that back."""
+        work = self.works.get(key)
+        if work is None:
+            return
+        if work.accepted is None:
+            work.accept()
+        else:
+            work.unaccept()
+        self.touch(key)
+
+    def request(self) -> ModelRequest:
+        """Return the chosen model, for the present class table."""
+        assert self.shelf.choice is not None
+        if not self.table.locked:
+            return ModelRequest(self.shelf.choice.source)
+        return ModelRequest(self.shelf.choice.source, self.table.classes, self.table.continues())
+
+    def save_model(self, path: Path) -> None:
+        """Write the chosen model, with the present class table, to a file."""
+        if self.shelf.choice is not None and self.busy is None:
+            self.shelf.save(self.request(), path)
+
+    # --- images -------------------------------------------------------------------------------------
+
+    def work_on(self, image: ImageInput) -> Work:
+        """Return the work on an image: a new one if there is none, or if its shape has changed."""
+        work = self.works.get(image.key)
+        if work is None or work.labels.shape != image.shape:
+            work = self.works[image.key] = Work.blank(image, len(self.table.classes) or 1)
+        work.image = image
+        return work
+
+    def touch(self, key: str) -> None:
+        """Note that the labels of an image may have changed."""
+        work = self.works.get(key)
+        if work is None:
+            return
+        work.follow_undo()
+        self.storage.touch(key)
+        self.touched.emit(key)
+        self.changed.emit()
+
+    def count(self, key: str, index: PlaneIndex) -> None:
+        """Count shares and edits anew, in a thread; `counted` says when."""
+        work = self.works.get(key)
+        if work is None or key in self._counting:
+            return
+        self._counting.add(key)
+        n_classes = len(self.table.classes)
+
+        def run(task: Task, report: Report) -> Numbers:
+            shares = work.shares(index, n_classes)
+            return Numbers(shares, tuple(work.present(n_classes)), work.summary())
+
+        def done(numbers: Numbers) -> None:
+            self._counting.discard(key)
+            if self.works.get(key) is work and n_classes == len(self.table.classes):
+                self.numbers[key] = numbers
+                by_share = sorted(numbers.present, key=lambda value: -numbers.shares[value])
+                self.table.give_keys(by_share)
+                self.counted.emit(key)
+
+        def failed(error: Exception) -> None:
+            self._counting.discard(key)
+            _log.error("counting failed", exc_info=error)
+
+        self._counter.start("count", run, done, failed)
+
+    # --- classes ------------------------------------------------------------------------------------
+
+    def add_class(self, name: str) -> None:
+        """Add a class at the end of the table."""
+        self._change_classes([*self.table.classes, name], [*self.table.origins, None])
+
+    def rename_class(self, value: int, name: str) -> None:
+        """Give a class another name."""
+        classes = list(self.table.classes)
+        old = classes[value]
+        if old.name == name.strip():
+            return
+        classes[value] = ClassSpec(name=name, color=old.color)
+        self._change_classes(classes, self.table.origins, {old.name: classes[value].name})
+
+    def recolor_class(self, value: int, color: Color) -> None:
+        """Give a class another colour."""
+        classes = list(self.table.classes)
+        classes[value] = ClassSpec(name=classes[value].name, color=color)
+        self._change_classes(classes, self.table.origins)
+
+    def delete_class(self, value: int) -> None:
+        """Remove a class; its pixels become unlabelled.
+
+        Raises
+        ------
+        ValueError
+            If it is the background.
+        """
+        if value == 0:
+            raise ValueError("the first class stands for the background and stays: rename it instead")
+        n_classes = len(self.table.classes)
+        keep = [v for v in range(n_classes) if v != value]
+        new_values = [None if v == value else v - (v > value) for v in range(n_classes)]
+        self._change_classes(
+            [self.table.classes[v] for v in keep],
+            [self.table.origins[v] for v in keep],
+            {self.table.classes[value].name: None},
+            new_values,
+        )
+
+    def _change_classes(
+        self,
+        classes: Sequence[str | ClassSpec],
+        origins: Sequence[str | None],
+        mapping: Mapping[str, str | None] | None = None,
+        new_values: Sequence[int | None] | None = None,
+    ) -> None:
+        n_before = len(self.table.classes)
+        self.table.replace(classes, origins, new_values)
+        self.table.edited = self.table.locked = True
+        self._remap(new_values, n_before)
+        self.storage.set_classes(self.table.classes, mapping or {})
+
+    def _adopt_classes(self, classes: tuple[ClassSpec, ...]) -> None:
+        """Take the class table of a model; what was labelled before is matched by name."""
+        old = self.table.classes
+        names = {spec.name: value for value, spec in enumerate(classes)}
+        new_values = [names.get(spec.name) for spec in old]
+        self.table.replace(classes, [spec.name for spec in classes], new_values)
+        self.table.locked = True
+        self._remap(new_values, len(old))
+        self.storage.set_classes(classes, {})
+
+    def _remap(self, new_values: Sequence[int | None] | None, n_before: int) -> None:
+        n_classes = len(self.table.classes)
+        values = list(range(n_before)) if new_values is None else list(new_values)
+        same = values == list(range(n_before))
+        for key, work in list(self.works.items()):
+            if not same or n_classes > ignore_value(work.labels.dtype):
+                self.works[key] = work.remapped(values, n_classes)
+                self.numbers.pop(key, None)
+            self.touched.emit(key)
+        self.changed.emit()
+
+    def _on_model_chosen(self) -> None:
+        assert self.shelf.choice is not None
+        names = self.shelf.choice.class_names
+        settled = any(numbers.summary.n_labelled for numbers in self.numbers.values())
+        if not settled and not self.table.edited and names != self.table.names:
+            self.table.locked = False  # nothing would be lost: the table may follow the model
+        if self.table.locked or not self.works:
+            self.table.follow(names)
+
+    def _on_project_replaced(self, classes: tuple[ClassSpec, ...], rounds: list[ModelChoice]) -> None:
+        self.works.clear()
+        self.numbers.clear()
+        self.lessons.forget()
+        self.shelf.remove("round:")
+        self.table.clear()
+        self.table.replace(classes, [spec.name for spec in classes], None)
+        self.table.locked = self.table.edited = True
+        for choice in rounds:
+            self.shelf.add(choice)
+        if self.shelf.choice is None and self.shelf.models:
+            self.shelf.choose(self.shelf.models[0].name)
+        elif self.shelf.choice is not None:
+            self.table.follow(self.shelf.choice.class_names)

@@ -1,0 +1,144 @@
+"""One task at a time: what is going on, what each section has to say, and how both end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from psygnal import Signal
+
+from napari_crfasrnn._qt.worker import Task, Worker
+
+_log = logging.getLogger(__name__)
+
+Report = Callable[[Any], None]
+SECTION_OF = {"segment": "start", "load": "start", "refine": "correct", "learn": "learn"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a section of the widget has to say: one sentence, and the action that cures it, if any."""
+
+    text: str
+    tone: str = "quiet"  # or "good", "problem"
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class Busy:
+    """The task at work: "segment", "refine", "learn", "open", "load" or "save", and how far it is."""
+
+    what: str
+    text: str
+    done: int = 0
+    total: int = 0
+
+    @property
+    def section(self) -> str:
+        """Where its outcome is told."""
+        return SECTION_OF.get(self.what, "project")
+
+
+class Tasks:
+    """Runs one task at a time and tells how it goes.
+
+    Attributes
+    ----------
+    busy
+        The task at work.
+    lines
+        What the sections "start", "classes", "correct", "learn" and "project" say.
+    """
+
+    changed = Signal()  # something that is shown
+    finished = Signal(str)  # what the task was, or "cancelled" or "failed"
+
+    def __init__(self) -> None:
+        self.busy: Busy | None = None
+        self.lines: dict[str, Line] = {}
+        self._worker = Worker("crfasrnn-jobs")
+        self._task: Task | None = None
+
+    def say(self, section: str, text: str, tone: str = "quiet", cure: str = "") -> None:
+        """Say something in a section; an empty text clears it."""
+        if text:
+            self.lines[section] = Line(text, tone, cure)
+        else:
+            self.lines.pop(section, None)
+        self.changed.emit()
+
+    def complain(self, section: str, doing: str, error: Exception) -> None:
+        """Say in one sentence why something did not work."""
+        if isinstance(error, ValueError | TypeError | OSError | MemoryError):
+            _log.info("%s failed: %s", doing, error)
+            text = str(error) or f"{doing} failed: {type(error).__name__}"
+        else:
+            _log.error("%s failed", doing, exc_info=error)
+            text = f"{doing} failed ({error or type(error).__name__}); the log has the details"
+        self.say(section, text[:1].upper() + text[1:], "problem")
+
+    def hold(self, busy: Busy) -> None:
+        """Count as busy, before there is a thread that does the work."""
+        self.busy = busy
+        self.lines.pop(busy.section, None)
+        self.changed.emit()
+
+    def start(
+        self,
+        busy: Busy,
+        work: Callable[[Task, Report], Any],
+        done: Callable[[Any], None],
+        progress: Callable[[Any], None] | None = None,
+    ) -> None:
+        """Do work in the thread, then ``done(result)`` here; what goes wrong is told in its section."""
+        self.hold(busy)
+
+        def finish(result: Any) -> None:
+            self.busy = self._task = None
+            try:
+                done(result)
+            except (ValueError, TypeError, OSError) as error:
+                fail(error)
+                return
+            self.changed.emit()
+            self.finished.emit(busy.what)
+
+        def fail(error: Exception) -> None:
+            self.end(busy, error)
+
+        self._task = self._worker.start(busy.what, work, finish, fail, progress or self._show_progress)
+
+    def end(self, busy: Busy, error: Exception) -> None:
+        """End a task that did not work."""
+        self.busy = self._task = None
+        self.complain(busy.section, busy.text.rstrip("…"), error)
+        self.finished.emit("failed")
+
+    def aside(self, what: str, work: Callable[[], Any], done: Callable[[Any], None], section: str) -> None:
+        """Do something in the thread that nobody waits for."""
+        self._worker.start(
+            what, lambda task, report: work(), done, lambda error: self.complain(section, what, error)
+        )
+
+    def cancel(self) -> None:
+        """Stop what is going on; everything is as it was before it was started."""
+        if self.busy is None:
+            return
+        section, self.busy = self.busy.section, None
+        if self._task is not None:
+            self._worker.cancel(self._task)
+            self._task = None
+        self.say(section, "Cancelled; everything is as it was.")
+        self.finished.emit("cancelled")
+
+    def close(self) -> None:
+        """Stop everything."""
+        self.busy = self._task = None
+        self._worker.close()
+
+    def _show_progress(self, value: tuple[int, int]) -> None:
+        if self.busy is not None:
+            self.busy = replace(self.busy, done=value[0], total=value[1])
+            self.changed.emit()
