@@ -289,8 +289,9 @@ class CudaMeanField:
 
     def _buffers(self, n_labels: int) -> _Buffers:
         if self._kept is not None and self._kept_labels == n_labels:
-            # Used before on another stream: its memory must outlive what is queued on this one, too.
-            _keep_for_current_stream(self._kept.blocks())
+            # Perhaps made on another stream: its memory must outlive what is queued on this one, too.
+            if not (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+                _keep_for_current_stream(self._kept.blocks())
             return self._kept
         engine = self._bilateral.engine
         native = engine.MeanField(self._spatial.native, self._bilateral.native, n_labels)
@@ -309,7 +310,10 @@ class CudaMeanField:
 
 
 class _StreamOrder:
-    """Orders what is queued on different streams one after the other; does nothing within one stream."""
+    """Orders what is queued on different streams one after the other; does nothing within one stream.
+
+    While the caller captures a graph, streams are his business: there is no waiting for what is outside.
+    """
 
     def __init__(self) -> None:
         self._last: torch.cuda.Event | None = None
@@ -317,7 +321,7 @@ class _StreamOrder:
 
     def wait(self, device: torch.device) -> None:
         """Let the current stream wait for what was queued last."""
-        if device.type != "cuda":
+        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return
         stream = torch.cuda.current_stream(device)
         if self._last is not None and self._last_stream != stream.cuda_stream:
@@ -329,13 +333,14 @@ class _StreamOrder:
         if device.type != "cuda":
             yield {"device": 0, "stream": 0}
             return
-        self.wait(device)
-        stream = torch.cuda.current_stream(device)
-        if self._last_stream not in (None, stream.cuda_stream):
-            _keep_for_current_stream(reads)
         with torch.cuda.device(device):
+            self.wait(device)
+            stream = torch.cuda.current_stream(device)
+            is_capturing = torch.cuda.is_current_stream_capturing()
+            if not is_capturing and self._last_stream not in (None, stream.cuda_stream):
+                _keep_for_current_stream(reads)
             yield {"device": stream.device_index, "stream": stream.cuda_stream}
-            if not torch.cuda.is_current_stream_capturing():
+            if not is_capturing:
                 self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._last.record(stream)
                 self._last_stream = stream.cuda_stream
