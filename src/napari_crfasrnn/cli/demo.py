@@ -16,7 +16,8 @@ from napari_crfasrnn.cli.segment import Job, Wanted, new_segmenter, segment_file
 
 PHOTOGRAPH = "astronaut"
 WIDGET = "CRF-RNN Segmentation"
-PATIENCE = 600.0  # seconds until a window that does not come to an end is given up
+PATIENCE = 180.0  # seconds until a window that does not come to an end is given up
+ENDS = {"segment", "failed", "cancelled"}  # what the widget says at the end of a segmentation
 WINDOW_SIZE = (1366, 768)  # pixels, a small laptop's
 
 
@@ -85,21 +86,22 @@ def _show(screenshot: Path, keep_open: bool) -> None:
     viewer.window.resize(*WINDOW_SIZE)
     [(data, arguments, _)] = open_astronaut()
     viewer.add_image(data, **arguments)
-    _, widget = viewer.window.add_plugin_dock_widget("napari-crfasrnn", WIDGET)
+    with one_sentence():  # an installation without its manifest
+        _, widget = viewer.window.add_plugin_dock_widget("napari-crfasrnn", WIDGET)
     ended: list[str] = []
     pictures: list[Any] = []
 
     def wait() -> Iterator[str]:
         """Yield in a thread, for the window to go on in its own, until the labels are drawn."""
         given_up = time.monotonic() + PATIENCE
-        while not ended and time.monotonic() < given_up:
+        while not ENDS & set(ended) and time.monotonic() < given_up:
             time.sleep(0.1)
         time.sleep(1.0)
         yield "drawn"
 
     def take_picture(_: str) -> None:
         pictures.append(viewer.screenshot(canvas_only=False, flash=False)[..., :3])
-        if not keep_open or ended != ["segment"]:
+        if not keep_open or "segment" not in ended:
             viewer.close()
 
     widget.finished.connect(ended.append)
