@@ -28,7 +28,7 @@ def unary_of_labels(
     """Return logits that say what the labels say where these differ from the network's opinion."""
     n_labels = logits.shape[1]
     wanted = torch.from_numpy(labels.astype(np.int64)).to(logits.device)
-    differs = (wanted < n_labels) & (wanted != logits[0].argmax(0))
+    differs = (wanted < n_labels) & (wanted != logits[0].max(0).indices)
     unary = logits.clone()
     # softmax of these gives the label CONFIDENCE and shares the rest evenly among the others
     peak = math.log(CONFIDENCE / (1 - CONFIDENCE) * max(n_labels - 1, 1))

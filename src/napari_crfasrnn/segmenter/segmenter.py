@@ -217,7 +217,9 @@ class Segmenter:
         plane = self._visit(source, at)
         if given.dtype.kind == "f":
             logits = torch.from_numpy(given)[None].to(self.device)
-            old: NDArray[Any] = logits[0].argmax(0).cpu().numpy().astype(label_dtype(self.model.n_labels))
+            old: NDArray[Any] = (
+                logits[0].max(0).indices.cpu().numpy().astype(label_dtype(self.model.n_labels))
+            )
             plane = replace(plane, entropy=None)
         else:
             plane, logits = self._logits(plane, clock)
@@ -343,17 +345,16 @@ def _known_entropy(
 @contextmanager
 def _evaluating(model: SegmentationModel) -> Iterator[None]:
     """Switch dropout and gradients off for a while."""
-    modules = (model.network, model.crf)
-    modes = [module.training for module in modules]
-    for module in modules:
+    training = [module for module in (model.network, model.crf) if module.training]
+    for module in training:
         module.eval()
     try:
         # Not inference_mode: what is kept for the next call would be of no use to training.
         with torch.no_grad():
             yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.train(mode)
+        for module in training:
+            module.train()
 
 
 def _choose_device(device: str | torch.device) -> torch.device:
