@@ -1,0 +1,48 @@
+"""Strokes that a model could not learn beside the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from napari_crfasrnn.classes import ignore_value
+from napari_crfasrnn.edits import contradictions
+from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.planes import LabelledPlane
+from napari_crfasrnn.training.positions import Grid, locate, logits_at, score_map
+from napari_crfasrnn.training.report import PlaceOfContradiction
+
+_MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims are always in doubt
+
+
+def find_contradictions(
+    model: SegmentationModel, planes: Sequence[LabelledPlane], cancel: Cancel | None
+) -> tuple[PlaceOfContradiction, ...]:
+    """Return the strokes of the planes that the model's network, having learnt them, sees as another class.
+
+    Raises
+    ------
+    Cancelled
+        When asked to stop.
+    """
+    found = []
+    for plane in planes:
+        raise_if_cancelled(cancel)
+        if not 0 < plane.n_training <= _MAX_STROKE_PIXELS:
+            continue
+        y, x = np.nonzero(plane.training != ignore_value(plane.training.dtype))
+        with torch.no_grad():
+            seen = model.preprocess(plane.image)
+            grid = Grid(plane.size, (int(seen.shape[-2]), int(seen.shape[-1])))
+            scores = score_map(model.network, model.network.encode(seen), grid)
+            logits = logits_at(scores, locate(model.network, grid, y, x).to(model.device))
+        prediction = plane.training.copy()
+        prediction[y, x] = logits.argmax(1).cpu().numpy()
+        found += [
+            PlaceOfContradiction(plane.item_id, plane.index, region)
+            for region in contradictions(plane.training, prediction)
+        ]
+    return tuple(found)

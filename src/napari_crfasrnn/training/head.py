@@ -1,0 +1,211 @@
+"""Learning the head of a network (and, thawed, its encoder) from labelled pixels.
+
+The loss has two parts. Labelled pixels: cross entropy, classes weighted by frequency^-1/2. Untouched
+pixels of the same planes: the divergence from what the model predicted before, weighted by how sure it
+was; so what was right stays right. The weights are pulled to where they started (not to zero), which
+is the knowledge that a few strokes must not wash out. An exponential average of the weights is what is
+kept: it is good whenever the training is stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_crfasrnn import metrics
+from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.network import Fcn8s, SegmentationModel
+from napari_crfasrnn.training.planes import PixelSample, View
+from napari_crfasrnn.training.positions import logits_at, score_map
+from napari_crfasrnn.training.report import LockedScore
+
+_BATCH = 4096  # labelled pixels in an iteration
+_KEPT_BATCH = 1024
+_WARM_UP = 20  # iterations
+_AVERAGE = 0.97  # of the averaged weights stays in an iteration: a memory of some 30
+_PULL = 1e-2  # share of the way back to the first weights, in units of the learning rate
+_MAX_GRADIENT = 5.0
+_ENCODER_SHARE = 0.01  # of the learning rate, for a thawed encoder
+_MEASURE_EVERY = 10  # iterations, at least
+_GENERATOR_STREAM = 1  # beside the stream that draws the pixels
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """A view with all that does not change between iterations."""
+
+    view: View
+    weight: Tensor  # [N] of each labelled pixel, by its class
+    before: Tensor  # [K, L] log marginals of the model before learning, at the kept pixels
+    certainty: Tensor  # [K] 0..1
+
+
+class HeadLearner:
+    """Trains a model in place, one iteration per call of `step`.
+
+    Parameters
+    ----------
+    model
+        Its network is changed.
+    views
+        What to learn from.
+    locked
+        A view of each plane, and the plane's held-back pixels: what `measure` looks at.
+    config
+        Learning rate, seed, weight of the old predictions.
+    keep
+        Keep untouched pixels as the model predicts them now; false for one that knows nothing yet.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        views: Sequence[View],
+        locked: Sequence[tuple[View, PixelSample]],
+        config: TrainConfig,
+        *,
+        keep: bool,
+    ) -> None:
+        self._model = model
+        self._locked = [(view, sample) for view, sample in locked if len(sample)]
+        self._keep_weight = config.keep_weight if keep else 0.0
+        self._random = np.random.default_rng([config.seed, _GENERATOR_STREAM])
+        groups = _parameter_groups(model, config)
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self._first = [parameter.detach().clone() for parameter in self._parameters]
+        self._average = [parameter.detach().clone() for parameter in self._parameters]
+        self._best: list[Tensor] | None = None
+        self._best_miou = -math.inf
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        counts = torch.zeros(model.n_labels)
+        for view in views:
+            counts += torch.bincount(view.training.target.cpu(), minlength=model.n_labels)
+        class_weight = counts.clamp_min(1).rsqrt().to(model.device)
+        self._lessons = [self._lesson(view, class_weight) for view in views]
+        self._order: list[int] = []
+        self._measure_every = max(_MEASURE_EVERY, 2 * len(self._locked))
+        self.iteration = 0
+
+    def step(self) -> float:
+        """Do one iteration and return its loss; when that is not finite, nothing was changed."""
+        warm = min(1.0, (self.iteration + 1) / _WARM_UP)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["rate"] * warm
+        if not self._order:
+            self._order = self._random.permutation(len(self._lessons)).tolist()
+        with torch.enable_grad():
+            loss = self._loss(self._lessons[self._order.pop()])
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                return value
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT)
+        self._optimizer.step()
+        self.iteration += 1
+        self._pull_and_average()
+        return value
+
+    def measure(self) -> float | None:
+        """Return the mean IoU of the averaged weights on the held-back pixels, if it is due and can be told.
+
+        The best weights so far are remembered; of two that do equally well, the later.
+        """
+        if self.iteration % self._measure_every or not self._locked:
+            return None
+        latest = [parameter.detach().clone() for parameter in self._parameters]
+        self._load(self._average)
+        miou = self.locked_miou()
+        self._load(latest)
+        if miou is not None and miou >= self._best_miou:
+            self._best_miou = miou
+            self._best = [average.clone() for average in self._average]
+        return miou
+
+    @torch.no_grad()
+    def locked_miou(self) -> float | None:
+        """Return the mean IoU of the present weights on the held-back pixels, without CRF."""
+        n_labels = self._model.n_labels
+        counts = np.zeros((n_labels, n_labels), np.int64)
+        for view, sample in self._locked:
+            logits = logits_at(self._scores(view), sample.positions)
+            given, truth = logits.argmax(1).cpu().numpy(), sample.target.cpu().numpy()
+            counts += metrics.confusion(given, truth, n_labels, ignore=None)
+        return LockedScore.from_confusion(counts, tuple(spec.name for spec in self._model.classes)).miou
+
+    def finish(self) -> None:
+        """Leave the best weights in the network: by the held-back pixels, or the latest without those."""
+        self._load(self._average if self._best is None else self._best)
+
+    @torch.no_grad()
+    def _load(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.copy_(value)
+
+    @torch.no_grad()
+    def _pull_and_average(self) -> None:
+        pull = _PULL * self._optimizer.param_groups[0]["lr"]
+        memory = min(_AVERAGE, self.iteration / (self.iteration + 9))  # the first steps are forgotten
+        rows = zip(self._parameters, self._first, self._average, strict=True)
+        for parameter, first, average in rows:
+            parameter.lerp_(first, pull)
+            average.lerp_(parameter, 1 - memory)
+
+    def _scores(self, view: View) -> Tensor:  # [L, gh, gw]
+        features = view.features
+        if features is None:
+            assert view.input is not None
+            features = self._model.network.encode(view.input)
+        return score_map(self._model.network, features, view.grid)
+
+    @torch.no_grad()
+    def _lesson(self, view: View, class_weight: Tensor) -> _Lesson:
+        weight = class_weight[view.training.target]
+        before = logits_at(self._scores(view), view.kept.positions).log_softmax(1)
+        entropy = -(before.exp() * before).sum(1)
+        certainty = 1 - entropy / math.log(max(2, before.shape[1]))
+        return _Lesson(view, weight, before, certainty)
+
+    def _loss(self, lesson: _Lesson) -> Tensor:
+        scores = self._scores(lesson.view)
+        sample = lesson.view.training
+        positions, target, weight = sample.positions, sample.target, lesson.weight
+        if len(sample) > _BATCH:
+            chosen = self._choose(len(sample), _BATCH)
+            positions, target, weight = positions.select(chosen), target[chosen], weight[chosen]
+        losses = F.cross_entropy(logits_at(scores, positions), target, reduction="none")
+        loss = (losses * weight).sum() / weight.sum()
+        n_kept = len(lesson.view.kept)
+        if self._keep_weight and n_kept:
+            chosen = self._choose(n_kept, min(_KEPT_BATCH, n_kept))
+            now = logits_at(scores, lesson.view.kept.positions.select(chosen)).log_softmax(1)
+            before = lesson.before[chosen]
+            divergence = (before.exp() * (before - now)).sum(1)
+            loss = loss + self._keep_weight * (lesson.certainty[chosen] * divergence).mean()
+        return loss
+
+    def _choose(self, n: int, size: int) -> Tensor:
+        return torch.from_numpy(self._random.choice(n, size, replace=False)).to(self._model.device)
+
+
+def _parameter_groups(model: SegmentationModel, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return what is trained, with its learning rate: the head, and a thawed encoder more slowly."""
+    network = model.network
+    if isinstance(network, Fcn8s):
+        layers = (*network.score_layers, *network.class_upsamplers)
+        head = [parameter for layer in layers for parameter in layer.parameters()]
+    else:
+        head = network.head_parameters()
+    groups: list[dict[str, Any]] = [{"params": head, "lr": 0.0, "rate": config.learning_rate}]
+    if config.thaw:
+        known = {id(parameter) for parameter in head}
+        encoder = [parameter for parameter in network.parameters() if id(parameter) not in known]
+        groups.append({"params": encoder, "lr": 0.0, "rate": config.learning_rate * _ENCODER_SHARE})
+    return groups

@@ -1,0 +1,150 @@
+"""What learning tells: step by step, and at the end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_crfasrnn import metrics
+from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.edits import Contradiction
+from napari_crfasrnn.network import SegmentationModel
+
+StoppedBy = Literal["iterations", "time", "cancelled", "diverged"]
+
+MIN_LOCKED_PIXELS = 50  # of a class; IoU on fewer is an accident
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One optimiser iteration.
+
+    Attributes
+    ----------
+    iteration, total
+        From 1; how many there are at most.
+    loss
+        Mean loss of the iteration's pixels.
+    locked_miou
+        Mean IoU on the held-back pixels, where it was measured and there are enough of them.
+    seconds
+        Since learning began.
+    """
+
+    iteration: int
+    total: int
+    loss: float
+    locked_miou: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LockedScore:
+    """How well a model does on the held-back pixels, CRF included.
+
+    Attributes
+    ----------
+    classes
+        Names, in the order of the label values.
+    iou
+        Of each class; None where too few pixels are held back to tell.
+    n_pixels
+        Held-back pixels of each class.
+    """
+
+    classes: tuple[str, ...]
+    iou: tuple[float | None, ...]
+    n_pixels: tuple[int, ...]
+
+    @classmethod
+    def from_confusion(cls, counts: NDArray[np.int64], classes: tuple[str, ...]) -> LockedScore:
+        """Return the score of a confusion matrix [L, L], rows the truth."""
+        n_pixels = counts.sum(axis=1)
+        values = metrics.iou(counts)
+        told = n_pixels >= MIN_LOCKED_PIXELS
+        return cls(
+            classes=classes,
+            iou=tuple(float(value) if ok else None for value, ok in zip(values, told, strict=True)),
+            n_pixels=tuple(int(n) for n in n_pixels),
+        )
+
+    @property
+    def miou(self) -> float | None:
+        """Mean over the classes that can be told, or None if there is none."""
+        told = [value for value in self.iou if value is not None]
+        return sum(told) / len(told) if told else None
+
+
+@dataclass(frozen=True)
+class PlaceOfContradiction:
+    """A stroke that could not be learnt beside the others, and the image it is in."""
+
+    item_id: int
+    index: tuple[int, ...]
+    region: Contradiction
+
+
+@dataclass(frozen=True, eq=False)
+class TrainReport:
+    """What a round of learning did.
+
+    Attributes
+    ----------
+    model
+        The new model; the one that was given is unchanged.
+    before, after
+        Scores on the held-back pixels with the model that was given and with the new one; None when
+        they were not measured because learning was cancelled.
+    history
+        Every iteration.
+    stopped_by
+        "iterations" (all done), "time" (the limit struck), "cancelled", or "diverged" (the loss was no
+        longer a number: the best weights from before that were kept).
+    n_planes, n_training_pixels, n_locked_pixels
+        What it learnt from, and what it held back.
+    crf_learnt
+        Whether the CRF was changed, too: only if that made the held-back pixels no worse.
+    contradictions
+        Strokes that the new model still sees as another class.
+    notes
+        What else is worth knowing, in sentences.
+    config, seconds
+        The settings, and how long it took.
+    """
+
+    model: SegmentationModel
+    before: LockedScore | None
+    after: LockedScore | None
+    history: tuple[TrainStep, ...]
+    stopped_by: StoppedBy
+    n_planes: int
+    n_training_pixels: int
+    n_locked_pixels: int
+    crf_learnt: bool
+    contradictions: tuple[PlaceOfContradiction, ...]
+    notes: tuple[str, ...]
+    config: TrainConfig
+    seconds: float = field(default=0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the model in JSON values, as a project stores it."""
+        score = {
+            name: None if value is None else asdict(value) | {"miou": value.miou}
+            for name, value in (("before", self.before), ("after", self.after))
+        }
+        return {
+            **score,
+            "history": [asdict(step) for step in self.history],
+            "stopped_by": self.stopped_by,
+            "n_planes": self.n_planes,
+            "n_training_pixels": self.n_training_pixels,
+            "n_locked_pixels": self.n_locked_pixels,
+            "crf_learnt": self.crf_learnt,
+            "contradictions": [asdict(place) for place in self.contradictions],
+            "notes": list(self.notes),
+            "config": self.config.model_dump(mode="json"),
+            "seconds": self.seconds,
+        }
