@@ -22,11 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from napari_crfasrnn.config import CrfConfig, Normalization
-from napari_crfasrnn.lattice import Backend, Lattice, MeanField
+from napari_crfasrnn.lattice import Backend, Lattice, MeanField, choose_backend
 
 # Spatial lattices depend on the image's size only and are kept for the next image; larger ones
 # would hold too much memory (about 75 bytes a pixel).
 _LARGEST_KEPT = 1 << 20
+
+# A GPU takes a batch as one lattice up to this many pixels, image by image beyond.
+_LARGEST_JOINT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ class _Kernel:
     after: Tensor | None  # [N, 1], multiplies what comes out
 
     @classmethod
-    def build(cls, features: Tensor, normalization: Normalization, backend: Backend) -> _Kernel:
-        lattice = Lattice(features, backend=backend)
+    def build(
+        cls, features: Tensor, normalization: Normalization, backend: Backend, n_groups: int = 1
+    ) -> _Kernel:
+        lattice = Lattice(features, backend=backend, n_groups=n_groups)
         if normalization == "none":
             return cls(lattice, None, None)
         row_sums = lattice.filter(torch.ones_like(features[:, :1]))
@@ -71,12 +76,14 @@ class PreparedImage:
     device: torch.device
     spatial: _Kernel
     bilateral: tuple[_Kernel, ...]
-    """One for each image of the batch; the spatial kernel is the same for all."""
+    """One for each image of the batch, or a single one for all; the spatial kernel is the same for each."""
+    images_per_kernel: int = 1
+    """How many images, one behind the other, a kernel is for: 1, or B where a GPU takes them as one."""
 
     @property
     def n_images(self) -> int:
         """B, the size of the batch."""
-        return len(self.bilateral)
+        return len(self.bilateral) * self.images_per_kernel
 
     @property
     def backend(self) -> str:
@@ -85,7 +92,7 @@ class PreparedImage:
 
     @functools.cached_property
     def fused(self) -> tuple[MeanField, ...] | None:
-        """The compiled inference of each image, or None where the backend has none."""
+        """The compiled inference of each bilateral kernel, or None where the backend has none."""
         if self.backend == "reference":
             return None
         return tuple(
@@ -173,13 +180,19 @@ class CrfRnn(nn.Module):
             raise ValueError("image must be finite, got NaN or infinity; replace those pixels first")
         space = tuple(image.shape[2:])
         config = self.config
-        key = (space, config.theta_gamma, config.normalization, self.backend, dtype, image.device)
-        n_pixels = image[0, 0].numel()
-        spatial = (_kept_spatial_kernel if n_pixels <= _LARGEST_KEPT else _spatial_kernel)(*key)
-        position = _positions(space, dtype, image.device) / config.theta_alpha
-        features = [torch.cat([position, one.flatten(1).T / config.theta_beta], dim=1) for one in image]
-        bilateral = tuple(_Kernel.build(f, config.normalization, self.backend) for f in features)
-        return PreparedImage(space, dtype, image.device, spatial, bilateral)
+        n_pixels = image[0, 0].numel() * len(image)
+        is_joint = n_pixels <= _LARGEST_JOINT and choose_backend(self.backend, image.device) == "cuda"
+        joint = len(image) if is_joint else 1
+        key = (space, config.theta_gamma, config.normalization, self.backend, dtype, image.device, joint)
+        n_points = n_pixels // len(image) * joint
+        spatial = (_kept_spatial_kernel if n_points <= _LARGEST_KEPT else _spatial_kernel)(*key)
+        position = (_positions(space, dtype, image.device) / config.theta_alpha).repeat(joint, 1)
+        bilateral = []
+        for images in _groups_of(joint, image):
+            colour = images.flatten(2).transpose(1, 2).flatten(0, 1) / config.theta_beta
+            features = torch.cat([position, colour], dim=1)
+            bilateral.append(_Kernel.build(features, config.normalization, self.backend, joint))
+        return PreparedImage(space, dtype, image.device, spatial, tuple(bilateral), joint)
 
     def forward(
         self,
@@ -252,18 +265,20 @@ class CrfRnn(nn.Module):
     ) -> Tensor:  # [B, L, *S]
         spatial_map = self.compatibility @ self.spatial_weights
         bilateral_map = self.compatibility @ self.bilateral_weights
+        unary_scale, output_scale = self.log_unary_scale.exp().item(), self.log_output_scale.exp().item()
+        joint = len(unary) // len(fields)
         refined = [
             field.run(
-                logits.flatten(1),
+                logits.flatten(2) if joint > 1 else logits[0].flatten(1),
                 spatial_map=spatial_map,
                 bilateral_map=bilateral_map,
-                unary_scale=self.log_unary_scale.exp().item(),
-                output_scale=self.log_output_scale.exp().item(),
+                unary_scale=unary_scale,
+                output_scale=output_scale,
                 n_iterations=n_iterations,
             ).reshape(logits.shape)
-            for logits, field in zip(unary, fields, strict=True)
+            for logits, field in zip(_groups_of(joint, unary), fields, strict=True)
         ]
-        return torch.stack(refined) if len(refined) > 1 else refined[0][None]
+        return torch.cat(refined) if len(refined) > 1 else refined[0]
 
     def _mean_field(self, unary: Tensor, prepared: PreparedImage, n_iterations: int) -> Tensor:
         """Iterate in torch: the definition, differentiable. The fused path must agree with it."""
@@ -277,16 +292,24 @@ class CrfRnn(nn.Module):
         unary_scale = self.log_unary_scale.to(dtype).exp()
         output_scale = self.log_output_scale.to(dtype).exp()
         refined = []
-        for logits, bilateral in zip(unary, prepared.bilateral, strict=True):
-            scaled = unary_scale * logits.flatten(1).T  # [N, L]: the values of a pixel side by side
+        joint = prepared.images_per_kernel
+        for logits, bilateral in zip(_groups_of(joint, unary), prepared.bilateral, strict=True):
+            # [N, L]: the values of a pixel side by side, the images one behind the other.
+            scaled = unary_scale * logits.flatten(2).transpose(1, 2).flatten(0, 1)
             state = scaled
             for _ in range(n_iterations):
                 marginals = state.softmax(dim=1)
                 message = prepared.spatial.apply(marginals) @ spatial_map
                 message = message + bilateral.apply(marginals) @ bilateral_map
                 state = scaled - message
-            refined.append((output_scale * state).T.reshape(logits.shape))
-        return torch.stack(refined)
+            state = (output_scale * state).reshape(joint, -1, self.n_labels)
+            refined.append(state.transpose(1, 2).reshape(logits.shape))
+        return torch.cat(refined)
+
+
+def _groups_of(size: int, batch: Tensor) -> list[Tensor]:
+    """Cut a batch into pieces of so many images."""
+    return [batch[first : first + size] for first in range(0, len(batch), size)]
 
 
 def _flat(factor: Tensor | None) -> Tensor | None:
@@ -307,8 +330,10 @@ def _spatial_kernel(
     backend: Backend,
     dtype: torch.dtype,
     device: torch.device,
+    joint: int,
 ) -> _Kernel:
-    return _Kernel.build(_positions(space, dtype, device) / theta_gamma, normalization, backend)
+    position = (_positions(space, dtype, device) / theta_gamma).repeat(joint, 1)
+    return _Kernel.build(position, normalization, backend, joint)
 
 
 @functools.lru_cache(maxsize=2)

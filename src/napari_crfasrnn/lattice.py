@@ -76,6 +76,8 @@ class Lattice:
     backend
         "auto" takes the compiled one for the device of `features` (and says so once in the log);
         "cpu" and "cuda" insist on one; "reference" is slow, readable NumPy.
+    n_groups
+        "cuda" alone: the points are those of this many images, one behind the other, which share nothing.
 
     Raises
     ------
@@ -89,17 +91,28 @@ class Lattice:
         When the memory of the GPU runs out; the process goes on.
     """
 
-    def __init__(self, features: NDArray[np.floating[Any]] | Tensor, *, backend: Backend = "auto") -> None:
+    def __init__(
+        self,
+        features: NDArray[np.floating[Any]] | Tensor,
+        *,
+        backend: Backend = "auto",
+        n_groups: int = 1,
+    ) -> None:
         self._device = features.device if isinstance(features, Tensor) else torch.device("cpu")
-        self._backend = _choose_backend(backend, self._device)
+        self._backend = choose_backend(backend, self._device)
         _check_features(features, self._backend)
+        if n_groups != 1 and self._backend != "cuda":
+            raise ValueError(
+                f"n_groups must be 1 for backend {self._backend!r}, got {n_groups}; build a lattice per image"
+            )
         self._n_points: int = features.shape[0]
         self._n_dims: int = features.shape[1]
         self._native: Any
         if self._backend == "reference":
             self._native = ReferenceLattice(_to_numpy(features))
         elif self._backend == "cuda":
-            self._native = cuda.CudaLattice(_to_tensor(features).to(cuda.home(self._device)).contiguous())
+            on_device = _to_tensor(features).to(cuda.home(self._device)).contiguous()
+            self._native = cuda.CudaLattice(on_device, n_groups=n_groups)
         else:
             self._native = _lattice.Lattice(_to_numpy(features))
 
@@ -215,14 +228,14 @@ class MeanField:
 
     def run(
         self,
-        unary: Tensor,  # [L, N]
+        unary: Tensor,  # [L, N], or [B, L, N / B] for lattices of B groups
         *,
         spatial_map: Tensor,  # [L, L]
         bilateral_map: Tensor,  # [L, L]
         unary_scale: float,
         output_scale: float,
         n_iterations: int,
-    ) -> Tensor:  # [L, N]
+    ) -> Tensor:  # like unary
         """Return refined logits, float32; the maps take a kernel's message to what is subtracted.
 
         Raises
@@ -257,8 +270,9 @@ class MeanField:
         if not bool(torch.isfinite(unary).all()):
             raise ValueError("unary must be finite, got NaN or infinity")
         on_device = unary.detach().to(self._native.device, torch.float32)
-        refined: Tensor = self._native.run(on_device[None], **arguments)[0]
-        return refined.to(unary.device)
+        images = on_device if unary.ndim == 3 else on_device[None]
+        refined: Tensor = self._native.run(images, **arguments)
+        return refined.reshape(unary.shape).to(unary.device)
 
 
 @overload
@@ -290,7 +304,8 @@ class _Filter(torch.autograd.Function):
         return _Filter.apply(values, ctx.lattice, ctx.transpose)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _choose_backend(backend: str, device: torch.device) -> str:
+def choose_backend(backend: str, device: torch.device) -> str:
+    """Return what "auto" stands for with tensors of this device; any other backend as it is, if it works."""
     if backend not in ("auto", "cpu", "cuda", "reference"):
         raise ValueError(f"backend must be 'auto', 'cpu', 'cuda' or 'reference', got {backend!r}")
     reason = cuda.why_not()

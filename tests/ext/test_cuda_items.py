@@ -260,6 +260,35 @@ def test_fused_mean_field_agrees_with_the_cpu() -> None:
     assert float((results["cpu"].softmax(1) - results["cuda"].softmax(1)).abs().max()) <= 1e-4
 
 
+@pytest.mark.parametrize("normalization", ["after", "symmetric"])
+def test_a_batch_is_one_lattice_and_gives_what_its_images_give(normalization: str) -> None:
+    crf = crf_with(4, True, normalization)
+    crf.backend = "cuda"
+    image = torch.from_numpy(np.random.default_rng(9).uniform(0, 255, (3, 3, 8, 10)).astype(np.float32))
+    unary = torch.randn(3, 4, 8, 10)
+    prepared = crf.prepare(image)
+    assert prepared.n_images == 3
+    assert len(prepared.bilateral) == 1
+    with torch.no_grad():
+        fused = crf(unary, prepared=prepared)
+        alone = torch.cat([crf(u[None], i[None]) for u, i in zip(unary, image, strict=True)])
+    np.testing.assert_array_equal(fused, alone)
+    # With gradients the products of matrices are torch's, which round as they like.
+    leaf = unary.clone().requires_grad_()
+    defined = crf(leaf, prepared=prepared)
+    assert float((defined.detach() - fused).abs().max()) <= 2e-5 * float(fused.abs().max())
+    (joint_gradient,) = torch.autograd.grad(defined.square().sum(), leaf)
+    for own, u, i in zip(joint_gradient, unary, image, strict=True):
+        single = u[None].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(crf(single, i[None]).square().sum(), single)
+        assert float((own - gradient[0]).abs().max()) <= 1e-4 * float(gradient.abs().max())
+
+
+def test_only_this_backend_takes_groups() -> None:
+    with pytest.raises(ValueError, match="n_groups must be 1 for backend 'cpu', got 2"):
+        Lattice(suite.cloud(4, 2), backend="cpu", n_groups=2)
+
+
 def test_gradients_agree_with_the_cpu() -> None:
     image = torch.from_numpy(np.random.default_rng(7).uniform(0, 255, (1, 3, 10, 9)).astype(np.float32))
     logits, cotangent = torch.randn(1, 4, 10, 9), torch.randn(1, 4, 10, 9)

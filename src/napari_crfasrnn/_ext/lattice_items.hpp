@@ -57,7 +57,7 @@ struct KeyLayout {
 };
 
 // One contribution of a point to a vertex.
-struct Entry {
+struct alignas(8) Entry {
   std::uint32_t point;
   float weight;
 };
