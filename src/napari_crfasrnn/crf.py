@@ -151,6 +151,7 @@ class CrfRnn(nn.Module):
             f"n_labels={self.n_labels}, normalization={self.config.normalization!r}, backend={self.backend!r}"
         )
 
+    @torch.inference_mode(False)  # the kernels outlive this call, and training cannot use inference tensors
     @torch.no_grad()
     def prepare(
         self,

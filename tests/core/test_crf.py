@@ -320,6 +320,16 @@ def test_inference_keeps_no_graph_and_training_does() -> None:
         assert float(parameter.grad.abs().max()) > 0, name
 
 
+def test_kernels_built_in_inference_mode_serve_training() -> None:
+    crf, image, unary = CrfRnn(3), photo_like(1, 3, 13, 17), logits_like(1, 3, 13, 17)
+    with torch.inference_mode():
+        crf(unary, image)  # the spatial kernel of this size is kept
+        prepared = crf.prepare(image.clone())
+    for arguments in ({"image": image}, {"prepared": prepared}):
+        crf(unary, **arguments).sum().backward()
+    assert crf.spatial_weights.grad is not None
+
+
 def test_copies_and_state_dicts() -> None:
     crf = perturbed(CrfRnn(3))
     other = CrfRnn(3)
