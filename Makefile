@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE := CMakeLists.txt $(wildcard src/napari_crfasrnn/_ext/*.?pp src/napari_crfasrnn/_ext/*.cu)
+SOURCE := CMakeLists.txt README.md $(shell find cmake src -type f -not -name '*.so' -not -name '*.pyc')
 
 # A real window where there is a display, a virtual one (24-bit, with GLX) where there is none.
 ifeq ($(DISPLAY)$(WAYLAND_DISPLAY),)
@@ -12,7 +12,7 @@ ifeq ($(DISPLAY)$(WAYLAND_DISPLAY),)
   endif
 endif
 
-.PHONY: help demo test lint bench clean
+.PHONY: help install demo test lint bench clean
 help:
 	@echo "make demo   segment a photograph in a napari window (a screenshot where there is no display)"
 	@echo "make test   run all tests"
@@ -29,14 +29,20 @@ $(VENV)/.torch: constraints.txt | $(VENV)/.created
 	$(PIP) install -q -c constraints.txt torch
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/.torch
+$(VENV)/.needs: pyproject.toml constraints.txt | $(VENV)/.torch
 	$(PIP) install -q -c constraints.txt --group build
-	$(PIP) install -q -c constraints.txt --no-build-isolation --config-settings=editable.mode=inplace -e ".[all]"
+	@touch $@
+
+# A plain install, as users have it; build/ is kept, so that only what changed is compiled again.
+$(VENV)/.installed: $(SOURCE) $(VENV)/.needs
+	$(PIP) install -q -c constraints.txt --no-build-isolation ".[all]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt --group test
 	@touch $@
+
+install: $(VENV)/.installed
 
 .PHONY: system
 system:
@@ -65,4 +71,4 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/lattice.py
 
 clean:
-	rm -rf $(VENV) build demo src/napari_crfasrnn/_ext/*.so
+	rm -rf $(VENV) build demo
