@@ -336,6 +336,20 @@ def test_repeated_calls_and_other_numbers_of_labels_share_nothing() -> None:
         assert torch.equal(run(labels, seed), expected)
 
 
+def test_what_is_kept_from_inference_mode_can_be_used_outside() -> None:
+    crf = crf_with(3, True, "after")
+    crf.backend = "cuda"
+    image, unary = torch.full((1, 3, 6, 7), 50.0), torch.randn(1, 3, 6, 7)
+    with torch.inference_mode():
+        prepared = crf.prepare(image)
+        inside = crf(unary, prepared=prepared)
+    with torch.no_grad():
+        assert torch.equal(crf(unary, prepared=prepared), inside)
+    leaf = unary.clone().requires_grad_()
+    crf(leaf, prepared=prepared).sum().backward()
+    assert leaf.grad is not None
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_mean_field_refuses_logits_that_are_not_finite(bad: float) -> None:
     crf = crf_with(3, False, "after")

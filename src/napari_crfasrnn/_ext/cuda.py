@@ -288,23 +288,28 @@ class CudaMeanField:
             return torch.mul(state.transpose(1, 2), output_scale, out=out)
 
     def _buffers(self, n_labels: int) -> _Buffers:
-        if self._kept is not None and self._kept_labels == n_labels:
+        # A graph of the caller's gets buffers of its own: it may outlive what is kept here.
+        may_keep = self._bilateral.n_points <= _LARGEST_KEPT and not (
+            self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        )
+        if may_keep and self._kept is not None and self._kept_labels == n_labels:
             # Perhaps made on another stream: its memory must outlive what is queued on this one, too.
-            if not (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-                _keep_for_current_stream(self._kept.blocks())
+            _keep_for_current_stream(self._kept.blocks())
             return self._kept
         engine = self._bilateral.engine
         native = engine.MeanField(self._spatial.native, self._bilateral.native, n_labels)
         n_points, device = self._bilateral.n_points, self.device
-        own = _Buffers(
-            native=native,
-            unary=torch.zeros(n_points, native.width, dtype=torch.float32, device=device),
-            maps=torch.zeros(2, n_labels, native.width, dtype=torch.float32, device=device),
-            is_diagonal=torch.zeros(1, dtype=torch.int32, device=device),
-            state=torch.empty(n_points, native.width, dtype=torch.float32, device=device),
-            workspace=_block(native.workspace_bytes, device),
-        )
-        if n_points <= _LARGEST_KEPT:
+        # Kept for calls outside inference mode, too, where tensors made inside cannot be written to.
+        with torch.inference_mode(False):
+            own = _Buffers(
+                native=native,
+                unary=torch.zeros(n_points, native.width, dtype=torch.float32, device=device),
+                maps=torch.zeros(2, n_labels, native.width, dtype=torch.float32, device=device),
+                is_diagonal=torch.zeros(1, dtype=torch.int32, device=device),
+                state=torch.empty(n_points, native.width, dtype=torch.float32, device=device),
+                workspace=_block(native.workspace_bytes, device),
+            )
+        if may_keep:
             self._kept, self._kept_labels = own, n_labels
         return own
 

@@ -74,7 +74,8 @@ class CurrentDevice {
  public:
   explicit CurrentDevice(int device) : device_(device) {
     check(cudaGetDevice(&previous_));
-    if (previous_ != device_) check(cudaSetDevice(device_));
+    // Always: torch has a runtime of its own, and what this one remembers may be out of date.
+    check(cudaSetDevice(device_));
   }
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
@@ -157,18 +158,16 @@ class CudaDevice {
 
   // Sorts by the lowest n_bits, stably. Returns which of the two arrays hold the result.
   int sort_pairs(std::uint64_t* const* keys, std::uint32_t* const* values, std::size_t size, int n_bits,
-                 std::byte* scratch) {
+                 Memory scratch) {
     cub::DoubleBuffer<std::uint64_t> k(keys[0], keys[1]);
     cub::DoubleBuffer<std::uint32_t> v(values[0], values[1]);
-    std::size_t bytes = scratch_bytes(size);
-    check(cub::DeviceRadixSort::SortPairs(scratch, bytes, k, v, static_cast<int>(size), 0, n_bits, stream_));
+    check(cub::DeviceRadixSort::SortPairs(scratch.data, scratch.n_bytes, k, v, static_cast<int>(size), 0, n_bits, stream_));
     return k.selector;
   }
 
   template <class T>
-  void inclusive_sum(T* data, std::size_t size, std::byte* scratch) {
-    std::size_t bytes = scratch_bytes(size);
-    check(cub::DeviceScan::InclusiveSum(scratch, bytes, data, data, static_cast<int>(size), stream_));
+  void inclusive_sum(T* data, std::size_t size, Memory scratch) {
+    check(cub::DeviceScan::InclusiveSum(scratch.data, scratch.n_bytes, data, data, static_cast<int>(size), stream_));
   }
 
   void fill(void* target, int byte, std::size_t n_bytes) { check(cudaMemsetAsync(target, byte, n_bytes, stream_)); }

@@ -179,6 +179,7 @@ void GpuLattice<Device>::measure(const float* features, Memory scratch, const Wh
           "divide them by larger widths or rescale the image");
     }
     layout_ = key_layout(low, high, n_dims_, n_points_, n_groups_);
+    scratch_bytes_ = device.scratch_bytes(n_entries());
   }
   stage_ = Stage::measured;
 }
@@ -206,7 +207,7 @@ typename GpuLattice<Device>::Temporary GpuLattice<Device>::carve_temporary(C& ca
   t.order[1] = carver.template take<std::uint32_t>(e);
   t.wide_keys = n_words == 1 ? nullptr : carver.template take<std::uint64_t>(n_words * e);
   t.start = carver.template take<std::uint32_t>(e + 1);
-  t.device = carver.template take<std::byte>(Device::scratch_bytes(e));
+  t.scratch = {carver.template take<std::byte>(scratch_bytes_), scratch_bytes_};
   return t;
 }
 
@@ -277,7 +278,7 @@ void GpuLattice<Device>::number(const float* features, Memory geometry, Memory t
     }
     std::uint64_t* keys[2] = {t.keys[keys_in], t.keys[1 - keys_in]};
     std::uint32_t* order[2] = {t.order[order_in], t.order[1 - order_in]};
-    const int flips = device.sort_pairs(keys, order, e, layout_.bits[w], t.device);
+    const int flips = device.sort_pairs(keys, order, e, layout_.bits[w], t.scratch);
     keys_in ^= flips;
     order_in ^= flips;
   }
@@ -287,13 +288,13 @@ void GpuLattice<Device>::number(const float* features, Memory geometry, Memory t
   std::uint64_t* vertex_keys = n_words == 1 ? t.keys[1 - keys_in] : t.wide_keys;
   const SortedKeys keys{n_words, e, sorted_keys, t.words, sorted_order};
   device.for_each(e, 1, MarkHeads{keys, number});
-  device.inclusive_sum(number, e, t.device);
+  device.inclusive_sum(number, e, t.scratch);
   device.for_each(e, 1,
                   PlaceEntries{keys, number, geometry_.weight_of, static_cast<std::uint32_t>(n_corners()),
                                geometry_.vertex_of, geometry_.entries, t.start, vertex_keys});
   std::uint64_t* segment = t.keys[keys_in];  // the keys are in vertex_keys now
   device.for_each(e, 1, MarkSegments{number, t.start, segment});
-  device.inclusive_sum(segment, e, t.device);
+  device.inclusive_sum(segment, e, t.scratch);
 
   std::uint32_t n_vertices = 0;
   std::uint64_t n_segments = 0;

@@ -100,7 +100,7 @@ class GpuLattice {
     std::uint32_t* order[2];   // [E]
     std::uint64_t* wide_keys;  // [E, n_words], only for keys of several words
     std::uint32_t* start;      // [E + 1]
-    std::byte* device;
+    Memory scratch;            // of the sort and the scans
   };
   // What link needs of number's results; all in the temporary block.
   struct Numbered {
@@ -131,6 +131,7 @@ class GpuLattice {
   std::size_t n_vertices_ = 0;
   std::size_t n_segments_ = 0;
   std::size_t n_long_ = 0;
+  std::size_t scratch_bytes_ = 0;
   enum class Stage { empty, measured, numbered, linked } stage_ = Stage::empty;
   KeyLayout layout_{};
   Geometry geometry_{};

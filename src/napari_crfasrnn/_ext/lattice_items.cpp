@@ -53,7 +53,7 @@ class HostDevice {
   static std::size_t scratch_bytes(std::size_t) { return 0; }
 
   // Sorts by the lowest n_bits, stably. Returns 1: the result lies in the second arrays.
-  int sort_pairs(std::uint64_t* const* keys, std::uint32_t* const* values, std::size_t size, int n_bits, std::byte*) {
+  int sort_pairs(std::uint64_t* const* keys, std::uint32_t* const* values, std::size_t size, int n_bits, Memory) {
     const std::uint64_t mask = n_bits == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n_bits) - 1;
     std::vector<std::size_t> order(size);
     std::iota(order.begin(), order.end(), std::size_t{0});
@@ -67,7 +67,7 @@ class HostDevice {
   }
 
   template <class T>
-  void inclusive_sum(T* data, std::size_t size, std::byte*) {
+  void inclusive_sum(T* data, std::size_t size, Memory) {
     std::partial_sum(data, data + size, data);
   }
 
