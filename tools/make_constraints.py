@@ -28,7 +28,8 @@ def declared() -> list[Requirement]:
     for group in project["dependency-groups"].values():
         texts += [entry for entry in group if isinstance(entry, str)]
     found = [Requirement(text) for text in texts]
-    return [req for req in found if canonicalize_name(req.name) != canonicalize_name(project["project"]["name"])]
+    ours = canonicalize_name(project["project"]["name"])
+    return [req for req in found if canonicalize_name(req.name) != ours]
 
 
 def closure(requirements: Iterable[Requirement]) -> dict[str, str]:
