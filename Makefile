@@ -51,8 +51,10 @@ system:
 demo: system $(VENV)/.installed
 	$(WINDOW) $(BIN)/napari-crfasrnn demo --output demo
 
+# The core's tests share the processors; those in real windows take turns on one display.
 test: system $(VENV)/.test
-	$(WINDOW) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/core tests/ext -n 2 --dist loadfile
+	$(WINDOW) $(BIN)/python -m pytest tests/qt
 
 $(VENV)/.lint: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt --group lint
