@@ -370,6 +370,21 @@ def test_host_loops_end_with_their_block() -> None:
     assert "cuda" in available_backends()
 
 
+def test_a_machine_without_the_gpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_loops", None)
+    if cuda.why_not() is None:
+        pytest.skip("this machine has a GPU, and the backend for it")
+    assert "cuda" not in available_backends()
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot be used: .*; use backend='auto' or 'cpu'"):
+        Lattice(suite.cloud(4, 2), backend="cuda")
+    assert Lattice(suite.cloud(4, 2)).backend == "cpu"
+
+
+def test_out_of_memory_is_the_error_of_torch() -> None:
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="CUDA ran out of memory"), cuda._native_errors():
+        raise MemoryError
+
+
 def test_native_code_defends_itself() -> None:
     items = pytest.importorskip("napari_crfasrnn._ext._lattice_items")
     where = {"device": 0, "stream": 0}
