@@ -22,7 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from napari_crfasrnn.config import CrfConfig, Normalization
-from napari_crfasrnn.lattice import Backend, Lattice, MeanField, choose_backend
+from napari_crfasrnn.lattice import (
+    Backend,
+    Lattice,
+    MeanField,
+    choose_backend,
+    order_pixels,
+    pixel_features,
+)
 
 # Spatial lattices depend on the image's size only and are kept for the next image; larger ones
 # would hold too much memory (about 75 bytes a pixel).
@@ -74,11 +81,13 @@ class PreparedImage:
     dtype: torch.dtype
     """What the mean field computes in: float32, or float64 for the reference backend and float64 images."""
     device: torch.device
-    spatial: _Kernel
+    spatial: tuple[_Kernel, ...]
     bilateral: tuple[_Kernel, ...]
-    """One for each image of the batch, or a single one for all; the spatial kernel is the same for each."""
+    """One for each image of the batch, or a single one for all; as many spatial ones."""
     images_per_kernel: int = 1
     """How many images, one behind the other, a kernel is for: 1, or B where a GPU takes them as one."""
+    pixel_of: tuple[Tensor, ...] | None = None
+    """For each bilateral kernel the pixel at each of its points, int64 ``[N]``; None: they are in order."""
 
     @property
     def n_images(self) -> int:
@@ -88,22 +97,30 @@ class PreparedImage:
     @property
     def backend(self) -> str:
         """The lattice backend in use."""
-        return self.spatial.lattice.backend
+        return self.bilateral[0].lattice.backend
 
     @functools.cached_property
     def fused(self) -> tuple[MeanField, ...] | None:
         """The compiled inference of each bilateral kernel, or None where the backend has none."""
         if self.backend == "reference":
             return None
+        pixel_of = self.pixel_of or (None,) * len(self.bilateral)
         return tuple(
             MeanField(
-                self.spatial.lattice,
-                kernel.lattice,
-                (_flat(self.spatial.before), _flat(self.spatial.after)),
-                (_flat(kernel.before), _flat(kernel.after)),
+                spatial.lattice,
+                bilateral.lattice,
+                (_flat(spatial.before), _flat(spatial.after)),
+                (_flat(bilateral.before), _flat(bilateral.after)),
+                pixel_of=order,
+                averages=self.averages,
             )
-            for kernel in self.bilateral
+            for spatial, bilateral, order in zip(self.spatial, self.bilateral, pixel_of, strict=True)
         )
+
+    @property
+    def averages(self) -> bool:
+        """Whether the rows of the kernels sum to 1, so that messages are averages of marginals."""
+        return all(kernel.before is None and kernel.after is not None for kernel in self.spatial)
 
 
 class CrfRnn(nn.Module):
@@ -180,6 +197,8 @@ class CrfRnn(nn.Module):
         if not bool(torch.isfinite(image).all()):
             raise ValueError("image must be finite, got NaN or infinity; replace those pixels first")
         space = tuple(image.shape[2:])
+        if choose_backend(self.backend, image.device) == "cpu":
+            return self._prepare_ordered(image, space)
         config = self.config
         n_pixels = image[0, 0].numel() * len(image)
         is_joint = n_pixels <= _LARGEST_JOINT and choose_backend(self.backend, image.device) == "cuda"
@@ -193,7 +212,25 @@ class CrfRnn(nn.Module):
             colour = images.flatten(2).transpose(1, 2).flatten(0, 1) / config.theta_beta
             features = torch.cat([position, colour], dim=1)
             bilateral.append(_Kernel.build(features, config.normalization, self.backend, joint))
-        return PreparedImage(space, dtype, image.device, spatial, tuple(bilateral), joint)
+        spatials = (spatial,) * len(bilateral)
+        return PreparedImage(space, dtype, image.device, spatials, tuple(bilateral), joint)
+
+    def _prepare_ordered(self, image: Tensor, space: tuple[int, ...]) -> PreparedImage:
+        """Build kernels over the pixels in an order that suits the cache of a processor."""
+        config = self.config
+        spatial, bilateral, orders = [], [], []
+        for planes in image.cpu().flatten(2):
+            # A step of four widths is about the distance of neighbouring lattice vertices.
+            order = order_pixels(planes, space, colour_step=4.0 * config.theta_beta)
+            nowhere = planes[:0]
+            features = pixel_features(nowhere, space, order, config.theta_gamma, 1.0)
+            spatial.append(_Kernel.build(features, config.normalization, self.backend))
+            features = pixel_features(planes, space, order, config.theta_alpha, config.theta_beta)
+            bilateral.append(_Kernel.build(features, config.normalization, self.backend))
+            orders.append(order)
+        return PreparedImage(
+            space, image.dtype, image.device, tuple(spatial), tuple(bilateral), 1, tuple(orders)
+        )
 
     def forward(
         self,
@@ -294,15 +331,24 @@ class CrfRnn(nn.Module):
         output_scale = self.log_output_scale.to(dtype).exp()
         refined = []
         joint = prepared.images_per_kernel
-        for logits, bilateral in zip(_groups_of(joint, unary), prepared.bilateral, strict=True):
+        groups = _groups_of(joint, unary)
+        orders = prepared.pixel_of or (None,) * len(groups)
+        for logits, spatial, bilateral, order in zip(
+            groups, prepared.spatial, prepared.bilateral, orders, strict=True
+        ):
             # [N, L]: the values of a pixel side by side, the images one behind the other.
             scaled = unary_scale * logits.flatten(2).transpose(1, 2).flatten(0, 1)
+            if order is not None:
+                order = order.to(scaled.device)
+                scaled = scaled[order]
             state = scaled
             for _ in range(n_iterations):
                 marginals = state.softmax(dim=1)
-                message = prepared.spatial.apply(marginals) @ spatial_map
+                message = spatial.apply(marginals) @ spatial_map
                 message = message + bilateral.apply(marginals) @ bilateral_map
                 state = scaled - message
+            if order is not None:
+                state = torch.empty_like(state).index_copy(0, order, state)
             state = (output_scale * state).reshape(joint, -1, self.n_labels)
             refined.append(state.transpose(1, 2).reshape(logits.shape))
         return torch.cat(refined)

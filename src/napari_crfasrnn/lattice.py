@@ -204,6 +204,11 @@ class MeanField:
         Lattices of the compiled backend around the same N points.
     spatial_factors, bilateral_factors
         What multiplies the values going into and coming out of each filter, each ``[N]`` float32, or None.
+    pixel_of
+        Which column of `run`'s arrays belongs to each point, int64 ``[N]``; None: they are in order. Only
+        for lattices on the CPU.
+    averages
+        Whether the factors make every row of both kernels sum to 1.
     """
 
     MAX_LABELS = 64
@@ -215,6 +220,9 @@ class MeanField:
         bilateral: Lattice,
         spatial_factors: tuple[Tensor | None, Tensor | None],
         bilateral_factors: tuple[Tensor | None, Tensor | None],
+        *,
+        pixel_of: Tensor | None = None,
+        averages: bool = False,
     ) -> None:
         names = ("spatial_before", "spatial_after", "bilateral_before", "bilateral_after")
         factors = dict(zip(names, (*spatial_factors, *bilateral_factors), strict=True))
@@ -224,7 +232,10 @@ class MeanField:
             self._native = cuda.CudaMeanField(spatial._native, bilateral._native, **factors)
         else:
             plain: dict[str, Any] = {name: _plain(factor) for name, factor in factors.items()}
-            self._native = _lattice.MeanField(spatial._native, bilateral._native, **plain)
+            order = None if pixel_of is None else pixel_of.numpy().astype(np.uint32)
+            self._native = _lattice.MeanField(
+                spatial._native, bilateral._native, **plain, pixel_of=order, averages=averages
+            )
 
     def run(
         self,
@@ -273,6 +284,46 @@ class MeanField:
         images = on_device if unary.ndim == 3 else on_device[None]
         refined: Tensor = self._native.run(images, **arguments)
         return refined.reshape(unary.shape).to(unary.device)
+
+
+def order_pixels(
+    image: Tensor,  # [C, N] float32 on the CPU
+    space: tuple[int, ...],
+    *,
+    colour_step: float,
+) -> Tensor:  # [N] int64
+    """Return an order of the pixels in which neighbours share lattice vertices: faster for the cache.
+
+    Squares of the last two axes follow one another; in each of them colours (of the first three
+    channels) that differ by less than `colour_step` are together.
+    """
+    order = np.empty(image.shape[1], np.uint32)
+    _lattice.order_pixels(_contiguous(image), list(space), colour_step=colour_step, pixel_of=order)
+    return torch.from_numpy(order.astype(np.int64))
+
+
+def pixel_features(
+    image: Tensor,  # [C, N] float32 on the CPU
+    space: tuple[int, ...],
+    order: Tensor,  # [N] int64
+    position_width: float,
+    colour_width: float,
+) -> Tensor:  # [N, S + C]
+    """Return the features of ordered pixels: positions, last axis (x) first, then channels, over widths."""
+    features = np.empty((len(order), len(space) + len(image)), np.float32)
+    _lattice.pixel_features(
+        _contiguous(image),
+        list(space),
+        pixel_of=order.numpy().astype(np.uint32),
+        position_width=position_width,
+        colour_width=colour_width,
+        features=features,
+    )
+    return torch.from_numpy(features)
+
+
+def _contiguous(tensor: Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(_plain(tensor))
 
 
 @overload

@@ -135,8 +135,11 @@ def replay(crf: CrfRnn, unary: Tensor, image: Tensor, n_iterations: int) -> Tens
     n_pixels = unary[0, 0].numel()
     eye = torch.eye(n_pixels, dtype=prepared.dtype)
     kernels = []
-    for kernel in (prepared.spatial, prepared.bilateral[0]):
+    for kernel in (prepared.spatial[0], prepared.bilateral[0]):
         dense = kernel.lattice.filter(eye).double()
+        if prepared.pixel_of is not None:  # from the order of points to that of pixels
+            place = prepared.pixel_of[0].argsort()
+            dense = dense[place][:, place]
         row_sums = dense.sum(dim=1)
         if crf.config.normalization == "after":
             dense = dense / row_sums[:, None]
@@ -239,7 +242,7 @@ def test_any_space(space: tuple[int, ...]) -> None:
     prepared = crf.prepare(image)
     assert prepared.space == space
     assert prepared.n_images == 2
-    assert prepared.spatial.lattice.n_dims == len(space)
+    assert prepared.spatial[0].lattice.n_dims == len(space)
     out = crf(unary, prepared=prepared)
     assert out.shape == unary.shape
     assert torch.isfinite(out).all()

@@ -2,6 +2,7 @@
 The permutohedral lattice, compiled. Use napari_crfasrnn.lattice instead.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy
@@ -44,12 +45,13 @@ class Lattice:
 class MeanField:
     """Mean-field inference with two kernels, without gradients."""
 
-    def __init__(self, spatial: Lattice, bilateral: Lattice, *, spatial_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, spatial_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> None:
+    def __init__(self, spatial: Lattice, bilateral: Lattice, *, spatial_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, spatial_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, averages: bool = False) -> None:
         """
         Join two lattices of the same N points.
 
         The factors, float32 [N], multiply what goes into and comes out of a filter. pixel_of, uint32 [N],
-        tells where each point lies in the planes of run.
+        tells where each point lies in the planes of run. averages tells that the factors make every row
+        of both kernels sum to 1.
         """
 
     @property
@@ -63,6 +65,16 @@ class MeanField:
         The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is
         released. Raises ValueError for NaN or infinity in unary; out is then undefined.
         """
+
+def order_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, colour_step: float, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """
+    Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].
+    """
+
+def pixel_features(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], position_width: float, colour_width: float, features: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+    """
+    Write the features [N, S + C] of the pixels in that order: positions, last axis first, then channels.
+    """
 
 def set_n_threads(n_threads: int) -> None:
     """

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "image_points.hpp"
 #include "kernels.hpp"
 #include "lattice.hpp"
 #include "mean_field.hpp"
@@ -88,9 +89,12 @@ std::unique_ptr<crfasrnn::MeanField> mean_field(SharedLattice spatial, SharedLat
                                                 std::optional<Factors> spatial_after,
                                                 std::optional<Factors> bilateral_before,
                                                 std::optional<Factors> bilateral_after,
-                                                std::optional<Order> pixel_of) {
+                                                std::optional<Order> pixel_of, bool averages) {
   if (spatial->n_points() != bilateral->n_points()) {
     throw nb::value_error("spatial and bilateral must be lattices of the same points");
+  }
+  if (averages && (spatial_before || bilateral_before || !spatial_after || !bilateral_after)) {
+    throw nb::value_error("kernels that average have factors after the filter, and none before");
   }
   std::span<const std::uint32_t> order;
   if (pixel_of) {
@@ -103,9 +107,9 @@ std::unique_ptr<crfasrnn::MeanField> mean_field(SharedLattice spatial, SharedLat
     }
   }
   const crfasrnn::MeanField::Kernel first{spatial, factors_for(spatial_before, *spatial),
-                                          factors_for(spatial_after, *spatial)};
+                                          factors_for(spatial_after, *spatial), averages};
   const crfasrnn::MeanField::Kernel second{bilateral, factors_for(bilateral_before, *bilateral),
-                                           factors_for(bilateral_after, *bilateral)};
+                                           factors_for(bilateral_after, *bilateral), averages};
   const nb::gil_scoped_release unlocked;
   return std::make_unique<crfasrnn::MeanField>(first, second, order);
 }
@@ -131,6 +135,35 @@ void run(const crfasrnn::MeanField& field, Values unary, Output out, Matrix spat
                        n_iterations, {out.data(), out.size()});
   }
   if (!finite) throw nb::value_error("unary must be finite, got NaN or infinity");
+}
+
+using Image = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OrderOut = nb::ndarray<std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void check_space(const Image& image, const std::vector<std::size_t>& space, std::size_t n_points) {
+  std::size_t product = space.empty() ? 0 : 1;
+  for (const std::size_t size : space) product *= size;
+  if (product != image.shape(1) || product != n_points) throw nb::value_error("space must multiply to N");
+}
+
+void order_pixels(Image image, const std::vector<std::size_t>& space, float colour_step, OrderOut pixel_of) {
+  check_space(image, space, pixel_of.shape(0));
+  const nb::gil_scoped_release unlocked;
+  crfasrnn::order_pixels({image.data(), image.size()}, space, colour_step, {pixel_of.data(), pixel_of.size()});
+}
+
+void pixel_features(Image image, const std::vector<std::size_t>& space, Order pixel_of, float position_width,
+                    float colour_width, Output features) {
+  check_space(image, space, pixel_of.shape(0));
+  if (features.shape(0) != pixel_of.shape(0) || features.shape(1) != space.size() + image.shape(0)) {
+    throw nb::value_error("features must be [N, S + C]");
+  }
+  for (std::size_t p = 0; p < pixel_of.shape(0); ++p) {
+    if (pixel_of.data()[p] >= pixel_of.shape(0)) throw nb::value_error("pixel_of must be below N");
+  }
+  const nb::gil_scoped_release unlocked;
+  crfasrnn::pixel_features({image.data(), image.size()}, space, {pixel_of.data(), pixel_of.size()}, position_width,
+                           colour_width, {features.data(), features.size()});
 }
 
 std::vector<std::string> instruction_sets() {
@@ -188,16 +221,24 @@ NB_MODULE(_lattice, m) {
   nb::class_<crfasrnn::MeanField>(m, "MeanField", "Mean-field inference with two kernels, without gradients.")
       .def(nb::new_(&mean_field), "spatial"_a, "bilateral"_a, nb::kw_only(), "spatial_before"_a.noconvert() = nb::none(),
            "spatial_after"_a.noconvert() = nb::none(), "bilateral_before"_a.noconvert() = nb::none(),
-           "bilateral_after"_a.noconvert() = nb::none(), "pixel_of"_a.noconvert() = nb::none(),
+           "bilateral_after"_a.noconvert() = nb::none(), "pixel_of"_a.noconvert() = nb::none(), "averages"_a = false,
            "Join two lattices of the same N points.\n\n"
            "The factors, float32 [N], multiply what goes into and comes out of a filter. pixel_of, uint32 [N],\n"
-           "tells where each point lies in the planes of run.")
+           "tells where each point lies in the planes of run. averages tells that the factors make every row\n"
+           "of both kernels sum to 1.")
       .def_prop_ro("n_points", &crfasrnn::MeanField::n_points, "N")
       .def("run", &run, "unary"_a.noconvert(), "out"_a.noconvert(), nb::kw_only(), "spatial"_a.noconvert(),
            "bilateral"_a.noconvert(), "unary_scale"_a, "output_scale"_a, "n_iterations"_a,
            "Write the refined logits [L, N] of unary [L, N], float32, L <= 64, to out, which may be unary.\n\n"
            "The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is\n"
            "released. Raises ValueError for NaN or infinity in unary; out is then undefined.");
+
+  m.def("order_pixels", &order_pixels, "image"_a.noconvert(), "space"_a, nb::kw_only(), "colour_step"_a,
+        "pixel_of"_a.noconvert(),
+        "Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].");
+  m.def("pixel_features", &pixel_features, "image"_a.noconvert(), "space"_a, nb::kw_only(), "pixel_of"_a.noconvert(),
+        "position_width"_a, "colour_width"_a, "features"_a.noconvert(),
+        "Write the features [N, S + C] of the pixels in that order: positions, last axis first, then channels.");
 
   m.def("set_n_threads", &crfasrnn::set_n_threads, "n_threads"_a,
         "Use at most this many threads per call; 0 restores the default. Results do not depend on it.");

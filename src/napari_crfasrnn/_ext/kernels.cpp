@@ -198,34 +198,28 @@ void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const Val
 
 template <int N>
 void blur_rows(const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end) {
+  // In place, without a branch at the ends of chains (they are short, a branch would guess wrong):
+  // every vertex is read once, and what lies beyond an end is masked to zero.
   constexpr std::size_t ahead = 8;
-  const Row<N> zero = Row<N>::zero();
-  for (std::size_t i = begin; i < end;) {
-    std::uint32_t m = chain[i] & ~chain_head;
-    Row<N> previous = zero;
-    Row<N> centre = Row<N>::load(vertices + static_cast<std::size_t>(m) * N);
-    for (;;) {
-      ++i;
-      const bool more = i < end && (chain[i] & chain_head) == 0;
-      float* target = vertices + static_cast<std::size_t>(m) * N;
-      if (!more) {
-        Row<N>::blurred(previous, centre, zero).store(target);
-        break;
-      }
-      m = chain[i];
+  const auto row_of = [&](std::size_t i) {
+    return vertices + static_cast<std::size_t>(chain[i] & ~chain_head) * N;
+  };
+  if (begin == end) return;
+  Row<N> previous = Row<N>::zero();
+  Row<N> centre = Row<N>::load(row_of(begin));
+  for (std::size_t i = begin; i + 1 < end; ++i) {
 #if defined(__GNUC__)
-      if (i + ahead < end) {
-        const float* row = vertices + static_cast<std::size_t>(chain[i + ahead] & ~chain_head) * N;
-        __builtin_prefetch(row);
-        if constexpr (N > 16) __builtin_prefetch(row + 16);
-      }
-#endif
-      const Row<N> next = Row<N>::load(vertices + static_cast<std::size_t>(m) * N);
-      Row<N>::blurred(previous, centre, next).store(target);
-      previous = centre;
-      centre = next;
+    if (i + ahead < end) {
+      for (int j = 0; j < N; j += 16) __builtin_prefetch(row_of(i + ahead) + j);
     }
+#endif
+    const Row<N> next = Row<N>::load(row_of(i + 1));
+    const bool linked = (chain[i + 1] & chain_head) == 0;
+    Row<N>::blurred(previous, centre, next.kept_if(linked)).store(row_of(i));
+    previous = centre.kept_if(linked);
+    centre = next;
   }
+  Row<N>::blurred(previous, centre, Row<N>::zero()).store(row_of(end - 1));
 }
 
 template <int N>
@@ -283,7 +277,7 @@ constexpr int turned = 16;
 constexpr float far_below = -1e30F;  // logit of the labels that only fill up a row
 
 template <int N>
-bool pack_rows(const Planes& planes, const float* unary, float scale, float* rows, float* marginals,
+bool pack_rows(const Planes& planes, const float* unary, float scale, float* rows, float* shift, float* marginals,
                std::size_t begin, std::size_t end) {
   alignas(64) float block[turned][N];
   for (int i = 0; i < turned; ++i) {
@@ -304,8 +298,12 @@ bool pack_rows(const Planes& planes, const float* unary, float scale, float* row
     for (int i = 0; i < count; ++i) {
       const std::size_t q = p + static_cast<std::size_t>(i);
       Row<N> row = Row<N>::load(block[i]);
+      const float highest = row.highest();
+      shift[q] = highest;
+      row.subtract(highest);
       row.store(rows + q * N);
-      row.softmax();
+      row.exponentiate(0.0F);
+      row.multiply(1.0F / row.total());
       row.store(marginals + q * N);
     }
   }
@@ -324,26 +322,57 @@ inline void add_message(const Message& message, std::size_t p, Row<N>& state) {
 }
 
 template <int N>
-void update_rows(const float* unary, const Message& first, const Message& second, bool softmax, float* out,
+inline void prefetch_message(const Message& message, std::size_t p) {
+#if defined(__GNUC__)
+  const std::uint32_t* vertex = message.vertex_of + p * static_cast<std::size_t>(message.n_corners);
+  for (int k = 0; k < message.n_corners; ++k) {
+    const float* row = message.vertices + static_cast<std::size_t>(vertex[k]) * N;
+    for (int i = 0; i < N; i += 16) __builtin_prefetch(row + i);
+  }
+#else
+  (void)message, (void)p;
+#endif
+}
+
+template <int N>
+void update_rows(const float* unary, const Message& first, const Message& second, Finish finish, float* out,
                  std::size_t begin, std::size_t end) {
-  for (std::size_t p = begin; p < end; ++p) {
-    Row<N> state = Row<N>::load(unary + p * N);
-    add_message<N>(first, p, state);
-    add_message<N>(second, p, state);
-    if (softmax) state.softmax();
-    state.store(out + p * N);
+  // Messages of a block first, then its softmax: the sums of one point do not wait for the
+  // exponentials of the one before. The rows of points to come are fetched meanwhile.
+  constexpr std::size_t block = 8;
+  constexpr std::size_t ahead = 8;
+  for (std::size_t p = begin; p < end; p += block) {
+    const std::size_t stop = end - p < block ? end : p + block;
+    for (std::size_t q = p; q < stop; ++q) {
+      if (q + ahead < end) {
+        prefetch_message<N>(first, q + ahead);
+        prefetch_message<N>(second, q + ahead);
+      }
+      Row<N> state = Row<N>::load(unary + q * N);
+      add_message<N>(first, q, state);
+      add_message<N>(second, q, state);
+      state.store(out + q * N);
+    }
+    if (finish == Finish::nothing) continue;
+    for (std::size_t q = p; q < stop; ++q) {
+      Row<N> state = Row<N>::load(out + q * N);
+      state.exponentiate(finish == Finish::softmax_of_bounded ? 0.0F : state.highest());
+      state.multiply(1.0F / state.total());
+      state.store(out + q * N);
+    }
   }
 }
 
 template <int N>
-void unpack_rows(const Planes& planes, const float* rows, float scale, float* out, std::size_t begin,
+void unpack_rows(const Planes& planes, const float* rows, const float* shift, float scale, float* out, std::size_t begin,
                  std::size_t end) {
   for (std::size_t p = begin; p < end; p += turned) {
     const std::size_t stop = end - p < turned ? end : p + turned;
     for (int l = 0; l < planes.n_labels; ++l) {
       float* plane = out + static_cast<std::size_t>(l) * planes.n_points;
       for (std::size_t q = p; q < stop; ++q) {
-        plane[planes.pixel_of == nullptr ? q : planes.pixel_of[q]] = scale * rows[q * N + static_cast<std::size_t>(l)];
+        plane[planes.pixel_of == nullptr ? q : planes.pixel_of[q]] =
+            scale * (rows[q * N + static_cast<std::size_t>(l)] + shift[q]);
       }
     }
   }
@@ -383,19 +412,36 @@ void map_labels(int width, const LabelMap& map, float* vertices, std::size_t beg
   CRFASRNN_BY_WIDTH(map_labels_rows, map, vertices, begin, end)
 }
 
-bool pack(int width, const Planes& planes, const float* unary, float scale, float* rows, float* marginals,
+bool pack(int width, const Planes& planes, const float* unary, float scale, float* rows, float* shift, float* marginals,
           std::size_t begin, std::size_t end) {
-  CRFASRNN_BY_WIDTH(pack_rows, planes, unary, scale, rows, marginals, begin, end)
+  CRFASRNN_BY_WIDTH(pack_rows, planes, unary, scale, rows, shift, marginals, begin, end)
 }
 
-void update(int width, const float* unary, const Message& first, const Message& second, bool softmax, float* out,
+void update(int width, const float* unary, const Message& first, const Message& second, Finish finish, float* out,
             std::size_t begin, std::size_t end) {
-  CRFASRNN_BY_WIDTH(update_rows, unary, first, second, softmax, out, begin, end)
+  CRFASRNN_BY_WIDTH(update_rows, unary, first, second, finish, out, begin, end)
 }
 
-void unpack(int width, const Planes& planes, const float* rows, float scale, float* out, std::size_t begin,
+void unpack(int width, const Planes& planes, const float* rows, const float* shift, float scale, float* out, std::size_t begin,
             std::size_t end) {
-  CRFASRNN_BY_WIDTH(unpack_rows, planes, rows, scale, out, begin, end)
+  CRFASRNN_BY_WIDTH(unpack_rows, planes, rows, shift, scale, out, begin, end)
+}
+
+template <class Pack>
+inline std::size_t sigmoid_packs(float* values, std::size_t p, std::size_t end) {
+  for (; p + Pack::width <= end; p += Pack::width) {
+    // With e = exp(-|x|), which cannot overflow: 1 / (1 + e), or 1 minus that.
+    const Pack x = Pack::load(values + p);
+    const Pack size = Pack::larger(x, Pack::zero() - x);
+    const Pack e = exp_of(Pack::zero() - size);
+    const Pack q = Pack::quotient(Pack::all(1.0F), Pack::all(1.0F) + e);
+    Pack::chosen(x, q, e * q).store(values + p);
+  }
+  return p;
+}
+
+void sigmoid(float* values, std::size_t begin, std::size_t end) {
+  sigmoid_packs<Pack1>(values, sigmoid_packs<WidestPack>(values, begin, end), end);
 }
 
 #define CRFASRNN_NAME_(isa) #isa
@@ -405,6 +451,6 @@ void unpack(int width, const Planes& planes, const float* rows, float scale, flo
 
 extern const Kernels table;
 const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat, blur, slice,
-                    map_labels, pack, update, unpack};
+                    map_labels, pack, update, unpack, sigmoid};
 
 }  // namespace crfasrnn::CRFASRNN_ISA

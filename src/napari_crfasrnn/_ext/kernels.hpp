@@ -64,6 +64,13 @@ struct Planes {
   const std::uint32_t* pixel_of;  // [N], or null when point p is pixel p
 };
 
+// What follows the sum of unary and messages.
+enum class Finish {
+  nothing,
+  softmax,
+  softmax_of_bounded,  // no exponential can overflow, nor all of a pixel's vanish
+};
+
 struct Kernels {
   const char* name;
 
@@ -85,16 +92,18 @@ struct Kernels {
 
   // vertices[m] = map * vertices[m], for m in [begin, end).
   void (*map_labels)(int width, const LabelMap& map, float* vertices, std::size_t begin, std::size_t end);
-  // rows[p] = scale * unary of point p, padded with very low logits; marginals[p] = softmax of that.
-  // Returns whether all logits were finite.
-  bool (*pack)(int width, const Planes& planes, const float* unary, float scale, float* rows, float* marginals,
-               std::size_t begin, std::size_t end);
+  // rows[p] = scale * unary of point p - shift[p], padded with very low logits, such that its largest is 0;
+  // marginals[p] = softmax of that. Returns whether all logits were finite.
+  bool (*pack)(int width, const Planes& planes, const float* unary, float scale, float* rows, float* shift,
+               float* marginals, std::size_t begin, std::size_t end);
   // out[p] = unary[p] + the two messages, or softmax of that; rows of `width`.
-  void (*update)(int width, const float* unary, const Message& first, const Message& second, bool softmax, float* out,
+  void (*update)(int width, const float* unary, const Message& first, const Message& second, Finish finish,
+                 float* out, std::size_t begin, std::size_t end);
+  // out [L, N] = scale * (rows + shift), where the points belong.
+  void (*unpack)(int width, const Planes& planes, const float* rows, const float* shift, float scale, float* out,
                  std::size_t begin, std::size_t end);
-  // out [L, N] = scale * rows, where the points belong.
-  void (*unpack)(int width, const Planes& planes, const float* rows, float scale, float* out, std::size_t begin,
-                 std::size_t end);
+  // values[p] = 1 / (1 + exp(-values[p]))
+  void (*sigmoid)(float* values, std::size_t begin, std::size_t end);
 };
 
 // The mark of a chain's first node; the other bits are the vertex.

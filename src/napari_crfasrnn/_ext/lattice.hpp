@@ -26,6 +26,18 @@ enum class BuildError {
 // Elevated coordinates up to 2^20: float32 keeps three binary digits behind the point there.
 inline constexpr float coordinate_limit = 1048576.0F;
 
+// Axes that are blurred together, block by block. Every block of vertices is closed under steps along
+// all axes of its group and small enough for the cache to hold it while they take their turns.
+struct BlurGroup {
+  // One axis: chains of neighbouring vertices, and where in them each block starts [n_blocks + 1].
+  struct Axis {
+    Buffer<std::uint32_t> chain;
+    Buffer<std::uint32_t> start;
+  };
+  std::size_t n_blocks = 0;
+  std::vector<Axis> axes;
+};
+
 struct KeyLayout;
 template <int Words>
 class VertexTable;
@@ -67,6 +79,9 @@ class Lattice {
   void transpose_corners(std::size_t n_chunks);
   template <int Words>
   void link_chains(const KeyLayout& layout, const VertexTable<Words>& table);
+  template <int Words>
+  BlurGroup::Axis link_axis(int axis, const KeyLayout& layout, const VertexTable<Words>& table,
+                            const Buffer<std::uint32_t>& block_of, std::size_t n_blocks) const;
 
   std::size_t n_points_ = 0;
   std::size_t n_vertices_ = 0;
@@ -75,7 +90,7 @@ class Lattice {
   Buffer<float> weight_of_;
   Buffer<std::uint32_t> splat_start_;
   Buffer<SplatEntry> splat_entries_;
-  std::vector<Buffer<std::uint32_t>> chains_;  // per axis: the vertices that have a neighbour, in order
+  std::vector<BlurGroup> groups_;  // in the order in which their axes are blurred
 };
 
 }  // namespace crfasrnn

@@ -188,41 +188,135 @@ void Lattice::number_vertices(const float* features, const KeyLayout& layout) {
   link_chains<Words>(layout, table);
 }
 
+// Put the vertices into blocks that are closed under steps along the axes of a group. Such steps
+// change all coordinates outside of the group alike, so the differences of those tell apart what
+// cannot be reached; the hash may throw some of it together, which does no harm.
+template <int Words>
+std::size_t assign_blocks(int first_axis, int last_axis, const KeyLayout& layout, const VertexTable<Words>& table,
+                          Buffer<std::uint32_t>& block_of) {
+  constexpr std::uint32_t smallest_block = 256;
+  const std::size_t m = table.size();
+  VertexTable<1> cosets(m / 64 + 1);
+  std::vector<std::uint32_t> sizes;
+  std::int32_t coordinates[max_dims + 1];
+  for (std::size_t v = 0; v < m; ++v) {
+    layout.template unpack<Words>(table.keys()[v], coordinates);
+    Key<1> coset{};
+    std::int32_t before = 0;
+    bool has_before = false;
+    for (int j = 0; j <= layout.n_dims; ++j) {
+      if (j >= first_axis && j < last_axis) continue;
+      if (has_before) {
+        coset.words[0] = (coset.words[0] ^ static_cast<std::uint32_t>(coordinates[j] - before)) * 0xD6E8FEB86659FD93U;
+        coset.words[0] ^= coset.words[0] >> 32;
+      }
+      before = coordinates[j];
+      has_before = true;
+    }
+    const std::uint32_t id = cosets.find_or_add(coset, coset.hash());
+    if (id == sizes.size()) sizes.push_back(0);
+    ++sizes[id];
+    block_of[v] = id;
+  }
+  std::uint32_t block = 0;
+  std::uint32_t filled = 0;
+  for (std::uint32_t& entry : sizes) {
+    const std::uint32_t size = entry;
+    entry = block;
+    filled += size;
+    if (filled >= smallest_block) {
+      ++block;
+      filled = 0;
+    }
+  }
+  for (std::size_t v = 0; v < m; ++v) block_of[v] = sizes[block_of[v]];
+  return static_cast<std::size_t>(block) + (filled != 0 ? 1 : 0);
+}
+
+// Where only one axis is left outside a group, every vertex can be reached from every other. Blocks
+// of a single axis may then be cut at the end of any chain.
+constexpr std::size_t nodes_per_cut = 1 << 11;
+
+void cut_between_chains(BlurGroup& group) {
+  BlurGroup::Axis& axis = group.axes[0];
+  std::vector<std::uint32_t> cuts{0};
+  for (std::size_t i = nodes_per_cut; i < axis.chain.size(); ++i) {
+    if ((axis.chain[i] & chain_head) != 0 && i - cuts.back() >= nodes_per_cut) {
+      cuts.push_back(static_cast<std::uint32_t>(i));
+    }
+  }
+  cuts.push_back(static_cast<std::uint32_t>(axis.chain.size()));
+  group.n_blocks = cuts.size() - 1;
+  axis.start = Buffer<std::uint32_t>(cuts.size());
+  std::copy(cuts.begin(), cuts.end(), axis.start.data());
+}
+
 template <int Words>
 void Lattice::link_chains(const KeyLayout& layout, const VertexTable<Words>& table) {
-  const std::size_t m = n_vertices_;
-  constexpr std::uint32_t absent = VertexTable<Words>::absent;
-  chains_.clear();
-  for (int axis = 0; axis <= n_dims_; ++axis) chains_.emplace_back();
+  const int n_axes = n_corners();
+  // Three axes at a time: more of them reach too many vertices, fewer read the vertices more often.
+  const int n_groups = n_axes <= 3 ? n_axes : (n_axes + 2) / 3;
+  groups_.resize(static_cast<std::size_t>(n_groups));
   FirstException failure;
-  parallel_for(chains_.size(), 1, [&](std::size_t first, std::size_t last) {
+  parallel_for(groups_.size(), 1, [&](std::size_t first, std::size_t last) {
     failure.guard([&] {
-      Buffer<std::uint32_t> next(m);
-      Buffer<std::uint8_t> has_previous(m);
-      for (std::size_t axis = first; axis < last; ++axis) {
-        const Key<Words> step = layout.template step<Words>(static_cast<int>(axis));
-        const Key<Words>* keys = table.keys();
-        std::memset(has_previous.data(), 0, m);
-        constexpr std::size_t ahead = 16;
-        for (std::size_t v = 0; v < m; ++v) {
-          if (v + ahead < m) table.prefetch((keys[v + ahead] + step).hash());
-          const Key<Words> key = keys[v] + step;
-          next[v] = table.find(key, key.hash());
-          if (next[v] != absent) has_previous[next[v]] = 1;
+      for (std::size_t g = first; g < last; ++g) {
+        const auto index = static_cast<int>(g);
+        const int first_axis = n_axes * index / n_groups;
+        const int last_axis = n_axes * (index + 1) / n_groups;
+        BlurGroup& group = groups_[g];
+        Buffer<std::uint32_t> block_of(n_vertices_);
+        if (last_axis - first_axis > 1) {
+          group.n_blocks = assign_blocks<Words>(first_axis, last_axis, layout, table, block_of);
+        } else {
+          group.n_blocks = 1;
+          std::fill(block_of.data(), block_of.data() + n_vertices_, 0U);
         }
-        Buffer<std::uint32_t> chain(m);
-        std::size_t size = 0;
-        for (std::size_t v = 0; v < m; ++v) {
-          if (has_previous[v] != 0 || next[v] == absent) continue;
-          chain[size++] = static_cast<std::uint32_t>(v) | chain_head;
-          for (std::uint32_t u = next[v]; u != absent; u = next[u]) chain[size++] = u;
+        for (int axis = first_axis; axis < last_axis; ++axis) {
+          group.axes.push_back(link_axis<Words>(axis, layout, table, block_of, group.n_blocks));
         }
-        chain.shrink(size);
-        chains_[axis] = std::move(chain);
+        if (group.axes.size() == 1) cut_between_chains(group);
       }
     });
   });
   failure.rethrow();
+}
+
+template <int Words>
+BlurGroup::Axis Lattice::link_axis(int axis, const KeyLayout& layout, const VertexTable<Words>& table,
+                                   const Buffer<std::uint32_t>& block_of, std::size_t n_blocks) const {
+  constexpr std::uint32_t absent = VertexTable<Words>::absent;
+  constexpr std::size_t ahead = 16;
+  const std::size_t m = n_vertices_;
+  const Key<Words> step = layout.template step<Words>(axis);
+  const Key<Words>* keys = table.keys();
+  Buffer<std::uint32_t> next(m);
+  Buffer<std::uint8_t> has_previous(m);
+  std::memset(has_previous.data(), 0, m);
+  for (std::size_t v = 0; v < m; ++v) {
+    if (v + ahead < m) table.prefetch((keys[v + ahead] + step).hash());
+    const Key<Words> key = keys[v] + step;
+    next[v] = table.find(key, key.hash());
+    if (next[v] != absent) has_previous[next[v]] = 1;
+  }
+  BlurGroup::Axis out;
+  out.start = Buffer<std::uint32_t>(n_blocks + 1);
+  std::fill(out.start.data(), out.start.data() + n_blocks + 1, 0U);
+  for (std::size_t v = 0; v < m; ++v) {
+    // A vertex without neighbours does not change.
+    if (next[v] != absent || has_previous[v] != 0) ++out.start[block_of[v] + 1];
+  }
+  for (std::size_t b = 0; b < n_blocks; ++b) out.start[b + 1] += out.start[b];
+  out.chain = Buffer<std::uint32_t>(out.start[n_blocks]);
+  Buffer<std::uint32_t> cursor(n_blocks);
+  std::copy(out.start.data(), out.start.data() + n_blocks, cursor.data());
+  for (std::size_t v = 0; v < m; ++v) {
+    if (has_previous[v] != 0 || next[v] == absent) continue;
+    std::uint32_t& at = cursor[block_of[v]];
+    out.chain[at++] = static_cast<std::uint32_t>(v) | chain_head;
+    for (std::uint32_t u = next[v]; u != absent; u = next[u]) out.chain[at++] = u;
+  }
+  return out;
 }
 
 // List, for every vertex, the points around it in ascending order.
@@ -276,7 +370,6 @@ std::optional<BuildError> Lattice::build(std::span<const float> features, std::s
   std::unique_ptr<Lattice> lattice(new Lattice);
   lattice->n_points_ = n_points;
   lattice->n_dims_ = n_dims;
-  lattice->chains_.resize(static_cast<std::size_t>(n_dims + 1));
   if (n_points != 0) {
     const Bounds bounds = measure_all(features.data(), n_points, n_dims, Scales(n_dims));
     if (!bounds.usable) {
@@ -308,7 +401,9 @@ float Lattice::slice_gain() const { return 1.0F / (1.0F + std::ldexp(1.0F, -n_di
 std::size_t Lattice::n_bytes() const {
   std::size_t total =
       vertex_of_.n_bytes() + weight_of_.n_bytes() + splat_start_.n_bytes() + splat_entries_.n_bytes();
-  for (const auto& chain : chains_) total += chain.n_bytes();
+  for (const BlurGroup& group : groups_) {
+    for (const BlurGroup::Axis& axis : group.axes) total += axis.chain.n_bytes() + axis.start.n_bytes();
+  }
   return total;
 }
 
@@ -329,20 +424,19 @@ void Lattice::splat(int width, const SplatEntry* entries, const ValueRows& value
 }
 
 void Lattice::blur(int width, float* vertices, bool transpose) const {
-  constexpr std::size_t grain = 1 << 12;
-  const std::size_t n_axes = chains_.size();
-  for (std::size_t i = 0; i < n_axes; ++i) {
-    const Buffer<std::uint32_t>& chain = chains_[transpose ? n_axes - 1 - i : i];
-    const auto next_head = [&](std::size_t at) {
-      while (at < chain.size() && (chain[at] & chain_head) == 0) ++at;
-      return at;
-    };
-    parallel_for(chain.size(), grain, [&](std::size_t begin, std::size_t end) {
-      const std::size_t first = next_head(begin);
-      const std::size_t last = next_head(std::min(end, chain.size()));
-      if (first < last) kernels().blur(width, chain.data(), vertices, first, last);
+  constexpr std::size_t blocks_at_once = 4;
+  const Kernels& k = kernels();
+  const auto blur_group = [&](const BlurGroup& group) {
+    parallel_for(group.n_blocks, blocks_at_once, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t block = begin; block < end; ++block) {
+        for (std::size_t i = 0; i < group.axes.size(); ++i) {
+          const BlurGroup::Axis& axis = group.axes[transpose ? group.axes.size() - 1 - i : i];
+          k.blur(width, axis.chain.data(), vertices, axis.start[block], axis.start[block + 1]);
+        }
+      }
     });
-  }
+  };
+  for (std::size_t g = 0; g < groups_.size(); ++g) blur_group(groups_[transpose ? groups_.size() - 1 - g : g]);
 }
 
 void Lattice::filter(std::span<const float> values, std::span<float> out, std::size_t n_values, bool transpose) const {

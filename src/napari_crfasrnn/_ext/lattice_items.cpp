@@ -13,9 +13,10 @@ class HostDevice {
  public:
   explicit HostDevice(const Where&) {}
 
+  // Backwards: items may come in any order, so none may lean on the one before.
   template <class Item>
   void for_each(std::size_t n_rows, int n_packs, const Item& item) {
-    for (std::size_t row = 0; row < n_rows; ++row) {
+    for (std::size_t row = n_rows; row-- > 0;) {
       for (int q = 0; q < n_packs; ++q) item(row, q);
     }
   }
@@ -26,7 +27,8 @@ class HostDevice {
     for_each(n_second, n_packs, second);
   }
 
-  // Blocks start from scratch memory full of NaN, so that nothing can lean on what is not written.
+  // Blocks start from scratch memory full of NaN, so that nothing can lean on what is not written, and
+  // the threads of every other block come in opposite order.
   template <class Item>
   void blocks(std::size_t n_blocks, int n_x, int n_y, std::size_t n_scratch, const Item& item) {
     for (std::size_t block = 0; block < n_blocks; ++block) {
@@ -36,8 +38,9 @@ class HostDevice {
       auto* first = static_cast<float*>(std::align(16, n_scratch * sizeof(float), aligned, room));
       std::vector<typename Item::Local> locals(static_cast<std::size_t>(n_x) * static_cast<std::size_t>(n_y));
       for (int phase = 0; phase < Item::n_phases; ++phase) {
-        for (int y = 0; y < n_y; ++y) {
-          for (int x = 0; x < n_x; ++x) item.phase(phase, block, x, y, locals[static_cast<std::size_t>(y * n_x + x)], first);
+        for (int i = 0; i < n_x * n_y; ++i) {
+          const int thread = block % 2 == 0 ? i : n_x * n_y - 1 - i;
+          item.phase(phase, block, thread % n_x, thread / n_x, locals[static_cast<std::size_t>(thread)], first);
         }
       }
     }

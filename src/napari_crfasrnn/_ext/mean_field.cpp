@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 
 #include "parallel.hpp"
 
@@ -52,9 +53,37 @@ struct Map {
   }
 };
 
+// The largest sum of absolute values in a row: no message can be larger when the kernel averages.
+float row_bound(std::span<const float> matrix, int n_labels) {
+  const auto n = static_cast<std::size_t>(n_labels);
+  float bound = 0.0F;
+  for (std::size_t i = 0; i < n; ++i) {
+    float sum = 0.0F;
+    for (std::size_t j = 0; j < n; ++j) sum += std::abs(matrix[i * n + j]);
+    bound = std::max(bound, sum);
+  }
+  return bound;
+}
+
+// Shifted logits may be that large before exponentials need their maximum taken away first.
+constexpr float safe_bound = 40.0F;
+
+const SplatEntry* entries_of(const MeanField::Side& side) {
+  return side.entries.size() == 0 ? side.lattice->splat_entries() : side.entries.data();
+}
+
+Message message_of(const MeanField::Side& side, const float* vertices, float scale) {
+  return {side.lattice->vertex_of(),
+          side.lattice->weight_of(),
+          vertices,
+          side.after.size() == 0 ? nullptr : side.after.data(),
+          scale * side.lattice->slice_gain(),
+          side.lattice->n_corners()};
+}
+
 }  // namespace
 
-MeanField::Side::Side(const Kernel& kernel) : lattice(kernel.lattice), after(copied(kernel.after)) {
+MeanField::Side::Side(const Kernel& kernel) : lattice(kernel.lattice), after(copied(kernel.after)), averages(kernel.averages) {
   if (kernel.before.empty()) return;
   entries = Buffer<SplatEntry>(lattice->n_points() * static_cast<std::size_t>(lattice->n_corners()));
   const SplatEntry* source = lattice->splat_entries();
@@ -70,17 +99,22 @@ MeanField::MeanField(const Kernel& spatial, const Kernel& bilateral, std::span<c
 
 bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& weights, int n_iterations,
                     std::span<float> out) const {
+  if (n_labels == 2 && spatial_.averages && bilateral_.averages) {
+    return run_two_labels(unary, weights, n_iterations, out);
+  }
   const std::size_t n = n_points();
   const int width = padded_width(static_cast<std::size_t>(n_labels));
   const auto w = static_cast<std::size_t>(width);
   const Kernels& k = kernels();
   const Planes planes{n, n_labels, pixel_of_.size() == 0 ? nullptr : pixel_of_.data()};
 
-  Buffer<float> logits(n * w);     // the scaled unary
+  Buffer<float> logits(n * w);     // the scaled unary, its largest label at 0
+  Buffer<float> shift(n);          // what was taken away for that
   Buffer<float> marginals(n * w);  // after the last iteration: the refined logits
   std::atomic<bool> finite{true};
   parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
-    if (!k.pack(width, planes, unary.data(), weights.unary_scale, logits.data(), marginals.data(), begin, end)) {
+    if (!k.pack(width, planes, unary.data(), weights.unary_scale, logits.data(), shift.data(), marginals.data(), begin,
+                end)) {
       finite.store(false, std::memory_order_relaxed);
     }
   });
@@ -91,30 +125,99 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
   Buffer<float> vertices[2];
   Message messages[2];
   for (int i = 0; i < 2; ++i) {
-    const Lattice& lattice = *sides[i]->lattice;
-    vertices[i] = Buffer<float>(lattice.n_vertices() * w);
-    messages[i] = {lattice.vertex_of(),
-                   lattice.weight_of(),
-                   vertices[i].data(),
-                   sides[i]->after.size() == 0 ? nullptr : sides[i]->after.data(),
-                   maps[i].scale * lattice.slice_gain(),
-                   lattice.n_corners()};
+    vertices[i] = Buffer<float>(sides[i]->lattice->n_vertices() * w);
+    messages[i] = message_of(*sides[i], vertices[i].data(), maps[i].scale);
   }
+  const bool bounded = spatial_.averages && bilateral_.averages &&
+                       row_bound(weights.spatial, n_labels) + row_bound(weights.bilateral, n_labels) <= safe_bound;
+  const Finish softmax = bounded ? Finish::softmax_of_bounded : Finish::softmax;
   const ValueRows rows{marginals.data(), w, static_cast<std::uint32_t>(n), nullptr, 0};
   for (int iteration = 0; iteration < n_iterations; ++iteration) {
     for (int i = 0; i < 2; ++i) {
-      const Side& side = *sides[i];
-      const SplatEntry* entries = side.entries.size() == 0 ? side.lattice->splat_entries() : side.entries.data();
-      side.lattice->splat(width, entries, rows, maps[i].map, vertices[i].data());
-      side.lattice->blur(width, vertices[i].data(), false);
+      sides[i]->lattice->splat(width, entries_of(*sides[i]), rows, maps[i].map, vertices[i].data());
+      sides[i]->lattice->blur(width, vertices[i].data(), false);
     }
-    const bool last = iteration + 1 == n_iterations;
+    const Finish finish = iteration + 1 == n_iterations ? Finish::nothing : softmax;
     parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
-      k.update(width, logits.data(), messages[0], messages[1], !last, marginals.data(), begin, end);
+      k.update(width, logits.data(), messages[0], messages[1], finish, marginals.data(), begin, end);
     });
   }
   parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
-    k.unpack(width, planes, marginals.data(), weights.output_scale, out.data(), begin, end);
+    k.unpack(width, planes, marginals.data(), shift.data(), weights.output_scale, out.data(), begin, end);
+  });
+  return true;
+}
+
+// With two labels and kernels that average, q1 = 1 - q0 and the message of label 0 is 1 minus that of
+// label 1: one value per point is enough. The state is the difference of the logits.
+bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weights, int n_iterations,
+                               std::span<float> out) const {
+  const std::size_t n = n_points();
+  const Kernels& k = kernels();
+  const std::uint32_t* pixel_of = pixel_of_.size() == 0 ? nullptr : pixel_of_.data();
+  const Side* sides[2] = {&spatial_, &bilateral_};
+  const std::span<const float> maps[2] = {weights.spatial, weights.bilateral};
+
+  // message of label l = map[l, 0] + (map[l, 1] - map[l, 0]) * s, with s the message of q1
+  float constant = 0.0F;
+  Buffer<float> vertices[2];
+  Message messages[2];
+  for (int i = 0; i < 2; ++i) {
+    constant += maps[i][2] - maps[i][0];
+    const float slope = (maps[i][3] - maps[i][2]) - (maps[i][1] - maps[i][0]);
+    vertices[i] = Buffer<float>(sides[i]->lattice->n_vertices());
+    messages[i] = message_of(*sides[i], vertices[i].data(), -slope);
+  }
+  Buffer<float> difference(n);  // logit of label 1 minus that of label 0, less the constant
+  Buffer<float> marginal(n);    // of label 1
+  std::atomic<bool> finite{true};
+  parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
+    bool own = true;
+    for (std::size_t p = begin; p < end; ++p) {
+      const std::size_t pixel = pixel_of == nullptr ? p : pixel_of[p];
+      const float low = unary[pixel];
+      const float high = unary[n + pixel];
+      own = own && std::isfinite(low) && std::isfinite(high);
+      const float start = weights.unary_scale * high - weights.unary_scale * low;
+      difference[p] = start - constant;
+      marginal[p] = start;
+    }
+    if (!own) finite.store(false, std::memory_order_relaxed);
+    k.sigmoid(marginal.data(), begin, end);
+  });
+  if (!finite.load()) return false;
+
+  const ValueRows rows{marginal.data(), 1, static_cast<std::uint32_t>(n), nullptr, 0};
+  for (int iteration = 0; iteration < n_iterations; ++iteration) {
+    for (int i = 0; i < 2; ++i) {
+      sides[i]->lattice->splat(1, entries_of(*sides[i]), rows, LabelMap{}, vertices[i].data());
+      sides[i]->lattice->blur(1, vertices[i].data(), false);
+    }
+    if (iteration + 1 == n_iterations) break;
+    parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
+      k.update(1, difference.data(), messages[0], messages[1], Finish::nothing, marginal.data(), begin, end);
+      k.sigmoid(marginal.data(), begin, end);
+    });
+  }
+  // The last messages one by one: both labels need them.
+  Buffer<float> sliced[2] = {Buffer<float>(n), Buffer<float>(n)};
+  parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
+    for (int i = 0; i < 2; ++i) {
+      const Lattice& lattice = *sides[i]->lattice;
+      k.slice(1, lattice.vertex_of(), lattice.weight_of(), lattice.n_corners(), lattice.slice_gain(),
+              vertices[i].data(), sliced[i].data(), 1, 1, begin, end);
+    }
+    for (std::size_t p = begin; p < end; ++p) {
+      const std::size_t pixel = pixel_of == nullptr ? p : pixel_of[p];
+      float state[2] = {weights.unary_scale * unary[pixel], weights.unary_scale * unary[n + pixel]};
+      for (int i = 0; i < 2; ++i) {
+        const float s = sliced[i][p] * sides[i]->after[p];
+        state[0] -= maps[i][0] + (maps[i][1] - maps[i][0]) * s;
+        state[1] -= maps[i][2] + (maps[i][3] - maps[i][2]) * s;
+      }
+      out[pixel] = weights.output_scale * state[0];
+      out[n + pixel] = weights.output_scale * state[1];
+    }
   });
   return true;
 }

@@ -20,6 +20,7 @@ class MeanField {
     std::shared_ptr<const Lattice> lattice;
     std::span<const float> before;
     std::span<const float> after;
+    bool averages = false;  // `after` makes the rows of the kernel sum to 1
   };
   // pixel_of: where each point lies in the planes of `run`, a permutation of 0..N-1; empty: in order.
   MeanField(const Kernel& spatial, const Kernel& bilateral, std::span<const std::uint32_t> pixel_of);
@@ -38,14 +39,19 @@ class MeanField {
 
   std::size_t n_points() const { return spatial_.lattice->n_points(); }
 
- private:
   struct Side {
     std::shared_ptr<const Lattice> lattice;
     Buffer<SplatEntry> entries;  // with the factor `before` in their weights; empty without one
     Buffer<float> after;
+    bool averages;
 
     explicit Side(const Kernel& kernel);
   };
+
+ private:
+  bool run_two_labels(std::span<const float> unary, const Weights& weights, int n_iterations,
+                      std::span<float> out) const;
+
   Side spatial_;
   Side bilateral_;
   Buffer<std::uint32_t> pixel_of_;

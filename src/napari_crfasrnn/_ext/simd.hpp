@@ -67,6 +67,10 @@ struct Pack1 {
     std::memcpy(&out.v, &bits, 4);
     return out;
   }
+  static Pack1 quotient(Pack1 a, Pack1 b) { return {a.v / b.v}; }
+  // Per lane: x < 0 ? negative : positive
+  static Pack1 chosen(Pack1 x, Pack1 positive, Pack1 negative) { return {x.v < 0.0F ? negative.v : positive.v}; }
+  Pack1 kept_if(bool keep) const { return {keep ? v : 0.0F}; }
   static Pack1 zero_below(Pack1 x, float limit, Pack1 value) { return {x.v < limit ? 0.0F : value.v}; }
 };
 
@@ -102,6 +106,11 @@ struct Pack4 {
     const __m128i bits = _mm_add_epi32(_mm_castps_si128(shifted.v), _mm_set1_epi32(127));
     return {_mm_castsi128_ps(_mm_slli_epi32(bits, 23))};
   }
+  static Pack4 quotient(Pack4 a, Pack4 b) { return {_mm_div_ps(a.v, b.v)}; }
+  static Pack4 chosen(Pack4 x, Pack4 positive, Pack4 negative) {
+    return {_mm_blendv_ps(positive.v, negative.v, x.v)};
+  }
+  Pack4 kept_if(bool keep) const { return {_mm_and_ps(v, _mm_castsi128_ps(_mm_set1_epi32(-int{keep})))}; }
   static Pack4 zero_below(Pack4 x, float limit, Pack4 value) {
     return {_mm_andnot_ps(_mm_cmplt_ps(x.v, _mm_set1_ps(limit)), value.v)};
   }
@@ -142,6 +151,15 @@ struct Pack4 {
   }
   float total() const { return (v[0] + v[2]) + (v[1] + v[3]); }
   static Pack4 power_of_two(Pack4 shifted) { return {(Floats)(((Bits)shifted.v + 127U) << 23)}; }
+  static Pack4 quotient(Pack4 a, Pack4 b) { return {a.v / b.v}; }
+  static Pack4 chosen(Pack4 x, Pack4 positive, Pack4 negative) {
+    const Bits below = (Bits)(x.v < Floats{});
+    return {(Floats)(((Bits)negative.v & below) | ((Bits)positive.v & ~below))};
+  }
+  Pack4 kept_if(bool keep) const {
+    const std::uint32_t mask = 0U - std::uint32_t{keep};
+    return {(Floats)((Bits)v & Bits{mask, mask, mask, mask})};
+  }
   static Pack4 zero_below(Pack4 x, float limit, Pack4 value) {
     return {(Floats)((Bits)value.v & ~(Bits)(x.v < all(limit).v))};
   }
@@ -188,6 +206,15 @@ struct Pack4 {
   static Pack4 power_of_two(const Pack4& shifted) {
     return each([&](int i) { return Pack1::power_of_two({shifted.v[i]}).v; });
   }
+  static Pack4 quotient(const Pack4& a, const Pack4& b) {
+    return each([&](int i) { return a.v[i] / b.v[i]; });
+  }
+  static Pack4 chosen(const Pack4& x, const Pack4& positive, const Pack4& negative) {
+    return each([&](int i) { return x.v[i] < 0.0F ? negative.v[i] : positive.v[i]; });
+  }
+  Pack4 kept_if(bool keep) const {
+    return each([&](int i) { return keep ? v[i] : 0.0F; });
+  }
   static Pack4 zero_below(const Pack4& x, float limit, const Pack4& value) {
     return each([&](int i) { return x.v[i] < limit ? 0.0F : value.v[i]; });
   }
@@ -224,6 +251,11 @@ struct Pack8 {
     const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(shifted.v), _mm256_set1_epi32(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 23))};
   }
+  static Pack8 quotient(Pack8 a, Pack8 b) { return {_mm256_div_ps(a.v, b.v)}; }
+  static Pack8 chosen(Pack8 x, Pack8 positive, Pack8 negative) {
+    return {_mm256_blendv_ps(positive.v, negative.v, x.v)};
+  }
+  Pack8 kept_if(bool keep) const { return {_mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(-int{keep})))}; }
   static Pack8 zero_below(Pack8 x, float limit, Pack8 value) {
     return {_mm256_andnot_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(limit), _CMP_LT_OQ), value.v)};
   }
@@ -258,6 +290,11 @@ struct Pack16 {
     const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(shifted.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 23))};
   }
+  static Pack16 quotient(Pack16 a, Pack16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+  static Pack16 chosen(Pack16 x, Pack16 positive, Pack16 negative) {
+    return {_mm512_mask_mov_ps(positive.v, _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ), negative.v)};
+  }
+  Pack16 kept_if(bool keep) const { return {_mm512_maskz_mov_ps(static_cast<__mmask16>(-int{keep}), v)}; }
   static Pack16 zero_below(Pack16 x, float limit, Pack16 value) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ), value.v)};
   }
@@ -334,6 +371,9 @@ struct PackedRow {
   void add(const PackedRow& row) {
     *this = each([](auto a, auto b) { return a + b; }, *this, row);
   }
+  void subtract(float x) {
+    *this = each([x](auto a) { return a - decltype(a)::all(x); }, *this);
+  }
   void multiply(float factor) {
     *this = each([factor](auto a) { return a * decltype(a)::all(factor); }, *this);
   }
@@ -344,6 +384,10 @@ struct PackedRow {
   static PackedRow blurred(const PackedRow& left, const PackedRow& centre, const PackedRow& right) {
     return each([](auto l, auto c, auto r) { return decltype(c)::fused(decltype(c)::all(0.5F), l + r, c); }, left,
                 centre, right);
+  }
+  // this, or zeros (also where this is not finite)
+  PackedRow kept_if(bool keep) const {
+    return each([keep](auto a) { return a.kept_if(keep); }, *this);
   }
   float highest() const {
     if constexpr (n_main == 0) {
@@ -377,24 +421,22 @@ struct PackedRow {
   void exponentiate(float shift) {
     *this = each([shift](auto a) { return exp_of(a - decltype(a)::all(shift)); }, *this);
   }
-  // exp(this) divided by its total
-  void softmax() {
-    exponentiate(highest());
-    multiply(1.0F / total());
-  }
 };
 
 #if defined(__AVX512F__)
+using WidestPack = Pack16;
 template <int N>
 struct RowOf {
   using type = PackedRow<N, Pack16, Pack8>;
 };
 #elif defined(__AVX2__)
+using WidestPack = Pack8;
 template <int N>
 struct RowOf {
   using type = PackedRow<N, Pack8, Pack4>;
 };
 #else
+using WidestPack = Pack4;
 template <int N>
 struct RowOf {
   using type = PackedRow<N, Pack4, Pack1>;

@@ -20,7 +20,12 @@ template <int Words>
 struct Key {
   std::array<std::uint64_t, Words> words;
 
-  bool operator==(const Key&) const = default;
+  // Not defaulted: that would call memcmp.
+  bool operator==(const Key& other) const {
+    std::uint64_t difference = 0;
+    for (int i = 0; i < Words; ++i) difference |= words[i] ^ other.words[i];
+    return difference == 0;
+  }
   Key operator+(const Key& step) const {
     Key sum;
     for (int i = 0; i < Words; ++i) sum.words[i] = words[i] + step.words[i];
@@ -43,6 +48,7 @@ struct KeyLayout {
   std::int32_t low[max_dims] = {};
   int word[max_dims] = {};
   int shift[max_dims] = {};
+  int width[max_dims] = {};
 
   KeyLayout(const Bounds& bounds, int d) : n_dims(d) {
     // A corner lies within d + 1 of the rounded point, that within d + 1 of the point, and a
@@ -53,14 +59,14 @@ struct KeyLayout {
     for (int j = 0; j < d; ++j) {
       low[j] = static_cast<std::int32_t>(std::floor(bounds.low[j])) - margin;
       const auto high = static_cast<std::int32_t>(std::ceil(bounds.high[j])) + margin;
-      const int width = std::bit_width(static_cast<std::uint32_t>(high - low[j]));
-      if (used + width > 64) {
+      width[j] = std::bit_width(static_cast<std::uint32_t>(high - low[j]));
+      if (used + width[j] > 64) {
         ++n_words;
         used = 0;
       }
       word[j] = n_words - 1;
       shift[j] = used;
-      used += width;
+      used += width[j];
     }
   }
 
@@ -69,6 +75,18 @@ struct KeyLayout {
     Key<Words> key{};
     if (j < n_dims) key.words[word[j]] = std::uint64_t{1} << shift[j];
     return key;
+  }
+
+  // All d + 1 coordinates of a vertex.
+  template <int Words>
+  void unpack(const Key<Words>& key, std::int32_t* coordinates) const {
+    std::int32_t sum = 0;
+    for (int j = 0; j < n_dims; ++j) {
+      const std::uint64_t field = (key.words[word[j]] >> shift[j]) & ((std::uint64_t{1} << width[j]) - 1);
+      coordinates[j] = static_cast<std::int32_t>(field) + low[j];
+      sum += coordinates[j];
+    }
+    coordinates[n_dims] = -sum;
   }
 
   // One step along axis j: +1 in every coordinate but -d in coordinate j.
