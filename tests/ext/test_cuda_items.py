@@ -375,7 +375,7 @@ def test_a_machine_without_the_gpu_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     if cuda.why_not() is None:
         pytest.skip("this machine has a GPU, and the backend for it")
     assert "cuda" not in available_backends()
-    with pytest.raises(RuntimeError, match="backend 'cuda' cannot be used: .*; use backend='auto' or 'cpu'"):
+    with pytest.raises(RuntimeError, match=r"backend 'cuda' cannot be used: .*; use backend='auto' or 'cpu'"):
         Lattice(suite.cloud(4, 2), backend="cuda")
     assert Lattice(suite.cloud(4, 2)).backend == "cpu"
 
