@@ -15,7 +15,7 @@ function(crfasrnn_add_gpu_module name)
   install(TARGETS ${name} LIBRARY DESTINATION napari_crfasrnn/_ext)
 endfunction()
 
-option(CRFASRNN_HOST_LOOPS "Build the CUDA backend in host loops too: for tests, of no use in a release" ON)
+option(CRFASRNN_HOST_LOOPS "Build the CUDA backend in host loops too: for tests, of no use in a release" OFF)
 if(CRFASRNN_HOST_LOOPS)
   add_library(crfasrnn_items STATIC ${EXT_DIR}/lattice_items.cpp)
   target_link_libraries(crfasrnn_items PRIVATE crfasrnn_options)
