@@ -1,9 +1,12 @@
-"""A real napari viewer for every test that asks for one, with its settings and our data in a scratch folder."""
+"""A real napari viewer for every test that asks for one; settings and data lie in a scratch folder."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +14,30 @@ import pytest
 pytest.importorskip("napari")
 pytest.importorskip("pytestqt")
 
+import napari_crfasrnn
+
+PLUGIN, WIDGET = "napari-crfasrnn", "CRF-RNN Segmentation"
+PATIENCE = 60.0  # seconds until a test gives up waiting; no measure of anything
+
 
 @pytest.fixture(autouse=True)
 def scratch_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAPARI_CONFIG", str(tmp_path / "napari.yaml"))
     monkeypatch.setenv("NAPARI_CRFASRNN_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("NAPARI_CRFASRNN_MODELS", str(tmp_path / "models"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # Torch's threads spin while they wait for each other: on a busy machine that takes ten times longer.
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
-def viewer(make_napari_viewer):
-    """A shown viewer: without a shown canvas napari neither slices nor draws."""
+def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    """Return a shown viewer: without a shown canvas napari neither slices nor draws."""
     if sys.platform.startswith("linux"):
         from qtpy.QtWidgets import QApplication
 
@@ -30,6 +47,108 @@ def viewer(make_napari_viewer):
     return make_napari_viewer(show=True)
 
 
+class User:
+    """Somebody at the widget of a viewer."""
+
+    def __init__(self, viewer: Any) -> None:
+        import npe2
+
+        manager = npe2.PluginManager.instance()
+        if PLUGIN not in manager:
+            manifest = Path(napari_crfasrnn.__file__).parent / "napari.yaml"
+            manager.register(npe2.PluginManifest.from_file(manifest))
+        self.viewer = viewer
+        self.dock, self.widget = viewer.window.add_plugin_dock_widget(PLUGIN, WIDGET)
+        self.bench, self.session = self.widget.bench, self.widget.session
+        self.ended: list[str] = []
+        self.widget.finished.connect(self.ended.append)
+
+    def wait(self, condition: Callable[[], Any]) -> None:
+        from qtpy.QtTest import QTest
+
+        given_up = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < given_up, f"{self.session.busy}, {self.session.tasks.lines}"
+            QTest.qWait(5)
+
+    def do(self, action: Callable[[], Any]) -> str:
+        """Do something that takes a while; return how it ended."""
+        n_ended = len(self.ended)
+        action()
+        self.wait(lambda: len(self.ended) > n_ended)
+        return self.ended[-1]
+
+    def settle(self) -> None:
+        """Wait until numbers are counted and work is saved."""
+        self.wait(lambda: not self.bench.pending and not self.session.storage.unsaved)
+        saved: list[bool] = []
+        self.session.storage.run("waiting", lambda: True, saved.append)
+        self.wait(lambda: saved)
+
+    def line(self, section: str) -> str:
+        line = self.session.tasks.lines.get(section)
+        return line.text if line else ""
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.bench.group.labels
+
+    def click(self, button: Any) -> None:
+        from qtpy.QtCore import Qt
+        from qtpy.QtTest import QTest
+
+        QTest.mouseClick(button, Qt.MouseButton.LeftButton)
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        """Drag the mouse over the canvas, through points (y, x) of the world."""
+        from qtpy.QtCore import Qt
+        from qtpy.QtTest import QTest
+
+        canvas = self.viewer.window._qt_viewer.canvas.native
+        spots = [self.on_canvas(*point) for point in points]
+        QTest.mouseMove(canvas, spots[0])
+        QTest.mousePress(canvas, Qt.MouseButton.LeftButton, pos=spots[0])
+        for start, end in zip(spots, spots[1:], strict=False):
+            for part in np.linspace(0, 1, 6)[1:]:
+                QTest.qWait(15)  # vispy drops moves that follow within 10 ms
+                _move(canvas, start + (end - start) * float(part))
+        QTest.mouseRelease(canvas, Qt.MouseButton.LeftButton, pos=spots[-1])
+
+    def on_canvas(self, y: float, x: float) -> Any:
+        from qtpy.QtCore import QPoint
+
+        canvas = self.viewer.window._qt_viewer.canvas.native
+        camera = self.viewer.scene.camera
+        center = np.array(camera.center)[-2:]
+        dy, dx = (np.array([y, x]) - center) * camera.zoom
+        return QPoint(round(canvas.width() / 2 + dx), round(canvas.height() / 2 + dy))
+
+
+def _move(canvas: Any, spot: Any) -> None:
+    # QTest.mouseMove knows no pressed button, and without one the canvas sees no drag.
+    from qtpy.QtCore import QEvent, QPointF, Qt
+    from qtpy.QtGui import QMouseEvent
+    from qtpy.QtWidgets import QApplication
+
+    where = QPointF(spot)
+    left, none = Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+    event = QMouseEvent(
+        QEvent.Type.MouseMove, where, QPointF(canvas.mapToGlobal(spot)), Qt.MouseButton.NoButton, left, none
+    )
+    QApplication.sendEvent(canvas, event)
+
+
 @pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
+def user(viewer: Any) -> Iterator[User]:
+    made = User(viewer)
+    made.wait(lambda: made.session.shelf.choice is not None)
+    yield made
+    made.session.cancel()
+
+
+@pytest.fixture
+def photograph() -> np.ndarray:
+    """Return a photograph of a person, half as large as the sample."""
+    from napari_crfasrnn.samples import astronaut
+
+    return np.ascontiguousarray(astronaut()[::2, ::2])

@@ -120,7 +120,7 @@ def learn_state(bench: Workbench) -> LearnState:
         why = "Correct something first: paint what is wrong, or accept an image that is right."
     elif session.lessons.report is not None:
         why = "Keep or discard what was learnt first."
-    material = f"{n_known:,} px settled in {n_images} image{'s' * (n_images != 1)}" if n_known else ""
+    material = f"{n_known:,} px in {n_images} image{'s' * (n_images != 1)}" if n_known else ""
     learning = session.busy is not None and session.busy.what == "learn"
     return LearnState(
         learn=Action(not why, why, primary=not why and _has_edits(bench)),
@@ -128,7 +128,7 @@ def learn_state(bench: Workbench) -> LearnState:
         result=describe(session.lessons.report) if session.lessons.report is not None else "",
         progress=_progress(session.busy, "learn"),
         show_plot=len(session.lessons.history) > 1,
-        message=_message(session, "learn"),
+        message=_lesson_message(session),
     )
 
 
@@ -150,7 +150,8 @@ def project_state(bench: Workbench) -> ProjectState:
         title=title,
         summary=summary,
         recents=tuple(
-            (str(r.path), f"{r.title}  ·  {r.modified:%d %b %H:%M}") for r in session.storage.recents
+            (str(recent.path), f"{recent.title}  ·  {recent.modified:%d %b %H:%M}")
+            for recent in session.storage.recents
         ),
         left=tuple((item.id, item.name) for item in bench.left),
         save=Action(not (nothing or busy), nothing or busy),
@@ -203,6 +204,15 @@ def _message(session: Session, section: str) -> Message:
     if line is None:
         return Message()
     return Message(line.text, line.tone, line.cure, CURES.get(line.cure, ""))
+
+
+def _lesson_message(session: Session) -> Message:
+    """Return what the section has to say, or else what the round of learning has to remark."""
+    said, report = _message(session, "learn"), session.lessons.report
+    if said.text or report is None or not report.notes:
+        return said
+    note = report.notes[0]
+    return Message(f"{note[:1].upper()}{note[1:]}.")
 
 
 def _numbers(bench: Workbench) -> Numbers | None:

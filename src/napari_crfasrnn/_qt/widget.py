@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
-from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtCore import QEvent, QSize, Qt, QTimer, Signal
 from qtpy.QtWidgets import QFileDialog, QFrame, QMessageBox, QScrollArea, QVBoxLayout, QWidget
 
 from napari_crfasrnn._qt import present
@@ -45,6 +46,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     """A task has ended: "segment", "refine", "learn", "save", "open", "load", "cancelled" or "failed"."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        self._docked = False
         super().__init__()
         self.viewer = viewer
         self.setObjectName("crfasrnn")
@@ -55,7 +57,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self._wire()
         self._theme_name = ""
         self._refresh()
-        self.destroyed.connect(_Release(self.bench))
+        self.destroyed.connect(_Release(self))
 
     # --- for scripts --------------------------------------------------------------------------------
 
@@ -113,6 +115,18 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         """Return the width that the panels are drawn for."""
         return QSize(WIDTH, 620)
 
+    def event(self, event: QEvent) -> bool:
+        """Go when napari has taken the widget out of its dock, which is what closing the dock does."""
+        if event.type() == QEvent.Type.ParentChange:
+            if self._docked and self.parent() is None:
+                QTimer.singleShot(0, self._go_if_orphaned)
+            self._docked = self.parent() is not None
+        return bool(super().event(event))
+
+    def _go_if_orphaned(self) -> None:
+        if self.parent() is None and not self.isVisible():
+            self.deleteLater()
+
     def _wire(self) -> None:
         bench = self._bench
         bench.changed.connect(self._refresh)
@@ -164,6 +178,10 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.project.show_state(present.project_state(bench))
 
     def _on_finished(self, what: str) -> None:
+        if self.bench is not None:
+            self.bench.when_grown(lambda: self._tell_finished(what))
+
+    def _tell_finished(self, what: str) -> None:
         self._refresh()
         self.finished.emit(what)
 
@@ -225,12 +243,15 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
 
 
 class _Release:
-    """Lets go of a workbench once; a bound method would keep the widget alive."""
+    """Lets go of the workbench when Qt has deleted a widget; a bound method would keep it alive."""
 
-    def __init__(self, bench: Workbench) -> None:
-        self._bench: Workbench | None = bench
+    def __init__(self, widget: SegmentationWidget) -> None:
+        self._bench = widget.bench
+        self._widget = ref(widget)
 
     def __call__(self) -> None:
-        if self._bench is not None:
-            bench, self._bench = self._bench, None
+        widget, (bench, self._bench) = self._widget(), (self._bench, None)
+        if widget is not None:
+            widget.bench = None  # nothing is shown any more
+        if bench is not None:
             bench.release()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +143,12 @@ class Workbench:
         if self.image is None or not may_be_channels(self.image):
             return None
         return self._channels.get(key_of(self.image), says_channels(self.image))
+
+    @property
+    def pending(self) -> bool:
+        """Whether something waits to be counted, saved or shown."""
+        timers = (self._count_timer, self._save_timer, self._show_timer)
+        return any(timer.isActive() for timer in timers) or self.session.is_counting
 
     def read_image(self) -> ImageInput:
         """Return the image as the core takes it.
@@ -319,12 +325,25 @@ class Workbench:
             self._keys.bind_layer(label_layer)
         self._mark_project(key)
 
+    def when_grown(self, then: Callable[[], None]) -> None:
+        """Do something when every label layer is there: now, or soon."""
+        group = self.group
+        if group is None or not group.growing:
+            then()
+            return
+
+        def go_on() -> None:
+            group.grown.disconnect(go_on)
+            then()
+
+        group.grown.connect(go_on)
+
     def _begin_labels(self) -> None:
         """Make the layers of an image that nobody segmented: all of it is unlabelled."""
         try:
             image = self.read_image()
         except ValueError as error:
-            self.session.tasks.say("classes", str(error), "problem")
+            say("classes", str(error), "problem")
             return
         self.session.table.locked = True
         self.session.work_on(image)
@@ -436,11 +455,9 @@ class Workbench:
         self.show_soon()
 
     def _on_lost(self, key: str, role: str, name: str) -> None:
-        group = self.groups.get(key)
+        group, say = self.groups.get(key), self.session.tasks.say
         if role == "class":
-            self.session.tasks.say(
-                "classes", f"“{name}” was removed; its pixels are still in the combined labels."
-            )
+            say("classes", f"“{name}” was removed; its pixels are still in the combined labels.")
         elif role == "uncertainty":
             self.uncertainty_on = False
         elif role == "before":
@@ -451,11 +468,9 @@ class Workbench:
             QTimer.singleShot(0, lambda: group.close(remove=True))
             self.uncertainty_on = self.before_on = False
             if role == "labels":
-                self.session.tasks.say(
-                    "classes", f"“{name}” was removed; the labels are kept.", cure="bring-back"
-                )
+                say("classes", f"“{name}” was removed; the labels are kept.", cure="bring-back")
             else:
-                self.session.tasks.say("start", f"“{name}” was removed; its labels are kept in the project.")
+                say("start", f"“{name}” was removed; its labels are kept in the project.")
             self._save_timer.start()
         self.show_soon()
 

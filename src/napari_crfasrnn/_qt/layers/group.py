@@ -55,6 +55,7 @@ class LabelGroup:
     visibility_changed = Signal()
     added = Signal(object)  # a class layer
     lost = Signal(str, str)  # role and name of a layer that a person removed
+    grown = Signal()  # every class that is present has its layer
     refused = Signal(str)  # why something that was written to a layer was not taken
 
     def __init__(
@@ -80,6 +81,11 @@ class LabelGroup:
         self._redraw_timer.setSingleShot(True)
         self._redraw_timer.timeout.connect(self.redraw)
         self._redraw_ms = 0.0
+        self._missing: list[int] = []  # classes whose layers are still to come
+        self._grow_timer = QTimer()
+        self._grow_timer.setSingleShot(True)
+        self._grow_timer.setInterval(0)
+        self._grow_timer.timeout.connect(self._grow)
         self.combined = self._find_combined() or self._add_combined()
         found = self._take_over_class_layers()
         self._connect()
@@ -146,7 +152,11 @@ class LabelGroup:
         self._dress()
 
     def flush(self) -> None:
-        """Take what was written to class layers into the undo history, now."""
+        """Take what was written to class layers into the undo history, unless a stroke still goes on."""
+        if not any(_in_stroke(layer) for layer in self._class_layers.values()):
+            self._commit()
+
+    def _commit(self) -> None:
         writes = self.store.take_pending()
         if writes is None:
             return
@@ -172,17 +182,42 @@ class LabelGroup:
             self._hand_brush(active, self.combined)
             self.viewer.layers.selection.active = self.combined
         self._class_layers.clear()
+        self._missing.clear()
         self._dress()
 
     def sync_class_layers(self, also: Iterable[int] = ()) -> None:
-        """Add a layer for each class that is present and has none, where classes have layers."""
+        """Add a layer for each class that is present and has none, where classes have layers.
+
+        napari takes its time to add a layer, so they come one at a time, with the window alive between
+        them; until then the combined layer draws their classes. `grown` says when all are there.
+        """
         if not self.per_class or not self.alive:
             return
         present = np.flatnonzero(np.bincount(self.labels.ravel(), minlength=len(self.classes)))
         wanted = {int(v) for v in present if 0 < v < len(self.classes)} | {v for v in also if v > 0}
-        for value in sorted(wanted - set(self._class_layers)):
-            self._add_class_layer(value)
-        self._dress()
+        self._missing = sorted(wanted - set(self._class_layers))
+        if self._missing:
+            self._grow_timer.start()
+
+    def _grow(self) -> None:
+        if self._missing and self.per_class and self.alive:
+            value = self._missing.pop(0)
+            if value < len(self.classes) and value not in self._class_layers:
+                self._add_class_layer(value)
+        if self._missing:
+            self._grow_timer.start()
+        else:
+            self.grown.emit()
+
+    @property
+    def growing(self) -> bool:
+        """Whether layers are still to come."""
+        return bool(self._missing)
+
+    def grow_now(self) -> None:
+        """Add the layers that are still to come."""
+        while self._missing:
+            self._grow()
 
     def set_visible(self, value: int, visible: bool) -> None:
         """Show or hide a class."""
@@ -200,7 +235,6 @@ class LabelGroup:
         if self.per_class and 0 < value < len(self.classes):
             if value not in self._class_layers:
                 self._add_class_layer(value)
-                self._dress()
             target = self._class_layers[value]
         active = self.viewer.layers.selection.active
         if value in self.hidden and value:
@@ -255,6 +289,8 @@ class LabelGroup:
     def close(self, *, remove: bool = False) -> None:
         """Stop watching the layers, and remove them if asked to."""
         self._redraw_timer.stop()
+        self._grow_timer.stop()
+        self._missing.clear()
         self._disconnect()
         if remove:
             self._remove(self.outputs)
@@ -296,18 +332,19 @@ class LabelGroup:
             name=looks.layer_name(self.image.name, self.classes[value].name),
             opacity=self.combined.opacity,
             visible=value not in self.hidden,
-            metadata={},
+            colormap=looks.colormap(self.classes, [value]),
+            features=self._names_in_class_layer(value),
             **placement(self.image, self.labels.ndim),
         )
         set_mark(layer, image=self.key, role="class", value=value)
         layer.selected_label = value
         layer.brush_size = self.combined.brush_size
         layer.contour = self.combined.contour
-        layer.colormap = looks.colormap(self.classes, [value])
         below = [other for v, other in self._class_layers.items() if v < value]
         with self._silently():
             insert_above(self.viewer, self.image, layer, above=below)
-        self._class_layers[value] = layer
+            self._class_layers[value] = layer
+            self._color_combined()
         for name in ("paint", "labels_update", "set_data"):
             getattr(layer.events, name).connect(self._on_class_layer)
         layer.events.data.connect(self._on_class_data)
@@ -322,14 +359,21 @@ class LabelGroup:
 
     def _dress(self) -> None:
         """Give every layer its colours and the names for the status bar."""
-        shown = self._shown()
         ignore = (ignore_value(self.labels.dtype), "unlabelled")
-        self.combined.colormap = looks.colormap(self.classes, shown - set(self._class_layers))
-        self.combined.features = looks.features([*enumerate(c.name for c in self.classes), ignore])
-        for value, layer in self._class_layers.items():
-            name = self.classes[value].name
-            layer.colormap = looks.colormap(self.classes, [value])
-            layer.features = looks.features([(0, f"not {name}"), (value, name)])
+        with self._silently():  # a colour is no edit
+            self._color_combined()
+            self.combined.features = looks.features([*enumerate(c.name for c in self.classes), ignore])
+            for value, layer in self._class_layers.items():
+                layer.colormap = looks.colormap(self.classes, [value])
+                layer.features = self._names_in_class_layer(value)
+
+    def _color_combined(self) -> None:
+        """Let the combined layer draw what no class layer draws."""
+        self.combined.colormap = looks.colormap(self.classes, self._shown() - set(self._class_layers))
+
+    def _names_in_class_layer(self, value: int) -> dict[str, NDArray[Any]]:
+        name = self.classes[value].name
+        return looks.features([(0, f"not {name}"), (value, name)])
 
     def _shown(self) -> set[int]:
         return set(range(len(self.classes))) - self.hidden
@@ -426,9 +470,9 @@ class LabelGroup:
     def _on_class_layer(self, event: Any) -> None:
         if self._quiet or not self.store.has_pending:
             return
-        # A stroke is taken when it ends: napari then says "paint". Until it ends, `_block_history` is set.
-        if event.type == "paint" or not getattr(event.source, "_block_history", False):
-            self.flush()
+        # A stroke is taken when it ends: napari then says "paint".
+        if event.type == "paint" or not _in_stroke(event.source):
+            self._commit()
 
     def _on_class_data(self, event: Any) -> None:
         """Write an array that a script put into a class layer through to the truth."""
@@ -484,3 +528,7 @@ class LabelGroup:
             layer.name = looks.layer_name(self.image.name, names[value])
         self.combined.name = looks.layer_name(self.image.name, "labels")
         self._extras.rename()
+
+
+def _in_stroke(layer: Any) -> bool:
+    return bool(getattr(layer, "_block_history", False))

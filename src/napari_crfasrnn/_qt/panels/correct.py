@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QLabel, QSizePolicy, QWidget
+from qtpy.QtWidgets import QWidget
 
-from napari_crfasrnn._qt.panels.parts import MessageLine, Section, button, row, set_property, show_action
-from napari_crfasrnn._qt.panels.state import CorrectState
+from napari_crfasrnn._qt.panels.parts import MessageLine, Section, button, row, show_action
+from napari_crfasrnn._qt.panels.state import CorrectState, Message
 
 
 class CorrectPanel(Section):
@@ -25,7 +25,7 @@ class CorrectPanel(Section):
             "Let what you painted spread to the edges, in what is on the screen (R)",
         )
         self.refine_all = button("Refine all", "Let what you painted spread to the edges, in the whole slice")
-        self.accept = button("Accept image", "Say that all labels are right (A)", checkable=True)
+        self.accept = button("Accept", "Say that all labels are right (A)", checkable=True)
         self.uncertainty = button(
             "Uncertainty", "Show where the model is unsure: bright is unsure (U)", checkable=True
         )
@@ -37,16 +37,10 @@ class CorrectPanel(Section):
         self.accept.clicked.connect(self.accept_clicked)
         self.uncertainty.clicked.connect(self.uncertainty_toggled)
         self.before.clicked.connect(self.before_toggled)
-        self.numbers = QLabel()
-        self.numbers.setObjectName("quiet")
-        self.numbers.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.message = MessageLine()
         self.message.cured.connect(self.cured)
-        self.content.addLayout(row(self.refine_view, self.refine_all))
+        self.content.addLayout(row(self.refine_view, self.refine_all, self.accept))
         self.content.addLayout(row(self.uncertainty, self.before))
-        last = row(self.numbers, self.accept)
-        last.setStretch(0, 1)
-        self.content.addLayout(last)
         self.content.addWidget(self.message)
 
     def show_state(self, state: CorrectState) -> None:
@@ -55,14 +49,12 @@ class CorrectPanel(Section):
             show_action(widget, state.refine)
         show_action(self.accept, state.accept)
         self.accept.setChecked(state.accepted)
-        self.accept.setText("✓ Accepted" if state.accepted else "Accept image")
+        self.accept.setText("✓ Accepted" if state.accepted else "Accept")
         for widget, action, on in (
             (self.uncertainty, state.uncertainty, state.uncertainty_on),
             (self.before, state.before, state.before_on),
         ):
             show_action(widget, action)
             widget.setChecked(on)
-        self.numbers.setText(state.numbers)
-        set_property(self.numbers, "tone", "quiet")
-        message = state.message
-        self.message.show_message(message)
+        self.note.show_text(state.numbers)
+        self.message.show_message(Message(state.progress.text) if state.progress else state.message)

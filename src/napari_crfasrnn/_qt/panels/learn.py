@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_crfasrnn._qt.panels.look import Theme
 from napari_crfasrnn._qt.panels.parts import MessageLine, Section, TaskButton, button, row
@@ -28,9 +28,6 @@ class LearnPanel(Section):
         self.task = TaskButton("Learn from my edits", "Teach the model what you corrected (Shift+L)")
         self.task.clicked.connect(self.learn_clicked)
         self.task.cancelled.connect(self.cancelled)
-        self.material = QLabel()
-        self.material.setObjectName("quiet")
-        self.material.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.plot_place = QWidget()
         layout = QVBoxLayout(self.plot_place)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -45,14 +42,13 @@ class LearnPanel(Section):
         self.message.cured.connect(self.cured)
         self.decision = QWidget()
         self.decision.setLayout(row(self.keep, self.discard))
-        for widget in (self.task, self.material, self.plot_place, self.result, self.decision, self.message):
+        for widget in (self.task, self.plot_place, self.result, self.decision, self.message):
             self.content.addWidget(widget)
 
     def show_state(self, state: LearnState, theme: Theme) -> None:
         """Draw."""
         self.task.show_action(state.learn, state.progress)
-        self.material.setText(state.material)
-        self.material.setVisible(bool(state.material))
+        self.note.show_text(state.material)
         self.result.setText(state.result)
         self.result.setVisible(bool(state.result))
         self.decision.setVisible(bool(state.result))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtGui import QResizeEvent
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
@@ -86,6 +87,42 @@ class TaskButton(QWidget):  # type: ignore[misc]
             self.bar.setFormat("%p %")
 
 
+class ElidedLabel(QLabel):  # type: ignore[misc]
+    """A quiet text in one line, cut where there is no room; the tooltip has all of it."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setObjectName("quiet")
+        self.setSizePolicy(QSizePolicy.Policy.Maximum, QSizePolicy.Policy.Fixed)
+        self.setMinimumWidth(1)
+        self._whole = ""
+
+    def show_text(self, text: str) -> None:
+        """Show a text."""
+        self._whole = text
+        self.setToolTip(text)
+        self.setAccessibleName(text)
+        self.setVisible(bool(text))
+        self.updateGeometry()
+        self._cut()
+
+    def sizeHint(self) -> QSize:  # noqa: N802 - Qt's
+        """Return the room that the whole text takes."""
+        return QSize(self.fontMetrics().horizontalAdvance(self._whole) + 8, super().sizeHint().height())
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802 - Qt's
+        """Return next to nothing: the text can be cut."""
+        return QSize(1, super().minimumSizeHint().height())
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802 - Qt's
+        """Cut the text anew."""
+        super().resizeEvent(event)
+        self._cut()
+
+    def _cut(self) -> None:
+        self.setText(self.fontMetrics().elidedText(self._whole, Qt.TextElideMode.ElideRight, self.width()))
+
+
 class Section(QWidget):  # type: ignore[misc]
     """A titled part of the column that folds away."""
 
@@ -106,8 +143,10 @@ class Section(QWidget):  # type: ignore[misc]
         rule = QFrame()
         rule.setObjectName("rule")
         rule.setFixedHeight(1)
-        head = row(self._arrow, self.title, rule)
+        self.note = ElidedLabel()
+        head = row(self._arrow, self.title, rule, self.note)
         head.setStretch(2, 1)
+        head.setStretch(3, 100)  # the rule takes what the note leaves
         self.body = QWidget()
         self.content = QVBoxLayout(self.body)
         self.content.setContentsMargins(0, 0, 0, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QLabel, QMenu, QSizePolicy, QToolButton, QWidget
+from qtpy.QtWidgets import QMenu, QToolButton, QWidget
 
 from napari_crfasrnn._qt.panels.parts import MessageLine, Section, row, show_action, tool_button
 from napari_crfasrnn._qt.panels.state import ProjectState
@@ -30,16 +30,11 @@ class ProjectPanel(Section):
         self.images = tool_button("Images", "Open another image of the project")
         self.images.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.images.setMenu(QMenu(self.images))
-        self.summary = QLabel()
-        self.summary.setObjectName("quiet")
-        self.summary.setWordWrap(True)
-        self.summary.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.message = MessageLine()
         self.message.cured.connect(self.cured)
         tools = row(self.open, self.save_as, self.save_model, self.images)
         tools.addStretch(1)
         self.content.addLayout(tools)
-        self.content.addWidget(self.summary)
         self.content.addWidget(self.message)
         self._shown: ProjectState | None = None
 
@@ -50,8 +45,7 @@ class ProjectPanel(Section):
             (self.open, state.open), (self.save_as, state.save), (self.save_model, state.save_model),
         ):  # fmt: skip
             show_action(widget, action)
-        self.summary.setText(state.summary)
-        self.summary.setVisible(bool(state.summary) and not state.message.text)
+        self.note.show_text(state.summary)
         self.message.show_message(state.message)
         if self._shown is None or self._shown.recents != state.recents:
             menu = self.open.menu()

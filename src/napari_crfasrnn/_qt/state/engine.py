@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from napari_crfasrnn.segmenter import Segmentation, Segmenter
     from napari_crfasrnn.training import TrainReport, TrainStep
     from napari_crfasrnn.zoo import ModelEntry
+
+# napari's label layers take the first, the plot of learning the second: imported in a thread, nobody waits.
+WANTED_LATER = ("pandas", "pyqtgraph")
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ class Engine:
         self._image: ImageInput | None = None
 
     def list_models(self) -> tuple[ModelEntry, ...]:
-        """Return the models that can be had by name."""
+        """Return the models that can be had by name; and import what the window will want, too."""
+        for name in WANTED_LATER:
+            import_module(name)
         from napari_crfasrnn.zoo import list_models
 
         return list_models()

@@ -75,6 +75,11 @@ class Session:
         """The task at work."""
         return self.tasks.busy
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether `Numbers` are on their way."""
+        return bool(self._counting)
+
     def begin(self) -> None:
         """Find out which models and earlier projects there are."""
         self.shelf.load()

@@ -1,0 +1,189 @@
+"""Whatever goes wrong is told in one sentence; nothing is lost, nothing crashes."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qtpy.QtTest import QTest
+
+from napari_crfasrnn.config import TrainConfig
+
+
+def test_images_that_are_hardly_images(user) -> None:
+    """NaN, infinity, constant, one pixel, one row: each is segmented or refused with a reason."""
+    grey = np.random.default_rng(0).random((40, 50)).astype(np.float32)
+    grey[3, 4], grey[5, 6] = np.nan, np.inf
+    for image in (grey, np.full((30, 40), 7, np.uint16), np.zeros((1, 1), np.uint8), np.zeros((1, 37))):
+        layer = user.viewer.add_image(image, name="odd", contrast_limits=(0, 1))
+        assert user.do(user.widget.segment) == "segment", user.line("start")
+        assert user.labels.shape == image.shape
+        if image is grey:
+            assert "2 NaN" in user.line("start")
+        user.viewer.layers.remove(layer)
+        QTest.qWait(20)
+        assert len(user.viewer.layers) == 0
+
+    user.viewer.add_image(np.full((20, 20), np.nan), contrast_limits=(0, 1))
+    assert user.do(user.widget.segment) == "failed"
+    assert "finite" in user.line("start")
+    assert len(user.viewer.layers) == 1
+
+
+def test_an_image_of_complex_numbers_and_one_of_too_many_axes(user) -> None:
+    user.viewer.add_image(np.zeros((2, 3, 4, 16, 16), np.uint8), name="five")
+    assert user.do(user.widget.segment) == "failed"
+    assert "five" in user.line("start")
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "missing"])
+def test_a_broken_checkpoint(user, tmp_path, damage) -> None:
+    import napari_crfasrnn
+
+    starter = Path(napari_crfasrnn.__file__).parent / "data" / "starter.safetensors"
+    path = tmp_path / "broken.safetensors"
+    if damage == "cut":
+        path.write_bytes(starter.read_bytes()[:100_000])
+    elif damage == "text":
+        path.write_text("not a model")
+    chosen = user.session.shelf.choice
+    assert user.do(lambda: user.session.shelf.open(path)) == "failed"
+    assert user.line("start")
+    assert "Traceback" not in user.line("start")
+    assert user.session.shelf.choice is chosen
+
+
+def test_a_class_table_without_classes_or_with_a_name_twice(user) -> None:
+    user.session.add_class("cell")
+    names = user.session.table.names
+    user.widget._add("cell")
+    assert "cell" in user.line("classes")
+    user.widget._delete(0)
+    assert "background" in user.line("classes")
+    assert user.session.table.names == names
+    for _ in range(len(names) - 1):
+        user.session.delete_class(1)
+    assert user.session.table.names == names[:1]
+
+
+def test_painting_while_segmenting_is_kept(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+
+    def paint_meanwhile() -> None:
+        user.widget.segment()
+        user.bench.paint_with(3)
+        user.drag((30, 30), (60, 60))
+
+    assert user.do(paint_meanwhile) == "segment"
+    user.wait(lambda: user.session.busy is None)
+    assert (user.labels == 3).sum() > 100
+    assert user.session.busy is None
+
+
+def test_removing_layers_while_segmenting(user, photograph) -> None:
+    image = user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    key = user.bench.key
+
+    user.widget.segment()
+    user.viewer.layers.remove("photo · labels")
+    QTest.qWait(20)
+    assert "labels are kept" in user.line("classes")
+    user.wait(lambda: user.session.busy is None)
+    user.bench.bring_back()
+    assert (user.labels == 15).any()
+
+    ended = len(user.ended)
+    user.widget.segment()
+    user.viewer.layers.remove(image)
+    user.wait(lambda: len(user.ended) > ended)
+    QTest.qWait(50)
+    assert user.ended[-1] == "segment"
+    assert len(user.viewer.layers) == 0
+    assert user.bench.image is None
+    user.settle()
+    stored = user.session.storage.keeper.project.items[0]
+    np.testing.assert_array_equal(stored.labels(), user.session.works[key].labels)
+    assert (stored.labels() == 15).any()
+
+
+def test_cancel_leaves_everything_as_it_was(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    user.widget.segment()
+    user.widget.cancel()
+    assert user.ended[-1] == "cancelled"
+    assert len(user.viewer.layers) == 1
+    assert user.do(user.widget.segment) == "segment"
+
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    user.settle()
+    labels, baseline = user.labels.copy(), user.bench.work.baseline.copy()
+    choice, layers = user.session.shelf.choice, list(user.viewer.layers)
+    user.widget.segment()
+    QTest.qWait(60)
+    user.widget.cancel()
+    user.widget.learn(TrainConfig(seconds=None, max_iterations=30, crf_iterations=0))
+    user.wait(lambda: len(user.session.lessons.history) > 3)
+    user.click(user.widget.learning.task.cancel)
+    assert user.ended[-2:] == ["cancelled", "cancelled"]
+    assert "as it was" in user.line("learn")
+    QTest.qWait(200)
+    assert user.session.lessons.report is None
+    assert user.session.shelf.choice is choice
+    assert list(user.viewer.layers) == layers
+    np.testing.assert_array_equal(user.labels, labels)
+    np.testing.assert_array_equal(user.bench.work.baseline, baseline)
+    assert user.do(user.widget.segment) == "segment"  # and it goes on
+
+
+def test_a_full_disk_is_told_and_the_layers_are_untouched(user, photograph, monkeypatch) -> None:
+    from napari_crfasrnn.project import files
+
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files.os, "fsync", full)  # the last step of writing a file
+        user.session.storage.save()
+        user.wait(lambda: user.line("project"))
+        assert "no space left" in user.line("project").lower()
+        assert user.session.storage.unsaved
+        assert (user.labels == 3).any()
+        assert user.do(user.widget.learn) == "failed"
+        assert "no space left" in user.line("learn").lower()
+    user.session.storage.save()
+    user.settle()
+    assert not user.line("project")
+    stored = user.session.storage.keeper.project.items[0]
+    np.testing.assert_array_equal(stored.labels(), user.labels)
+
+
+def test_two_widgets_of_a_viewer_show_the_same_work(user, photograph) -> None:
+    from napari_crfasrnn._qt.widget import SegmentationWidget
+
+    second = SegmentationWidget(user.viewer)
+    user.viewer.window.add_dock_widget(second, name="second")
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(second.segment) == "segment"
+    user.settle()
+    names = [layer.name for layer in user.viewer.layers]
+    assert names.count("photo · labels") == 1
+    assert second.session is user.session
+    assert second.classes.table.rows.rows == user.widget.classes.table.rows.rows
+    user.viewer.window.remove_dock_widget(second)
+    QTest.qWait(50)
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    user.settle()
+    assert "px edited" in user.widget.correct.note.toolTip()

@@ -1,0 +1,141 @@
+"""Every kind of image layer: 16-bit, grey, RGBA, channels, stacks, time series."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from qtpy.QtTest import QTest
+
+from napari_crfasrnn._qt.layers import axes_of, plane_index, read_image_layer, visible_region
+
+
+@pytest.fixture
+def model(qapp) -> ViewerModel:
+    return ViewerModel()
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "channels", "axes"),
+    [
+        ((8, 9), {}, False, "YX"),
+        ((8, 9, 3), {"rgb": True}, False, "YXC"),
+        ((4, 8, 9, 4), {"rgb": True}, False, "ZYXC"),
+        ((4, 8, 9), {}, False, "ZYX"),
+        ((4, 8, 9), {}, True, "CYX"),
+        ((4, 8, 9), {"axis_labels": ("c", "y", "x")}, False, "CYX"),
+        ((4, 8, 9), {"axis_labels": ("time", "y", "x")}, False, "TYX"),
+        ((5, 4, 8, 9), {}, False, "TZYX"),
+        ((2, 4, 8, 9), {}, True, "CZYX"),
+        ((5, 4, 8, 9), {"axis_labels": ("z", "t", "y", "x")}, False, "ZTYX"),
+    ],
+)
+def test_axes(model, shape, arguments, channels, axes) -> None:
+    layer = model.add_image(np.zeros(shape, np.uint8), **arguments)
+    assert axes_of(layer, channels) == axes
+    image = read_image_layer(layer, channels)
+    assert image.shape == tuple(size for letter, size in zip(axes, shape, strict=True) if letter != "C")
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "what"),
+    [
+        ((2, 3, 4, 8, 9), ("a", "b", "c", "y", "x"), "channels"),
+        ((2, 3, 4, 8, 9), ("a", "b", "d", "y", "x"), "axes"),
+        ((3, 4, 8, 9), ("t", "time", "y", "x"), "time"),
+    ],
+)
+def test_axes_that_cannot_be_segmented(model, shape, labels, what) -> None:
+    layer = model.add_image(np.zeros(shape, np.uint8), axis_labels=labels, name="odd")
+    with pytest.raises(ValueError, match=what):
+        axes_of(layer)
+
+
+def test_the_plane_that_is_shown(model) -> None:
+    layer = model.add_image(np.zeros((5, 4, 8, 9), np.uint8), scale=(2, 3, 1, 1), translate=(10, 0, 0, 0))
+    model.dims.set_current_step((0, 1), (3, 2))
+    assert plane_index(model, layer, (5, 4)) == (3, 2)
+    assert read_image_layer(layer).spacing == (3.0, 1.0, 1.0)
+
+
+def test_the_pixels_of_several_resolutions_are_the_finest(model) -> None:
+    levels = [np.zeros((40, 60), np.uint8), np.zeros((20, 30), np.uint8)]
+    layer = model.add_image(levels, multiscale=True)
+    assert read_image_layer(layer).array.shape == (40, 60)
+
+
+def test_the_visible_region(viewer) -> None:
+    layer = viewer.add_image(np.zeros((200, 300), np.uint8))
+    QTest.qWait(50)
+    assert visible_region(viewer, layer, (200, 300)) is None  # all of it
+    viewer.scene.camera.zoom *= 4
+    viewer.scene.camera.center = (0, 100, 150)
+    QTest.qWait(50)
+    y0, x0, y1, x1 = visible_region(viewer, layer, (200, 300))
+    assert 0 < y0 < 100 < y1 < 200
+    assert 0 < x0 < 150 < x1 < 300
+
+
+def test_a_stack_is_segmented_slice_by_slice(user, photograph) -> None:
+    small = photograph[::2, ::2]
+    stack = np.stack([small, small[:, ::-1], np.zeros_like(small)])
+    image = user.viewer.add_image(stack, rgb=True, name="stack", scale=(5, 0.5, 0.5), translate=(0, 3, 4))
+    user.viewer.dims.set_current_step(0, 1)
+    QTest.qWait(50)
+    start = user.widget.start
+    assert start.slices.isVisible()
+    assert start.slices.itemText(0) == "slice 2 of 3"
+    assert user.do(user.widget.segment) == "segment"
+    assert user.labels.shape == (3, 128, 128)
+    assert (user.labels[[0, 2]] == 255).all()  # nobody looked there
+    assert (user.labels[1] == 15).any()
+    user.settle()
+    person = next(row for row in user.widget.classes.table.rows.rows if row.name == "person")
+    assert person.share == pytest.approx(np.mean(user.labels[1] == 15))
+    labels = user.viewer.layers["stack · labels"]
+    np.testing.assert_array_equal(labels.scale, image.scale)
+    np.testing.assert_array_equal(labels.translate, image.translate)
+
+    start.slices.setCurrentIndex(1)
+    start.slices.activated.emit(1)
+    one = user.labels[1].copy()
+    assert user.do(user.widget.segment) == "segment"
+    assert (user.labels != 255).all()
+    np.testing.assert_array_equal(user.labels[1], one)
+    assert np.mean(user.labels[0][:, ::-1] == user.labels[1]) > 0.8
+
+    user.viewer.dims.set_current_step(0, 0)
+    user.bench.paint_with(0)
+    user.viewer.layers.selection.active.brush_size = 10
+    before = user.labels.copy()
+    y, x = (np.array([60, 60]) * 0.5) + (3, 4)
+    user.drag((y, x), (y, x + 10))
+    changed = before != user.labels
+    assert changed[0].any()
+    assert not changed[1:].any()
+    assert user.do(lambda: user.widget.refine(view_only=False)) == "refine"
+    assert not (before != user.labels)[1:].any()
+
+
+def test_sixteen_bits_and_alpha_and_channels(user, photograph) -> None:
+    grey = photograph.mean(axis=-1)[::2, ::2]
+    user.viewer.add_image((grey * 40).astype(np.uint16), name="sixteen")
+    assert user.do(user.widget.segment) == "segment"
+    assert user.labels.shape == grey.shape
+
+    rgba = np.dstack([photograph, np.full(photograph.shape[:2], 255, np.uint8)])[::2, ::2]
+    user.viewer.add_image(rgba, name="rgba")
+    assert user.do(user.widget.segment) == "segment"
+    assert (user.labels == 15).any()
+
+    channels = np.moveaxis(photograph[::2, ::2], -1, 0)
+    layer = user.viewer.add_image(channels, name="channels")
+    QTest.qWait(50)
+    axis = user.widget.start.channels
+    assert axis.isVisible()
+    axis.setCurrentIndex(1)
+    axis.activated.emit(1)
+    assert user.do(user.widget.segment) == "segment"
+    assert user.labels.shape == (128, 128)
+    assert (user.labels == 15).any()
+    assert user.viewer.layers["channels · labels"].ndim == layer.ndim - 1

@@ -1,0 +1,118 @@
+"""What was done is on the disk, and comes back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtTest import QTest
+
+from conftest import User
+
+
+def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, photograph, tmp_path) -> None:
+    image = user.viewer.add_image(photograph, name="photo", scale=(0.5, 0.25), units=("um", "um"), translate=(1, 2))
+    assert user.do(user.widget.segment) == "segment"
+    user.session.rename_class(15, "human")
+    user.session.add_class("flag")
+    user.session.recolor_class(21, (1, 2, 3))
+    QTest.qWait(50)
+    user.bench.paint_with(21)
+    user.drag((20, 5), (60, 5))
+    user.click(user.widget.correct.accept)
+    user.settle()
+    assert "100 % verified" in user.widget.correct.note.toolTip()
+    target = tmp_path / "saved here"
+    assert user.do(lambda: user.session.storage.save_as(target)) == "save"
+    assert "saved here" in user.widget.project.title.text()
+    user.bench.paint_with(21)
+    user.drag((80, 5), (110, 5))  # goes to the new place
+    user.settle()
+    labels, baseline = user.labels.copy(), user.bench.work.baseline.copy()
+
+    # Closing saves; another viewer opens it again.
+    user.viewer.window.remove_dock_widget(user.dock)
+    QTest.qWait(50)
+    other = User(make_napari_viewer(show=True))
+    assert other.do(lambda: other.session.storage.open(target)) == "open"
+    QTest.qWait(50)
+    again = other.viewer.layers["photo"]
+    np.testing.assert_array_equal(again.data, photograph)
+    assert again.rgb
+    np.testing.assert_array_equal(again.scale, image.scale)
+    np.testing.assert_array_equal(again.translate, image.translate)
+    assert again.units == image.units
+    np.testing.assert_array_equal(other.labels, labels)
+    np.testing.assert_array_equal(other.bench.work.baseline, baseline)
+    assert other.bench.work.verified.mean() > 0.9
+    assert other.session.table.names[15] == "human"
+    assert other.session.table.classes[21].color == (1, 2, 3)
+    assert other.viewer.layers["photo · flag"].units == image.units
+    other.session.cancel()
+
+
+def test_a_widget_that_is_opened_again_goes_on(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.bench.paint_with(3)
+    user.drag((20, 20), (60, 20))
+    user.settle()
+    labels, baseline = user.labels.copy(), user.bench.work.baseline.copy()
+    user.viewer.window.remove_dock_widget(user.dock)
+    QTest.qWait(50)
+    names = [layer.name for layer in user.viewer.layers]
+
+    again = User(user.viewer)
+    assert again.session is not user.session
+    again.wait(lambda: again.bench.group is not None and not again.bench.group.growing)
+    assert sorted(layer.name for layer in user.viewer.layers) == sorted(names)
+    np.testing.assert_array_equal(again.labels, labels)
+    np.testing.assert_array_equal(again.bench.work.baseline, baseline)
+    again.bench.paint_with(15)
+    again.drag((20, 40), (60, 40))
+    assert (again.labels == 15).sum() > (labels == 15).sum()
+    again.settle()
+    assert len(again.session.storage.keeper.project.items) == 1
+    again.session.cancel()
+
+
+def test_a_project_that_another_window_has_is_opened_read_only(user, photograph) -> None:
+    from napari_crfasrnn import Project
+
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    path = user.session.storage.keeper.path
+    user.session.storage.keeper.close()
+    with Project.open(path):
+        assert user.do(lambda: user.session.storage.open(path)) == "open"
+        assert "read-only" in user.line("project")
+
+
+@pytest.mark.parametrize("name", ["nothing", "no project"])
+def test_what_is_no_project_is_refused(user, tmp_path, name) -> None:
+    path = tmp_path / name
+    if name == "no project":
+        path.mkdir()
+    assert user.do(lambda: user.session.storage.open(path)) == "failed"
+    assert user.line("project")
+
+
+def test_earlier_work_is_offered(user, photograph, make_napari_viewer) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    other = User(make_napari_viewer(show=True))
+    other.wait(lambda: other.session.storage.recents)
+    assert [recent.title for recent in other.session.storage.recents] == ["photo"]
+    other.session.cancel()
+
+
+def test_the_model_is_saved_with_its_classes(user, tmp_path) -> None:
+    from napari_crfasrnn import load_model
+
+    user.session.add_class("flag")
+    path = tmp_path / "mine.safetensors"
+    assert user.do(lambda: user.session.save_model(path)) == "save"
+    assert load_model(path).classes[-1].name == "flag"
+    assert user.do(lambda: user.session.shelf.open(path)) == "load"
+    assert user.widget.start.model.currentText() == "mine"
