@@ -133,11 +133,7 @@ class CrfTuner:
                 view = tile.view
                 if view.plane not in scores:
                     raise_if_cancelled(self._cancel)
-                    features = view.features
-                    if features is None:
-                        assert view.input is not None
-                        features = network.encode(view.input)
-                    scores[view.plane] = score_map(network, features, view.grid)
+                    scores[view.plane] = score_map(network, view.encoded(self._model), view.grid)
                 found.append((tile, tile.logits(scores[view.plane])))
         return found
 

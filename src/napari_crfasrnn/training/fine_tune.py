@@ -17,7 +17,14 @@ from napari_crfasrnn.project import Project
 from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions
 from napari_crfasrnn.training.head import HeadLearner
-from napari_crfasrnn.training.planes import LabelledPlane, View, draw_view, labelled_planes, locked_sample
+from napari_crfasrnn.training.planes import (
+    LabelledPlane,
+    View,
+    draw_pixels,
+    labelled_planes,
+    locked_sample,
+    make_view,
+)
 from napari_crfasrnn.training.report import (
     LockedScore,
     PlaceOfContradiction,
@@ -166,6 +173,7 @@ class _Round:
         encode = not self.config.thaw
         views: list[View] = []
         reserve = 0.0 if self.clock.limit is None else (1 - _VIEW_SHARE) * self.clock.limit
+        pixels = [draw_pixels(plane, random) for plane in self.planes]
         for mirrored in (False, True) if len(self.planes) <= _MIRRORED_UP_TO else (False,):
             for number, plane in enumerate(self.planes):
                 raise_if_cancelled(self.cancel)
@@ -175,7 +183,8 @@ class _Round:
                         self.notes.append(f"{left_out} were left out for lack of time: give it more seconds")
                         del self.planes[number:]
                     return views
-                views.append(draw_view(self.student, number, plane, random, mirrored=mirrored, encode=encode))
+                taken = pixels[number]
+                views.append(make_view(self.student, number, plane, taken, mirrored=mirrored, encode=encode))
         return views
 
     def _learn_head(self, views: list[View], reserve: float) -> StoppedBy:
@@ -183,7 +192,7 @@ class _Round:
             (view, locked_sample(self.student, plane, view.grid))
             for view, plane in zip(views[: len(self.planes)], self.planes, strict=True)
         ]
-        learner = HeadLearner(self.student, views, locked, self.config, keep=self.keep)
+        learner = HeadLearner(self.student, views, locked, self.config, keep=self.keep, cancel=self.cancel)
         try:
             while learner.iteration < self.config.max_iterations:
                 raise_if_cancelled(self.cancel)

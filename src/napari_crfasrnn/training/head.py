@@ -1,8 +1,8 @@
 """Learning the head of a network (and, thawed, its encoder) from labelled pixels.
 
 The loss has two parts. Labelled pixels: cross entropy, classes weighted by frequency^-1/2. Untouched
-pixels of the same planes: the divergence from what the model predicted before, weighted by how sure it
-was; so what was right stays right. The weights are pulled to where they started (not to zero), which
+pixels of the same planes: the divergence from what they should become (`teacher`), weighted by how sure
+that is; so what was right stays right. The weights are pulled to where they started (not to zero), which
 is the knowledge that a few strokes must not wash out. An exponential average of the weights is what is
 kept: it is good whenever the training is stopped.
 """
@@ -22,19 +22,21 @@ from torch import Tensor, nn
 from napari_crfasrnn import metrics
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.network import Fcn8s, SegmentationModel
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.planes import PixelSample, View
 from napari_crfasrnn.training.positions import logits_at, score_map
 from napari_crfasrnn.training.report import LockedScore
+from napari_crfasrnn.training.teacher import Advice, advise
 
 _BATCH = 4096  # labelled pixels in an iteration
-_KEPT_BATCH = 1024
+_UNTOUCHED_BATCH = 1024
 _WARM_UP = 20  # iterations
 _AVERAGE = 0.97  # of the averaged weights stays in an iteration: a memory of some 30
 _PULL = 1e-2  # share of the way back to the first weights, in units of the learning rate
 _MAX_GRADIENT = 5.0
 _ENCODER_SHARE = 0.01  # of the learning rate, for a thawed encoder
 _MEASURE_EVERY = 10  # iterations, at least
-_GENERATOR_STREAM = 1  # beside the stream that draws the pixels
+_BATCH_STREAM, _ADVICE_STREAM = 1, 2  # random streams, beside that which draws the pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +45,7 @@ class _Lesson:
 
     view: View
     weight: Tensor  # [N] of each labelled pixel, by its class
-    before: Tensor  # [K, L] log marginals of the model before learning, at the kept pixels
-    certainty: Tensor  # [K] 0..1
+    advice: Advice | None  # for the untouched pixels
 
 
 class HeadLearner:
@@ -61,7 +62,15 @@ class HeadLearner:
     config
         Learning rate, seed, weight of the old predictions.
     keep
-        Keep untouched pixels as the model predicts them now; false for one that knows nothing yet.
+        Give untouched pixels a target that starts from what the model predicts now; false for a model
+        that knows nothing yet.
+    cancel
+        Asked while the lessons are prepared.
+
+    Raises
+    ------
+    Cancelled
+        When asked to stop.
     """
 
     def __init__(
@@ -72,11 +81,14 @@ class HeadLearner:
         config: TrainConfig,
         *,
         keep: bool,
+        cancel: Cancel | None,
     ) -> None:
         self._model = model
+        self._seed = config.seed
+        self._cancel = cancel
         self._locked = [(view, sample) for view, sample in locked if len(sample)]
         self._keep_weight = config.keep_weight if keep else 0.0
-        self._random = np.random.default_rng([config.seed, _GENERATOR_STREAM])
+        self._random = np.random.default_rng([config.seed, _BATCH_STREAM])
         groups = _parameter_groups(model, config)
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._first = [parameter.detach().clone() for parameter in self._parameters]
@@ -88,9 +100,10 @@ class HeadLearner:
         for view in views:
             counts += torch.bincount(view.training.target.cpu(), minlength=model.n_labels)
         class_weight = counts.clamp_min(1).rsqrt().to(model.device)
-        self._lessons = [self._lesson(view, class_weight) for view in views]
+        self._lessons = self._prepare(views, class_weight)
         self._order: list[int] = []
         self._measure_every = max(_MEASURE_EVERY, 2 * len(self._locked))
+        self._sound = True
         self.iteration = 0
 
     def step(self) -> float:
@@ -103,7 +116,8 @@ class HeadLearner:
         with torch.enable_grad():
             loss = self._loss(self._lessons[self._order.pop()])
             value = float(loss.detach())
-            if not math.isfinite(value):
+            self._sound = math.isfinite(value)
+            if not self._sound:
                 return value
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -121,6 +135,8 @@ class HeadLearner:
         if self.iteration % self._measure_every or not self._locked:
             return None
         latest = [parameter.detach().clone() for parameter in self._parameters]
+        if not all(bool(average.isfinite().all()) for average in self._average):
+            return None
         self._load(self._average)
         miou = self.locked_miou()
         self._load(latest)
@@ -141,8 +157,13 @@ class HeadLearner:
         return LockedScore.from_confusion(counts, tuple(spec.name for spec in self._model.classes)).miou
 
     def finish(self) -> None:
-        """Leave the best weights in the network: by the held-back pixels, or the latest without those."""
-        self._load(self._average if self._best is None else self._best)
+        """Leave the best weights in the network.
+
+        The best by the held-back pixels; without those the latest, or the first if the last loss was
+        no longer a number.
+        """
+        latest = self._average if self._sound else self._first
+        self._load(latest if self._best is None else self._best)
 
     @torch.no_grad()
     def _load(self, values: Sequence[Tensor]) -> None:
@@ -159,19 +180,21 @@ class HeadLearner:
             average.lerp_(parameter, 1 - memory)
 
     def _scores(self, view: View) -> Tensor:  # [L, gh, gw]
-        features = view.features
-        if features is None:
-            assert view.input is not None
-            features = self._model.network.encode(view.input)
-        return score_map(self._model.network, features, view.grid)
+        return score_map(self._model.network, view.encoded(self._model), view.grid)
 
     @torch.no_grad()
-    def _lesson(self, view: View, class_weight: Tensor) -> _Lesson:
-        weight = class_weight[view.training.target]
-        before = logits_at(self._scores(view), view.kept.positions).log_softmax(1)
-        entropy = -(before.exp() * before).sum(1)
-        certainty = 1 - entropy / math.log(max(2, before.shape[1]))
-        return _Lesson(view, weight, before, certainty)
+    def _prepare(self, views: Sequence[View], class_weight: Tensor) -> list[_Lesson]:
+        """Return the lessons; a plane's views share its advice, since they show the same pixels."""
+        random = np.random.default_rng([self._seed, _ADVICE_STREAM])
+        advice: dict[int, Advice] = {}
+        lessons = []
+        for view in views:
+            if self._keep_weight and len(view.untouched) and view.plane not in advice:
+                raise_if_cancelled(self._cancel)
+                advice[view.plane] = advise(self._model, view, random)
+            weight = class_weight[view.training.target]
+            lessons.append(_Lesson(view, weight, advice.get(view.plane)))
+        return lessons
 
     def _loss(self, lesson: _Lesson) -> Tensor:
         scores = self._scores(lesson.view)
@@ -182,17 +205,17 @@ class HeadLearner:
             positions, target, weight = positions.select(chosen), target[chosen], weight[chosen]
         losses = F.cross_entropy(logits_at(scores, positions), target, reduction="none")
         loss = (losses * weight).sum() / weight.sum()
-        n_kept = len(lesson.view.kept)
-        if self._keep_weight and n_kept:
-            chosen = self._choose(n_kept, min(_KEPT_BATCH, n_kept))
-            now = logits_at(scores, lesson.view.kept.positions.select(chosen)).log_softmax(1)
-            before = lesson.before[chosen]
-            divergence = (before.exp() * (before - now)).sum(1)
-            loss = loss + self._keep_weight * (lesson.certainty[chosen] * divergence).mean()
+        advice = lesson.advice
+        if advice is not None:
+            chosen = self._choose(len(advice.certainty), _UNTOUCHED_BATCH)
+            now = logits_at(scores, lesson.view.untouched.positions.select(chosen)).log_softmax(1)
+            divergence = F.kl_div(now, advice.marginals[chosen], reduction="none").sum(1)
+            loss = loss + self._keep_weight * (advice.certainty[chosen] * divergence).mean()
         return loss
 
     def _choose(self, n: int, size: int) -> Tensor:
-        return torch.from_numpy(self._random.choice(n, size, replace=False)).to(self._model.device)
+        chosen = self._random.choice(n, min(size, n), replace=False)
+        return torch.from_numpy(chosen).to(self._model.device)
 
 
 def _parameter_groups(model: SegmentationModel, config: TrainConfig) -> list[dict[str, Any]]:

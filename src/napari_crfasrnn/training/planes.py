@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import ignore_value
-from napari_crfasrnn.edits import Labels, labelled_mask, split_locked
+from napari_crfasrnn.edits import Labels, Mask, labelled_mask, split_locked
 from napari_crfasrnn.imaging import open_image
 from napari_crfasrnn.network import Features, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
@@ -24,7 +24,7 @@ _LOCK_SEED = 0
 
 _MAX_TRAINING = 20_000  # pixels of a plane; a drawn sample of a dense mask teaches as much as all of it
 _MAX_LOCKED = 20_000
-_MAX_KEPT = 4_000
+_MAX_UNTOUCHED = 4_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,8 @@ class LabelledPlane:
         [1, C, H, W], 0..255.
     training, locked
         [H, W] classes to learn and classes held back; the ignore value elsewhere.
+    aside
+        [H, W] labelled pixels in neither share, because they are next to the locked one.
     """
 
     item_id: int
@@ -46,6 +48,7 @@ class LabelledPlane:
     image: Tensor
     training: Labels
     locked: Labels
+    aside: Mask
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,9 +68,20 @@ class LabelledPlane:
 
 @dataclass(frozen=True, eq=False)
 class PixelSample:
-    """Labelled pixels of a plane: places in the score map, and classes [N]."""
+    """Some pixels of a plane.
+
+    Attributes
+    ----------
+    positions
+        Where they are in the score map.
+    place
+        [N, 2] row and column in the image.
+    target
+        [N] classes; for untouched pixels the ignore value.
+    """
 
     positions: Positions
+    place: Tensor
     target: Tensor
 
     def __len__(self) -> int:
@@ -88,8 +102,10 @@ class View:
         [1, 3, h, w] what the network reads; None once `features` are all that is needed.
     features
         What the encoder makes of it; None when the encoder is trained, too.
-    training, kept
-        Pixels to learn, and pixels that nobody touched (their target is not used).
+    training, untouched
+        Pixels to learn, and pixels that nobody labelled.
+    n_untouched
+        How many untouched pixels the plane has, of which `untouched` is a sample.
     """
 
     plane: int
@@ -97,7 +113,24 @@ class View:
     input: Tensor | None
     features: Features | None
     training: PixelSample
-    kept: PixelSample
+    untouched: PixelSample
+    n_untouched: int
+
+    def encoded(self, model: SegmentationModel) -> Features:
+        """Return the features of the view, from the store or by the model's encoder."""
+        if self.features is not None:
+            return self.features
+        assert self.input is not None
+        return model.network.encode(self.input)
+
+
+@dataclass(frozen=True, eq=False)
+class PlanePixels:
+    """The pixels of a plane that take part: rows and columns."""
+
+    training: tuple[NDArray[np.int64], NDArray[np.int64]]
+    untouched: tuple[NDArray[np.int64], NDArray[np.int64]]
+    n_untouched: int
 
 
 def labelled_planes(project: Project, locked_share: float, cancel: Cancel | None) -> Iterator[LabelledPlane]:
@@ -121,26 +154,37 @@ def labelled_planes(project: Project, locked_share: float, cancel: Cancel | None
             target = np.where(known, labels, labels.dtype.type(ignore_value(labels.dtype)))
             training, locked = split_locked(target, locked_share, seed=_LOCK_SEED, key=f"item {item.id}")
             image = torch.from_numpy(source.plane(index))[None]
-            yield LabelledPlane(item.id, tuple(index), image, training, locked)
+            aside = known & (training != target) & (locked != target)
+            yield LabelledPlane(item.id, tuple(index), image, training, locked, aside)
 
 
-def draw_view(
+def draw_pixels(plane: LabelledPlane, generator: np.random.Generator) -> PlanePixels:
+    """Draw the pixels of a plane that take part."""
+    ignore = ignore_value(plane.training.dtype)
+    y, x = np.nonzero(plane.training != ignore)
+    chosen = _balanced(plane.training[y, x], _MAX_TRAINING, generator)
+    free_y, free_x = np.nonzero((plane.training == ignore) & (plane.locked == ignore) & ~plane.aside)
+    some = _any(len(free_y), _MAX_UNTOUCHED, generator)
+    return PlanePixels((y[chosen], x[chosen]), (free_y[some], free_x[some]), len(free_y))
+
+
+def make_view(
     model: SegmentationModel,
     number: int,
     plane: LabelledPlane,
-    generator: np.random.Generator,
+    pixels: PlanePixels,
     *,
     mirrored: bool,
     encode: bool,
 ) -> View:
-    """Return a view of a plane with a sample of its pixels.
+    """Return a view of a plane.
 
     Parameters
     ----------
     number
         Number of the plane.
-    generator
-        Draws the pixels.
+    pixels
+        Those that take part.
     mirrored
         Exchange left and right.
     encode
@@ -148,38 +192,38 @@ def draw_view(
     """
     with torch.no_grad():
         seen = model.preprocess(plane.image.flip(-1) if mirrored else plane.image)
-        grid = Grid(plane.size, (int(seen.shape[-2]), int(seen.shape[-1])))
         features = model.network.encode(seen) if encode else None
-    ignore = ignore_value(plane.training.dtype)
-
-    def sample(y: NDArray[np.int64], x: NDArray[np.int64]) -> PixelSample:
-        positions = locate(model.network, grid, y, x, mirrored=mirrored)
-        target = torch.from_numpy(plane.training[y, x].astype(np.int64))
-        return PixelSample(positions.to(model.device), target.to(model.device))
-
-    y, x = np.nonzero(plane.training != ignore)
-    chosen = _balanced(plane.training[y, x], _MAX_TRAINING, generator)
-    untouched = (plane.training == ignore) & (plane.locked == ignore)
-    kept_y, kept_x = np.nonzero(untouched)
-    kept = _any(len(kept_y), _MAX_KEPT, generator)
-    return View(
-        plane=number,
-        grid=grid,
-        input=None if encode else seen,
-        features=features,
-        training=sample(y[chosen], x[chosen]),
-        kept=sample(kept_y[kept], kept_x[kept]),
+    grid = Grid(plane.size, (int(seen.shape[-2]), int(seen.shape[-1])))
+    training, untouched = (
+        _sample(model, grid, plane.training, *part, mirrored=mirrored)
+        for part in (pixels.training, pixels.untouched)
     )
+    stored = None if encode else seen
+    return View(number, grid, stored, features, training, untouched, pixels.n_untouched)
 
 
 def locked_sample(model: SegmentationModel, plane: LabelledPlane, grid: Grid) -> PixelSample:
     """Return the held-back pixels of a plane (a drawn sample, where they are many)."""
     y, x = np.nonzero(plane.locked != ignore_value(plane.locked.dtype))
-    generator = np.random.default_rng([_LOCK_SEED, plane.item_id])
-    chosen = _any(len(y), _MAX_LOCKED, generator)
-    y, x = y[chosen], x[chosen]
-    positions = locate(model.network, grid, y, x).to(model.device)
-    return PixelSample(positions, torch.from_numpy(plane.locked[y, x].astype(np.int64)))
+    chosen = _any(len(y), _MAX_LOCKED, np.random.default_rng([_LOCK_SEED, plane.item_id]))
+    return _sample(model, grid, plane.locked, y[chosen], x[chosen], mirrored=False)
+
+
+def _sample(
+    model: SegmentationModel,
+    grid: Grid,
+    labels: Labels,
+    y: NDArray[np.int64],
+    x: NDArray[np.int64],
+    *,
+    mirrored: bool,
+) -> PixelSample:
+    device = model.device
+    return PixelSample(
+        positions=locate(model.network, grid, y, x, mirrored=mirrored).to(device),
+        place=torch.from_numpy(np.stack([y, x], axis=1)).to(device, torch.float32),
+        target=torch.from_numpy(labels[y, x].astype(np.int64)).to(device),
+    )
 
 
 def _balanced(classes: NDArray[np.integer], limit: int, generator: np.random.Generator) -> NDArray[np.int64]:

@@ -1,0 +1,133 @@
+"""What the untouched pixels of a labelled plane should become: between the old prediction and the edits.
+
+Somebody who paints a few strokes into a wrong region means the region, and nothing else. If untouched
+pixels were simply held at their old prediction, only the strokes would change; if they were left alone,
+a few strokes would change half of the image. So every untouched pixel takes a vote (a Nadaraya-Watson
+estimate) among the labelled pixels and the old predictions of other untouched pixels. A vote counts by
+how alike two pixels are in the network's eyes, in what they were predicted to be, and in their place;
+an old prediction counts a twentieth of a label, times how sure the network was. A pixel that resembles
+the strokes more than the rest follows them, and the rest stays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from napari_crfasrnn.network import FcnLite, SegmentationModel
+from napari_crfasrnn.training.planes import PixelSample, View
+from napari_crfasrnn.training.positions import logits_at, score_map
+
+_VOTERS = 1_500  # labelled pixels and as many untouched ones: more change nothing but the time
+_WIDTH = 0.5  # of the kernel, in the units that the four weights below set
+_NETWORK_WEIGHT = 1.0  # squared distances: 1 is what two random pixels have on average, per dimension
+_PREDICTION_WEIGHT = 1.5  # of the squared difference between the old marginals
+_PLACE_WEIGHT = 1.0
+_PLACE_UNIT = 0.25  # of the longer side of the image
+_OLD_VOTE = 0.05  # of an old prediction, where a label has 1
+_CLIP = 6.0  # standard deviations
+_SMALLEST_DEVIATION = 1e-3
+_NO_VOTE = 1e-6
+_CHUNK = 1_024
+
+
+@dataclass(frozen=True, eq=False)
+class Advice:
+    """Targets for the untouched pixels of a view.
+
+    Attributes
+    ----------
+    marginals
+        [K, L] what each pixel should become.
+    certainty
+        [K] 0..1, one minus the entropy over that of a fair guess.
+    """
+
+    marginals: Tensor
+    certainty: Tensor
+
+
+def advise(model: SegmentationModel, view: View, generator: np.random.Generator) -> Advice:
+    """Return the targets of a view's untouched pixels, by the model as it is now.
+
+    Parameters
+    ----------
+    model
+        The model that made the old predictions.
+    view
+        Labelled and untouched pixels of a plane.
+    generator
+        Draws the voters.
+    """
+    labelled, untouched = _look(model, view, (view.training, view.untouched))
+    every = _draw(len(view.training), generator, model.device)
+    some = _draw(len(view.untouched), generator, model.device)
+    labels = F.one_hot(view.training.target[every], model.n_labels).float()
+    before = untouched.marginals[some]
+    votes = torch.cat(
+        [
+            labels * (len(view.training) / max(1, len(every))),
+            before * (_OLD_VOTE * _certainty(before) * view.n_untouched / max(1, len(some)))[:, None],
+        ]
+    )
+    voters = torch.cat([labelled.place[every], untouched.place[some]])
+    starts = range(0, len(view.untouched), _CHUNK)
+    total = torch.cat([_count(untouched.place[i : i + _CHUNK], voters, votes) for i in starts])
+    weight = total.sum(1, keepdim=True)
+    # A pixel that resembles no voter keeps what it had.
+    marginals = torch.where(weight > _NO_VOTE, total / weight.clamp_min(_NO_VOTE), untouched.marginals)
+    return Advice(marginals, _certainty(marginals))
+
+
+@dataclass(frozen=True, eq=False)
+class _Looks:
+    """Pixels as the vote sees them.
+
+    Attributes
+    ----------
+    marginals
+        [N, L] what they were predicted to be.
+    place
+        [N, d] their place in the space of the kernel, which has unit width.
+    """
+
+    marginals: Tensor
+    place: Tensor
+
+
+def _look(model: SegmentationModel, view: View, samples: tuple[PixelSample, ...]) -> list[_Looks]:
+    features = view.encoded(model)
+    scores = score_map(model.network, features, view.grid)
+    seen = model.network.level_inputs(features)[-1][0] if isinstance(model.network, FcnLite) else scores
+    mean, deviation = seen.mean((1, 2)), seen.std((1, 2)).clamp_min(_SMALLEST_DEVIATION)
+    looks = []
+    for sample in samples:
+        network = (logits_at(seen, sample.positions) - mean) / deviation
+        marginals = logits_at(scores, sample.positions).softmax(1)
+        parts = (
+            network.clamp(-_CLIP, _CLIP) * math.sqrt(_NETWORK_WEIGHT / network.shape[1]),
+            marginals * math.sqrt(_PREDICTION_WEIGHT),
+            sample.place / (_PLACE_UNIT * max(view.grid.image_size)) * math.sqrt(_PLACE_WEIGHT),
+        )
+        looks.append(_Looks(marginals, torch.cat(parts, dim=1) / _WIDTH))
+    return looks
+
+
+def _count(pixels: Tensor, voters: Tensor, votes: Tensor) -> Tensor:  # [n, d], [V, d], [V, L] → [n, L]
+    distance: Tensor = torch.cdist(pixels, voters)
+    return torch.exp(-distance.square() / 2) @ votes
+
+
+def _draw(n: int, generator: np.random.Generator, device: torch.device) -> Tensor:
+    chosen = np.arange(n) if n <= _VOTERS else np.sort(generator.choice(n, _VOTERS, replace=False))
+    return torch.from_numpy(chosen).to(device)
+
+
+def _certainty(marginals: Tensor) -> Tensor:  # [N, L] → [N]
+    entropy = torch.special.entr(marginals).sum(1)
+    return 1 - entropy / math.log(max(2, marginals.shape[1]))

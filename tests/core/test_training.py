@@ -1,0 +1,438 @@
+"""Learning from a project: what is learnt, what stays, and how it can be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data, draw
+
+from napari_crfasrnn import metrics
+from napari_crfasrnn.classes import class_table
+from napari_crfasrnn.config import ModelConfig, Preprocessing, TrainConfig
+from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.project import Project
+from napari_crfasrnn.segmenter import Segmenter
+from napari_crfasrnn.training import LockedScore, TrainStep, fine_tune
+from napari_crfasrnn.training.planes import draw_pixels, labelled_planes, make_view
+from napari_crfasrnn.training.positions import Grid, _Interpolate, locate, logits_at, score_map
+from napari_crfasrnn.zoo import load_model
+
+QUICK = TrainConfig(seconds=None, max_iterations=25, crf_iterations=2)
+TWO = class_table(["background", "thing"])
+
+
+@pytest.fixture(scope="module")
+def starter() -> SegmentationModel:
+    return load_model("starter")
+
+
+@pytest.fixture
+def make_project(tmp_path: Path) -> Iterator[Callable[..., Project]]:
+    made: list[Project] = []
+
+    def make(classes: object) -> Project:
+        project = Project.create(tmp_path / f"project {len(made)}", classes)
+        made.append(project)
+        return project
+
+    yield make
+    for project in made:
+        project.close()
+
+
+@pytest.fixture
+def coins_project(make_project: Callable[..., Project]) -> Project:
+    """Strokes on a real micrograph-like photograph: coins and what lies between them."""
+    project = make_project(TWO)
+    project.add(data.coins()[:128, :128], labels=coin_strokes()[:128, :128])
+    return project
+
+
+def coin_strokes() -> NDArray[np.uint8]:
+    labels = np.full(data.coins().shape, 255, np.uint8)
+    labels[30:70, 35:60] = 1
+    labels[45:75, 95:120] = 1
+    labels[2:8, 10:125] = 0
+    labels[90:100, 4:125] = 0
+    return labels
+
+
+def weights(model: SegmentationModel) -> dict[str, torch.Tensor]:
+    found = {f"network.{name}": value.clone() for name, value in model.network.state_dict().items()}
+    return found | {f"crf.{name}": value.clone() for name, value in model.crf.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def segment(model: SegmentationModel, image: NDArray[np.generic]) -> NDArray[np.uint8]:
+    segmenter = Segmenter(model)
+    segmenter.set_image(image)
+    return segmenter.predict().labels
+
+
+def paint(labels: NDArray[np.uint8], y0: int, x0: int, y1: int, x1: int, value: int, width: int = 4) -> None:
+    """Draw a straight stroke with a round brush."""
+    for y, x in zip(*draw.line(y0, x0, y1, x1), strict=True):
+        labels[draw.disk((y, x), width, shape=labels.shape)] = value
+
+
+class TestPositions:
+    @pytest.mark.parametrize("architecture", ["fcn-lite", "fcn-8s"])
+    @pytest.mark.parametrize("size", [(64, 96), (70, 53), (5, 1)])
+    def test_single_pixels_are_those_of_the_whole_map(self, architecture: str, size: tuple[int, int]) -> None:
+        torch.manual_seed(0)
+        config = ModelConfig(architecture=architecture, classes=TWO, width=0.03)
+        model = SegmentationModel(config)
+        image = torch.rand(1, 3, *size) * 255
+        with torch.no_grad():
+            whole = model.logits(image)[0]
+            seen = model.preprocess(image)
+            grid = Grid(size, tuple(seen.shape[-2:]))
+            scores = score_map(model.network, model.network.encode(seen), grid)
+            y, x = (axis.ravel() for axis in np.mgrid[: size[0], : size[1]])
+            single = logits_at(scores, locate(model.network, grid, y, x))
+        torch.testing.assert_close(single.T.reshape(whole.shape), whole, rtol=1e-4, atol=1e-4)
+
+    def test_a_shrunk_image_is_found_as_closely_as_interpolation_allows(self) -> None:
+        torch.manual_seed(0)
+        config = ModelConfig(classes=TWO, preprocessing=Preprocessing(long_side=64))
+        model = SegmentationModel(config)
+        image = torch.rand(1, 3, 90, 128) * 255
+        with torch.no_grad():
+            whole = model.logits(image)[0]
+            seen = model.preprocess(image)
+            grid = Grid((90, 128), tuple(seen.shape[-2:]))
+            scores = score_map(model.network, model.network.encode(seen), grid)
+            y, x = (axis.ravel() for axis in np.mgrid[:90, :128])
+            single = logits_at(scores, locate(model.network, grid, y, x)).T.reshape(whole.shape)
+        assert (single - whole).abs().mean() < 0.03 * whole.std()
+
+    def test_a_mirrored_view_reads_the_same_pixels(self) -> None:
+        torch.manual_seed(0)
+        model = SegmentationModel(ModelConfig(classes=TWO))
+        image = torch.rand(1, 3, 64, 96) * 255
+        y, x = np.array([3, 40, 63]), np.array([0, 50, 95])
+        with torch.no_grad():
+            seen = model.preprocess(image.flip(-1))
+            grid = Grid((64, 96), (64, 96))
+            scores = score_map(model.network, model.network.encode(seen), grid)
+            single = logits_at(scores, locate(model.network, grid, y, x, mirrored=True))
+            whole = model.logits(image.flip(-1))[0].flip(-1)
+        torch.testing.assert_close(single, whole[:, y, x].T, rtol=1e-4, atol=1e-4)
+
+    def test_gradients(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        flat = torch.rand(6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+        cells = torch.tensor([[0, 5], [1, 5], [0, 2], [4, 2]])
+        weights = torch.rand(4, 2, generator=generator, dtype=torch.float64)
+        assert torch.autograd.gradcheck(lambda f: _Interpolate.apply(f, cells, weights), flat)
+
+
+class TestPlanes:
+    def test_no_training_pixel_is_held_back(self, make_project: Callable[..., Project]) -> None:
+        project = make_project(TWO)
+        labels = (data.coins() > 110).astype(np.uint8)
+        project.add(data.coins(), labels=labels)
+        (plane,) = labelled_planes(project, 0.2, None)
+        assert not ((plane.training != 255) & (plane.locked != 255)).any()
+        assert 0.1 < plane.n_locked / labels.size < 0.3
+        model = SegmentationModel(ModelConfig(classes=TWO))
+        pixels = draw_pixels(plane, np.random.default_rng(0))
+        view = make_view(model, 0, plane, pixels, mirrored=False, encode=True)
+        everything = locate(model.network, view.grid, *(axis.ravel() for axis in np.mgrid[:303, :384]))
+        held = everything.select(torch.from_numpy(plane.locked.ravel() != 255))
+        known = {tuple(row) for row in torch.cat([held.cells, held.weights]).T.tolist()}
+        drawn = torch.cat([view.training.positions.cells, view.training.positions.weights]).T.tolist()
+        kept = torch.cat([view.untouched.positions.cells, view.untouched.positions.weights]).T.tolist()
+        assert not any(tuple(row) in known for row in drawn + kept)
+
+    def test_what_counts_as_labelled(self, make_project: Callable[..., Project]) -> None:
+        project = make_project(TWO)
+        image = data.coins()[:64, :64]
+        baseline = np.zeros((64, 64), np.uint8)
+        untouched = project.add(image, labels=baseline, baseline=baseline)
+        assert list(labelled_planes(project, 0.1, None)) == []
+        labels = baseline.copy()
+        labels[:20] = 1
+        project.set_labels(untouched, labels)
+        (plane,) = labelled_planes(project, 0.0, None)
+        assert plane.n_training == 20 * 64
+        project.set_labels(untouched, labels, verified=np.ones((64, 64), bool))
+        (plane,) = labelled_planes(project, 0.0, None)
+        assert plane.n_training == 64 * 64
+
+
+class TestLearning:
+    def test_a_wrong_region_comes_out_right_and_the_rest_stays(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        # The starter takes the blurred cushions behind the cat for cat.
+        image = data.chelsea()
+        baseline = segment(starter, image)
+        names = [spec.name for spec in starter.classes]
+        cat, background = names.index("cat"), names.index("background")
+        region = np.zeros(baseline.shape, bool)
+        region[40:290, 400:] = True
+        labels = baseline.copy()
+        for stroke in ((60, 410, 60, 445), (140, 405, 135, 445), (200, 425, 205, 445), (250, 430, 285, 415)):
+            paint(labels, *stroke, background)
+        paint(labels, 100, 120, 220, 260, cat)
+        project = make_project(starter.classes)
+        verified = np.zeros(baseline.shape, bool)
+        verified[100:220, 120:260] = labels[100:220, 120:260] == cat
+        project.add(image, labels=labels, baseline=baseline, verified=verified)
+        before = weights(starter)
+        report = fine_tune(starter, project, TrainConfig(seconds=None, max_iterations=80, crf_iterations=4))
+        assert same(before, weights(starter))
+        after = segment(report.model, image)
+        held_back = region & (labels == baseline) & (baseline == cat)
+        assert (after[held_back] == background).mean() > 0.8
+        face = np.zeros(baseline.shape, bool)
+        face[20:280, 40:320] = True
+        assert (after[face] == cat).mean() > (baseline[face] == cat).mean() - 0.02
+
+    def test_the_report_tells_what_happened(self, starter: SegmentationModel, coins_project: Project) -> None:
+        steps: list[TrainStep] = []
+        report = fine_tune(starter, coins_project, QUICK, progress=steps.append)
+        assert tuple(steps) == report.history
+        assert [step.iteration for step in steps] == list(range(1, 28))
+        assert {step.total for step in steps} == {27}
+        assert report.stopped_by == "iterations"
+        assert report.history[24].loss < 0.5 * report.history[0].loss
+        seconds = [step.seconds for step in steps]
+        assert seconds == sorted(seconds)
+        assert report.n_planes == 1
+        known = int((coins_project.items[0].labels() != 255).sum())
+        assert 0 < report.n_training_pixels + report.n_locked_pixels <= known
+        assert [spec.name for spec in report.model.classes] == ["background", "thing"]
+
+    def test_a_round_is_stored_and_comes_back(
+        self, starter: SegmentationModel, coins_project: Project
+    ) -> None:
+        report = fine_tune(starter, coins_project, QUICK)
+        done = coins_project.add_round(report, report.model)
+        assert done.report["stopped_by"] == "iterations"
+        assert done.report["config"]["max_iterations"] == 25
+        assert len(done.report["history"]) == 27
+        loaded = coins_project.latest_model()
+        assert loaded is not None
+        assert same(weights(report.model), weights(loaded))
+
+    def test_a_class_kept_by_name_keeps_its_knowledge(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        image = data.chelsea()[:160, :240]
+        labels = np.full(image.shape[:2], 255, np.uint8)
+        labels[40:60, 60:120] = 2
+        project = make_project(["background", "dog", "cat"])
+        project.add(image, labels=labels)
+        project.set_classes(["background", "dog", "tabby"], {"cat": "tabby"})
+        report = fine_tune(starter, project, QUICK)
+        assert [spec.name for spec in report.model.classes] == ["background", "dog", "tabby"]
+        # Nothing but a patch of fur was labelled, yet the cat is still told from its background.
+        assert (segment(report.model, image) == 2).mean() > 0.5
+        assert report.notes == (
+            "only 'tabby' is labelled: label a little of what is not 'tabby', too, "
+            "or it may spread over everything",
+        )
+
+    def test_grey_stacks_and_many_channels(self, make_project: Callable[..., Project]) -> None:
+        torch.manual_seed(0)
+        model = SegmentationModel(ModelConfig(classes=TWO))
+        project = make_project(TWO)
+        strokes = coin_strokes()[:64, :64]
+        stack = np.stack([data.coins()[:64, :64].astype(np.uint16) * 40] * 3)
+        item = project.add(stack, axes="ZYX")
+        project.set_labels(item, strokes, index=(1,))
+        project.add(np.random.default_rng(0).random((5, 64, 64)), axes="CYX", labels=strokes)
+        report = fine_tune(model, project, QUICK)
+        assert report.n_planes == 2
+        assert report.stopped_by == "iterations"
+
+    def test_the_original_architecture_learns_too(self, coins_project: Project) -> None:
+        torch.manual_seed(0)
+        config = ModelConfig(
+            architecture="fcn-8s", width=0.05, classes=TWO, preprocessing=Preprocessing.vgg()
+        )
+        model = SegmentationModel(config)
+        report = fine_tune(model, coins_project, QUICK.model_copy(update={"max_iterations": 5}))
+        changed = {
+            name
+            for name, value in weights(model).items()
+            if not torch.equal(value, weights(report.model)[name])
+        }
+        assert {"network.score_fr.weight", "network.score_pool3.weight"} <= changed
+        assert not any("conv" in name or "fc7" in name for name in changed)
+
+    def test_thawing_trains_the_encoder(self, starter: SegmentationModel, coins_project: Project) -> None:
+        few = QUICK.model_copy(update={"max_iterations": 3})
+        encoder = [name for name in weights(starter) if name.startswith("network.encoder.")]
+        before = weights(starter)
+        frozen = weights(fine_tune(starter, coins_project, few).model)
+        thawed = weights(fine_tune(starter, coins_project, few.model_copy(update={"thaw": True})).model)
+        assert all(torch.equal(frozen[name], before[name]) for name in encoder)
+        assert not all(torch.equal(thawed[name], before[name]) for name in encoder)
+
+    def test_contradictory_strokes_are_found(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        project = make_project(TWO)
+        image = data.coins()[:128, :128]
+        for _ in range(3):
+            project.add(image, labels=coin_strokes()[:128, :128])
+        wrong = np.full((128, 128), 255, np.uint8)
+        wrong[45:65, 97:117] = 0  # a coin that the same image shows as a thing three times
+        liar = project.add(image, labels=wrong)
+        report = fine_tune(starter, project, QUICK.model_copy(update={"max_iterations": 40}))
+        (place,) = report.contradictions
+        assert place.item_id == liar.id
+        assert (place.region.label, place.region.predicted) == (0, 1)
+        assert report.as_dict()["contradictions"][0]["region"]["box"] == (45, 97, 65, 117)
+
+
+class TestRepeating:
+    def test_same_seed_and_data_give_the_same_weights(
+        self, starter: SegmentationModel, coins_project: Project
+    ) -> None:
+        torch.manual_seed(5)
+        first = fine_tune(starter, coins_project, QUICK)
+        torch.manual_seed(6)
+        second = fine_tune(starter, coins_project, QUICK)
+        assert same(weights(first.model), weights(second.model))
+        assert [step.loss for step in first.history] == [step.loss for step in second.history]
+
+    def test_another_seed_gives_others(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        project = make_project(TWO)
+        project.add(data.coins(), labels=(data.coins() > 110).astype(np.uint8))
+        few = QUICK.model_copy(update={"max_iterations": 3})
+        first = fine_tune(starter, project, few)
+        second = fine_tune(starter, project, few.model_copy(update={"seed": 1}))
+        assert not same(weights(first.model), weights(second.model))
+
+    def test_global_state_is_left_alone(self, starter: SegmentationModel, coins_project: Project) -> None:
+        torch.manual_seed(7)
+        np.random.seed(7)  # noqa: NPY002 - the global generator is what must not move
+        before = (torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads())  # noqa: NPY002
+        fine_tune(starter, coins_project, QUICK.model_copy(update={"max_iterations": 2}))
+        after = (torch.get_rng_state(), np.random.get_state()[1], torch.get_num_threads())  # noqa: NPY002
+        assert torch.equal(before[0], after[0])
+        assert (before[1] == after[1]).all()
+        assert before[2] == after[2]
+        assert torch.is_grad_enabled()
+
+
+class TestStopping:
+    def test_a_cancel_at_any_moment_returns_a_model(
+        self, starter: SegmentationModel, coins_project: Project
+    ) -> None:
+        asked = 0
+
+        def count() -> bool:
+            nonlocal asked
+            asked += 1
+            return False
+
+        few = QUICK.model_copy(update={"max_iterations": 4})
+        fine_tune(starter, coins_project, few, cancel=count)
+        times = asked
+        assert times > 8  # often, and so soon heard
+        image = data.coins()[:128, :128]
+        unlearnt = weights(starter.with_classes(TWO))
+        for moment in range(times):
+            calls = iter([False] * moment + [True] * 1000)
+            report = fine_tune(starter, coins_project, few, cancel=lambda calls=calls: next(calls))
+            assert report.stopped_by == "cancelled"
+            if not report.history:
+                assert same(weights(report.model), unlearnt)
+            assert report.after is None or report.before is not None
+        assert segment(report.model, image).shape == (128, 128)
+
+    def test_the_time_limit_stops_it(self, starter: SegmentationModel, coins_project: Project) -> None:
+        config = TrainConfig(seconds=1.0, max_iterations=100_000, crf_iterations=100_000)
+        report = fine_tune(starter, coins_project, config)
+        assert report.stopped_by == "time"
+        assert 0 < len(report.history) < 100_000
+        assert report.after is not None
+
+    def test_a_loss_that_is_no_number_stops_it_with_sound_weights(
+        self, starter: SegmentationModel, coins_project: Project
+    ) -> None:
+        report = fine_tune(starter, coins_project, QUICK.model_copy(update={"learning_rate": 1e30}))
+        assert report.stopped_by == "diverged"
+        assert any("no longer a number" in note for note in report.notes)
+        assert all(bool(value.isfinite().all()) for value in weights(report.model).values())
+
+    def test_nothing_to_learn_is_an_error(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        project = make_project(TWO)
+        with pytest.raises(ValueError, match="project must hold labelled pixels to learn from, got none"):
+            fine_tune(starter, project, QUICK)
+        baseline = np.zeros((32, 32), np.uint8)
+        project.add(data.coins()[:32, :32], labels=baseline, baseline=baseline)
+        with pytest.raises(ValueError, match="paint or accept some first"):
+            fine_tune(starter, project, QUICK)
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (17, 23)])
+    def test_tiny_and_constant_images(
+        self, starter: SegmentationModel, make_project: Callable[..., Project], size: tuple[int, int]
+    ) -> None:
+        project = make_project(TWO)
+        project.add(np.full(size, 7, np.uint8), labels=np.zeros(size, np.uint8))
+        report = fine_tune(starter, project, QUICK.model_copy(update={"max_iterations": 2}))
+        assert report.stopped_by == "iterations"
+
+
+class TestLockedScore:
+    def test_few_pixels_tell_nothing(self) -> None:
+        counts = np.array([[900, 100, 0], [50, 250, 0], [0, 20, 10]])
+        score = LockedScore.from_confusion(counts, ("a", "b", "c"))
+        assert score.iou[2] is None
+        assert score.iou[0] == pytest.approx(900 / 1050)
+        assert score.miou == pytest.approx((900 / 1050 + 250 / 420) / 2)
+        assert LockedScore.from_confusion(np.zeros((2, 2), np.int64), ("a", "b")).miou is None
+
+    def test_it_rises_on_a_dense_mask(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        project = make_project(TWO)
+        project.add(data.coins(), labels=(data.coins() > 110).astype(np.uint8))
+        report = fine_tune(starter, project, QUICK.model_copy(update={"max_iterations": 60}))
+        assert report.before is not None
+        assert report.after is not None
+        assert report.before.miou is not None
+        assert report.after.miou is not None
+        assert report.after.miou > report.before.miou + 0.05
+        measured = [step.locked_miou for step in report.history if step.locked_miou is not None]
+        assert len(measured) == 6
+
+
+def read_pair(folder: Path, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    (image,) = (folder / "images").glob(f"{name}.*")
+    return np.asarray(Image.open(image)), np.asarray(Image.open(folder / "masks" / f"{name}.png"))
+
+
+def test_one_dense_mask_of_nuclei_serves_images_never_seen(
+    starter: SegmentationModel, shared_dir: Path, make_project: Callable[..., Project]
+) -> None:
+    folder = shared_dir / "data" / "dsb2018_fluo"
+    classes = ["background", "nucleus", "border"]
+    project = make_project(classes)
+    image, mask = read_pair(folder, (folder / "train.txt").read_text().split()[3])
+    project.add(image, labels=mask)
+    report = fine_tune(starter, project, TrainConfig(seconds=None, max_iterations=60, crf_iterations=4))
+    counts = np.zeros((3, 3), np.int64)
+    for name in (folder / "val.txt").read_text().split()[:6]:
+        image, mask = read_pair(folder, name)
+        counts += metrics.confusion(segment(report.model, image), mask, 3)
+    assert metrics.iou(counts)[1] > 0.6
