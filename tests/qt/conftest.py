@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class User:
         spots = [self.on_canvas(*point) for point in points]
         QTest.mouseMove(canvas, spots[0])
         QTest.mousePress(canvas, Qt.MouseButton.LeftButton, pos=spots[0])
-        for start, end in zip(spots, spots[1:], strict=False):
+        for start, end in pairwise(spots):
             for part in np.linspace(0, 1, 6)[1:]:
                 QTest.qWait(15)  # vispy drops moves that follow within 10 ms
                 _move(canvas, start + (end - start) * float(part))

@@ -178,8 +178,8 @@ def test_a_script_may_replace_the_data_of_a_layer(viewer) -> None:
 @pytest.mark.parametrize(
     ("shape", "place"),
     [
-        ((H, W), {"scale": (0.5, 0.25), "translate": (2, 3), "rotate": 20, "shear": [0.2], "units": ("um", "um"),
-                  "axis_labels": ("y", "x"), "affine": np.diag([2.0, 3, 1])}),
+        ((H, W), {"scale": (0.5, 0.25), "translate": (2, 3), "rotate": 20, "shear": [0.2],
+                  "units": ("um", "um"), "axis_labels": ("y", "x"), "affine": np.diag([2.0, 3, 1])}),
         ((3, H, W), {"scale": (4, 0.5, 0.25), "translate": (1, 2, 3), "units": ("s", "um", "um"),
                      "axis_labels": ("t", "y", "x")}),
     ],
@@ -202,7 +202,9 @@ def test_every_placement_is_carried(viewer, shape, place) -> None:
 
 
 def test_labels_of_an_image_with_channels_lie_on_each_of_them(viewer) -> None:
-    image = viewer.add_image(np.zeros((3, H, W), np.uint8), name="photo", scale=(1, 0.5, 0.25), rotate=(0, 0, 20))
+    image = viewer.add_image(
+        np.zeros((3, H, W), np.uint8), name="photo", scale=(1, 0.5, 0.25), rotate=(0, 0, 20)
+    )
     group = LabelGroup(viewer, image, np.ones((H, W), np.uint8), CLASSES)
     place = image.data_to_world((0, 7, 9))[-2:]
     np.testing.assert_allclose(group.combined.data_to_world((7, 9)), place)

@@ -10,7 +10,9 @@ from conftest import User
 
 
 def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, photograph, tmp_path) -> None:
-    image = user.viewer.add_image(photograph, name="photo", scale=(0.5, 0.25), units=("um", "um"), translate=(1, 2))
+    image = user.viewer.add_image(
+        photograph, name="photo", scale=(0.5, 0.25), units=("um", "um"), translate=(1, 2)
+    )
     assert user.do(user.widget.segment) == "segment"
     user.session.rename_class(15, "human")
     user.session.add_class("flag")

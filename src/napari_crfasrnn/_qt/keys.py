@@ -44,6 +44,8 @@ class Keys:
             "U": lambda _: bench.show_uncertainty(not bench.uncertainty_on),
             "Shift-B": self._hold_before,
             "Shift-X": lambda _: bench.paint_unlabelled(),
+            "Control-Z": lambda _: bench.undo(),  # on a label layer napari's own comes first
+            "Control-Shift-Z": lambda _: bench.redo(),
         }
         for key, action in viewer_keys.items():
             try:

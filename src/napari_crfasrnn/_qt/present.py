@@ -127,7 +127,7 @@ def learn_state(bench: Workbench) -> LearnState:
         material="" if learning or session.lessons.report is not None else material,
         result=describe(session.lessons.report) if session.lessons.report is not None else "",
         progress=_progress(session.busy, "learn"),
-        show_plot=len(session.lessons.history) > 1,
+        show_plot=_shows_plot(session),
         message=_lesson_message(session),
     )
 
@@ -172,7 +172,7 @@ def describe(report: TrainReport) -> str:
     doubts = len(report.contradictions)
     if doubts:
         told += f"; {doubts} stroke{'s contradict' if doubts > 1 else ' contradicts'} the others"
-    return f"{told[:1].upper()}{told[1:]} ({report.seconds:.0f} s). Segment again to see it."
+    return f"{told[:1].upper()}{told[1:]}."
 
 
 def _segment_action(bench: Workbench) -> Action:
@@ -204,6 +204,15 @@ def _message(session: Session, section: str) -> Message:
     if line is None:
         return Message()
     return Message(line.text, line.tone, line.cure, CURES.get(line.cure, ""))
+
+
+def _shows_plot(session: Session) -> bool:
+    if len(session.lessons.history) < 2:
+        return False
+    if session.busy is not None and session.busy.what == "learn":
+        return True
+    report = session.lessons.report
+    return report is not None and not report.notes  # where there is a remark, it takes the room
 
 
 def _lesson_message(session: Session) -> Message:

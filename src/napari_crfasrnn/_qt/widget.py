@@ -99,7 +99,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             layout.addWidget(panel)
         layout.setStretchFactor(self.classes, 1)
         layout.addStretch(0)
-        scroll = QScrollArea()
+        scroll = self.scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
         scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -109,7 +109,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         outer.addWidget(scroll)
         self.setMinimumWidth(NARROWEST)
         keys = "".join(f"<tr><td><b>{key}</b>&nbsp;</td><td>{what}</td></tr>" for key, what in HELP)
-        self.classes.title.setToolTip(f"Keys, with the canvas in focus:<table>{keys}</table>")
+        self.classes.note.show_text("keys ?", f"Keys, with the canvas in focus:<table>{keys}</table>")
 
     def sizeHint(self) -> QSize:  # noqa: N802 - Qt's
         """Return the width that the panels are drawn for."""

@@ -232,6 +232,17 @@ class Workbench:
         if self.group is not None:
             self.paint_with(ignore_value(self.group.labels.dtype))
 
+    def undo(self) -> None:
+        """Take back the last stroke, refinement or segmentation of the image."""
+        if self.group is not None:
+            self.group.flush()
+            self.group.combined.undo()
+
+    def redo(self) -> None:
+        """Do again what was undone last."""
+        if self.group is not None:
+            self.group.combined.redo()
+
     def set_visible(self, value: int, visible: bool) -> None:
         """Show or hide a class in every image."""
         for group in self.groups.values():
@@ -343,7 +354,7 @@ class Workbench:
         try:
             image = self.read_image()
         except ValueError as error:
-            say("classes", str(error), "problem")
+            self.session.tasks.say("classes", str(error), "problem")
             return
         self.session.table.locked = True
         self.session.work_on(image)
@@ -445,8 +456,13 @@ class Workbench:
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.image:
+            kept = self.work is not None
             self.image = None
             self._select_first_image()
+            if kept:
+                self.session.tasks.say(
+                    "start", f"“{event.value.name}” was removed; its labels are kept in the project."
+                )
         self.show_soon()
 
     def _on_moved(self, event: Any = None) -> None:
@@ -467,10 +483,8 @@ class Workbench:
             # Not from within napari's own removal, which may go on to the next selected layer.
             QTimer.singleShot(0, lambda: group.close(remove=True))
             self.uncertainty_on = self.before_on = False
-            if role == "labels":
+            if role == "labels" and key == self.key:
                 say("classes", f"“{name}” was removed; the labels are kept.", cure="bring-back")
-            else:
-                say("start", f"“{name}” was removed; its labels are kept in the project.")
             self._save_timer.start()
         self.show_soon()
 
@@ -486,6 +500,8 @@ class Workbench:
                 group.show_before(None)
         self.before_on = False
         self.uncertainty_on = self.group is not None and self.group.has_uncertainty
+        for section in ("start", "classes", "correct"):  # they spoke of the other image
+            self.session.tasks.lines.pop(section, None)
         self._count_timer.start()
         self.show_soon()
 

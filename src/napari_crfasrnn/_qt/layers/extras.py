@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels
+from napari.utils.colormaps import Colormap
 from numpy.typing import NDArray
 
 from napari_crfasrnn._qt.layers import looks
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
 
 UNCERTAINTY, BEFORE = "uncertainty", "before"
+
+# Clear where the model is sure, so that image and labels stay visible. A third of full uncertainty is much
+# already (two classes of 21 alike are 0.23), and shall look so.
+UNSURE = Colormap(
+    [
+        [0.9, 0.2, 0.5, 0.0],
+        [0.9, 0.2, 0.5, 0.0],
+        [0.95, 0.3, 0.4, 0.6],
+        [1.0, 0.75, 0.2, 0.85],
+        [1, 1, 0.8, 0.95],
+    ],
+    controls=[0.0, 0.03, 0.2, 0.45, 1.0],
+    name="unsure",
+)
 
 
 class ExtraLayers:
@@ -36,10 +51,9 @@ class ExtraLayers:
             layer = Image(
                 entropy,
                 name=self.name_of(UNCERTAINTY),
-                colormap="inferno",
+                colormap=UNSURE,
                 contrast_limits=(0, 1),
-                gamma=0.7,  # half of full uncertainty is much, and shall look so
-                blending="additive",
+                blending="translucent_no_depth",
                 **placement(self._image, entropy.ndim),
             )
             self._add(UNCERTAINTY, layer, above)

@@ -182,7 +182,7 @@ class LabelGroup:
             self._hand_brush(active, self.combined)
             self.viewer.layers.selection.active = self.combined
         self._class_layers.clear()
-        self._missing.clear()
+        self._stop_growing()
         self._dress()
 
     def sync_class_layers(self, also: Iterable[int] = ()) -> None:
@@ -208,6 +208,12 @@ class LabelGroup:
             self._grow_timer.start()
         else:
             self.grown.emit()
+
+    def _stop_growing(self) -> None:
+        self._grow_timer.stop()
+        if self._missing:
+            self._missing.clear()
+            self.grown.emit()  # somebody may wait for it
 
     @property
     def growing(self) -> bool:
@@ -289,8 +295,7 @@ class LabelGroup:
     def close(self, *, remove: bool = False) -> None:
         """Stop watching the layers, and remove them if asked to."""
         self._redraw_timer.stop()
-        self._grow_timer.stop()
-        self._missing.clear()
+        self._stop_growing()
         self._disconnect()
         if remove:
             self._remove(self.outputs)
@@ -349,6 +354,7 @@ class LabelGroup:
             getattr(layer.events, name).connect(self._on_class_layer)
         layer.events.data.connect(self._on_class_data)
         layer.events.visible.connect(self._on_visible)
+        layer.events.selected_label.connect(self._on_selected_label)
         self.added.emit(layer)
 
     def _remove(self, layers: Iterable[Any]) -> None:
@@ -396,6 +402,7 @@ class LabelGroup:
         events.set_data.connect(self._on_combined)
         events.labels_update.connect(self._on_combined)
         events.data.connect(self._on_combined_data)
+        events.selected_label.connect(self._on_selected_label)
         self.viewer.layers.events.removed.connect(self._on_removed)
         for name in ("scale", "translate", "rotate", "shear", "affine"):
             getattr(self.image.events, name).connect(self._on_moved)
@@ -406,6 +413,7 @@ class LabelGroup:
         for emitter in (events.paint, events.set_data, events.labels_update):
             emitter.disconnect(self._on_combined)
         events.data.disconnect(self._on_combined_data)
+        events.selected_label.disconnect(self._on_selected_label)
         self.viewer.layers.events.removed.disconnect(self._on_removed)
         for name in ("scale", "translate", "rotate", "shear", "affine"):
             getattr(self.image.events, name).disconnect(self._on_moved)
@@ -415,6 +423,7 @@ class LabelGroup:
                 emitter.disconnect(self._on_class_layer)
             layer.events.data.disconnect(self._on_class_data)
             layer.events.visible.disconnect(self._on_visible)
+            layer.events.selected_label.disconnect(self._on_selected_label)
 
     @contextmanager
     def _silently(self) -> Iterator[None]:
@@ -491,6 +500,14 @@ class LabelGroup:
             return
         view[...] = np.where(given == 0, 0, layer.value)
         self.flush()
+
+    def _on_selected_label(self, event: Any) -> None:
+        """Let nobody paint with a value that is no class, such as napari's "new label"."""
+        layer = event.source
+        value, last = int(layer.selected_label), len(self.classes) - 1
+        if value > last and value != ignore_value(self.labels.dtype):
+            layer.selected_label = getattr(layer, "value", last)
+            self.refused.emit(f"There is no class {value}: add one first.")
 
     def _on_visible(self, event: Any) -> None:
         if self._quiet:

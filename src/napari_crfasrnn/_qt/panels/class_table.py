@@ -163,9 +163,8 @@ class ClassTable(QTableView):  # type: ignore[misc]
         self.setMinimumHeight(2 * self.frameWidth() + ROW * min(n_rows, FEWEST_ROWS))
 
     def sizeHint(self) -> QSize:  # noqa: N802 - Qt's
-        """Return the size at which a usual number of classes is seen."""
-        n_rows = min(max(len(self.rows.rows), 1), 6)
-        return QSize(300, 2 * self.frameWidth() + ROW * n_rows)
+        """Return the least that is of use."""
+        return QSize(300, self.minimumHeight())  # the layout gives it what nobody else wants
 
     def selected_value(self) -> int | None:
         """Return the class whose row is selected."""

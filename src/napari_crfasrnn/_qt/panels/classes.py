@@ -22,7 +22,7 @@ class ClassesPanel(Section):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Classes", parent)
         self.table = ClassTable()
-        self.add = tool_button("+ Add", "Add a class")
+        self.add = tool_button("+", "Add a class")
         self.add.clicked.connect(self._ask_name)
         self.delete = tool_button("Delete", "Delete the selected class; its pixels become unlabelled")
         self.delete.clicked.connect(self._delete_selected)

@@ -9,9 +9,9 @@ from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_crfasrnn._qt.panels.look import Theme
 from napari_crfasrnn._qt.panels.parts import MessageLine, Section, TaskButton, button, row
-from napari_crfasrnn._qt.panels.state import LearnState
+from napari_crfasrnn._qt.panels.state import LearnState, Message
 
-PLOT_HEIGHT = 84  # pixels
+PLOT_HEIGHT = 76  # pixels
 
 
 class LearnPanel(Section):
@@ -31,9 +31,9 @@ class LearnPanel(Section):
         self.plot_place = QWidget()
         layout = QVBoxLayout(self.plot_place)
         layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
         self.plot: LossPlot | None = None  # made when it is first needed: pyqtgraph takes its time to load
-        self.result = QLabel()
-        self.result.setWordWrap(True)
+        self.result = MessageLine()
         self.keep = button("Keep", "Use this model from now on, and store it in the project")
         self.discard = button("Discard", "Go back to the model from before")
         self.keep.clicked.connect(self.kept)
@@ -49,13 +49,13 @@ class LearnPanel(Section):
         """Draw."""
         self.task.show_action(state.learn, state.progress)
         self.note.show_text(state.material)
-        self.result.setText(state.result)
-        self.result.setVisible(bool(state.result))
+        self.result.show_message(Message(state.result, "plain"))
         self.decision.setVisible(bool(state.result))
         self.plot_place.setVisible(state.show_plot)
         if state.show_plot and self.plot is None:
             self.plot = LossPlot(theme)
-            self.plot_place.layout().addWidget(self.plot.widget)
+            for part in (self.plot.widget, self.plot.legend):
+                self.plot_place.layout().addWidget(part)
         if self.plot is not None:
             self.plot.set_theme(theme)
         self.message.show_message(state.message)
@@ -76,19 +76,21 @@ class LossPlot:
         self.widget = pyqtgraph.PlotWidget()
         self.widget.setAccessibleName("Loss and IoU while learning")
         self.widget.setFixedHeight(PLOT_HEIGHT)
+        self.legend = QLabel()
+        self.legend.setObjectName("quiet")
         self.widget.setMenuEnabled(False)
         self.widget.setMouseEnabled(False, False)
         self.widget.hideButtons()
         plot = self.widget.getPlotItem()
-        plot.setLabel("left", "loss")
         plot.showAxis("right")
-        plot.setLabel("right", "IoU")
-        plot.getAxis("left").setWidth(38)
-        plot.getAxis("right").setWidth(38)
+        plot.getAxis("left").setWidth(28)
+        plot.getAxis("right").setWidth(28)
+        plot.getAxis("right").setTickSpacing(0.5, 0.5)
+        plot.layout.setContentsMargins(2, 6, 2, 2)
         self._loss = plot.plot([], [])
         self._over = pyqtgraph.ViewBox()
         self._over.setMouseEnabled(False, False)
-        self._over.setYRange(0, 1)
+        self._over.setYRange(0, 1, padding=0.1)
         plot.scene().addItem(self._over)
         plot.getAxis("right").linkToView(self._over)
         self._over.setXLink(plot)
@@ -105,6 +107,10 @@ class LossPlot:
 
         self._theme = theme
         self.widget.setBackground(theme.foreground)
+        self.legend.setText(
+            f'<span style="color: {theme.text}">━ loss</span> &nbsp; '
+            f'<span style="color: {theme.good}">━● IoU on held-back pixels</span>'
+        )
         for side in ("left", "right", "bottom"):
             axis = self.widget.getAxis(side)
             axis.setPen(theme.quiet)

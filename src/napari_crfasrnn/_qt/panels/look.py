@@ -10,6 +10,7 @@ from qtpy.QtGui import QColor, QIcon, QPainter, QPainterPath, QPen, QPixmap
 
 GAP = 6  # pixels between controls
 ROW = 24  # pixels, height of a row of the class table
+LEAST_CONTRAST = 4.6  # of text and background; WCAG 2.1 asks for 4.5
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Theme:
     secondary: str
     highlight: str
     text: str
+    quiet: str  # of text that is not to be read first
     accent: str
     problem: str
     good: str
@@ -31,29 +33,24 @@ class Theme:
         """Whether the background is dark."""
         return bool(QColor(self.background).lightnessF() < 0.5)
 
-    @property
-    def quiet(self) -> str:
-        """Colour of text that is not to be read first."""
-        return _mix(self.text, self.background, 0.32)
-
 
 def theme_of(name: str) -> Theme:
     """Return the colours of a theme by its name."""
     theme = get_theme(name)
     background, text = _hex(theme.background), _hex(theme.text)
-    dark = QColor(background).lightnessF() < 0.5
-    # napari's own error and warning colours are meant as backgrounds: as text they are hard to read.
-    problem = _mix(_hex(theme.error), text, 0.45) if dark else _mix(_hex(theme.error), "#000000", 0.3)
+    foreground = _hex(theme.foreground)
     return Theme(
         background=background,
-        foreground=_hex(theme.foreground),
+        foreground=foreground,
         primary=_hex(theme.primary),
         secondary=_hex(theme.secondary),
         highlight=_hex(theme.highlight),
         text=text,
+        quiet=_legible(_mix(text, background, 0.32), text, background, foreground),
         accent=_hex(theme.current),
-        problem=problem,
-        good=_mix("#009e73", text, 0.4 if dark else 0.25),
+        # napari's own colours of errors are meant as backgrounds: as text they are hard to read.
+        problem=_legible(_hex(theme.error), text, background, foreground),
+        good=_legible("#009e73", text, background, foreground),
     )
 
 
@@ -156,6 +153,27 @@ def _hex(color: object) -> str:
         return str(color)
     r, g, b = rgb()[:3]
     return f"#{r:02x}{g:02x}{b:02x}"
+
+
+def _legible(color: str, text: str, *backgrounds: str) -> str:
+    """Return a colour, mixed with that of the text until it stands out from the backgrounds."""
+    for share in range(10):
+        mixed = _mix(color, text, share / 10)
+        if all(_contrast(mixed, background) >= LEAST_CONTRAST for background in backgrounds):
+            return mixed
+    return text
+
+
+def _contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours, 1..21 (WCAG 2.1)."""
+
+    def luminance(color: str) -> float:
+        parts = (QColor(color).redF(), QColor(color).greenF(), QColor(color).blueF())
+        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in map(float, parts))
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
 
 
 def _mix(color: str, other: str, share: float) -> str:

@@ -48,6 +48,7 @@ class MessageLine(QWidget):  # type: ignore[misc]
         self.label.setAccessibleName(message.text)
         set_property(self.label, "tone", message.tone)
         self.button.setText(message.cure_text)
+        self.button.setAccessibleName(message.cure_text)
         self.button.setVisible(bool(message.cure_text))
         self.setVisible(self._keep_room or bool(message.text))
 
@@ -97,10 +98,10 @@ class ElidedLabel(QLabel):  # type: ignore[misc]
         self.setMinimumWidth(1)
         self._whole = ""
 
-    def show_text(self, text: str) -> None:
-        """Show a text."""
+    def show_text(self, text: str, tooltip: str | None = None) -> None:
+        """Show a text, and say it or something else in the tooltip."""
         self._whole = text
-        self.setToolTip(text)
+        self.setToolTip(text if tooltip is None else tooltip)
         self.setAccessibleName(text)
         self.setVisible(bool(text))
         self.updateGeometry()

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from napari_crfasrnn.training import TrainReport, TrainStep
     from napari_crfasrnn.zoo import ModelEntry
 
-# napari's label layers take the first, the plot of learning the second: imported in a thread, nobody waits.
-WANTED_LATER = ("pandas", "pyqtgraph")
+# napari's label layers take pandas; the others are ours, and the plot of learning.
+WANTED_SOON = ("pandas", "napari_crfasrnn.segmenter", "napari_crfasrnn.training", "pyqtgraph")
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,15 @@ class Engine:
         self._image: ImageInput | None = None
 
     def list_models(self) -> tuple[ModelEntry, ...]:
-        """Return the models that can be had by name; and import what the window will want, too."""
-        for name in WANTED_LATER:
-            import_module(name)
+        """Return the models that can be had by name."""
         from napari_crfasrnn.zoo import list_models
 
         return list_models()
+
+    def warm_up(self) -> None:
+        """Import what will be wanted soon, so that nobody waits for it then."""
+        for name in WANTED_SOON:
+            import_module(name)
 
     def names(self, path: Path) -> tuple[str, ...]:
         """Return the names of the classes of the model in a file, without loading its weights."""

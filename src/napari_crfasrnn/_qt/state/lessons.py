@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
 from napari_crfasrnn._qt.state.shelf import LEARNT, ModelChoice, Shelf, round_choice
@@ -51,7 +52,8 @@ class Lessons:
             names = tuple(spec.name for spec in report.model.classes)
             self._shelf.add(ModelChoice(LEARNT, "What was just learnt", report.model, names))
 
-        self._storage.when_saved(busy, lambda: self._tasks.start(busy, run, done, self._on_step))
+        on_step = partial(self._on_step, config)
+        self._storage.when_saved(busy, lambda: self._tasks.start(busy, run, done, on_step))
 
     def keep(self) -> None:
         """Keep what was learnt: the project gets the round, and the models get its model."""
@@ -83,6 +85,9 @@ class Lessons:
         self.history = []
         self._shelf.remove(LEARNT)
 
-    def _on_step(self, step: Any) -> None:
+    def _on_step(self, config: TrainConfig, step: TrainStep) -> None:
         self.history.append(step)
-        self._tasks.changed.emit()
+        share = step.iteration / step.total
+        if config.seconds is not None:  # whichever ends it first
+            share = max(share, step.seconds / config.seconds)
+        self._tasks.show_progress((round(100 * min(share, 1)), 100))

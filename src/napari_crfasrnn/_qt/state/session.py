@@ -66,6 +66,7 @@ class Session:
         self._write = write
         self._counter = Worker("crfasrnn-count")
         self._counting: set[str] = set()
+        self._count_again: dict[str, PlaneIndex] = {}  # changed while it was counted
         self._closed = False
         self.shelf.chosen.connect(self._on_model_chosen)
         self.storage.replaced.connect(self._on_project_replaced)
@@ -83,6 +84,7 @@ class Session:
     def begin(self) -> None:
         """Find out which models and earlier projects there are."""
         self.shelf.load()
+        self.tasks.aside("importing", self.engine.warm_up, lambda _: None, "start")
         self.storage.list_recents()
 
     def cancel(self) -> None:
@@ -220,7 +222,10 @@ class Session:
     def count(self, key: str, index: PlaneIndex) -> None:
         """Count shares and edits anew, in a thread; `counted` says when."""
         work = self.works.get(key)
-        if work is None or key in self._counting:
+        if work is None:
+            return
+        if key in self._counting:
+            self._count_again[key] = index
             return
         self._counting.add(key)
         n_classes = len(self.table.classes)
@@ -230,16 +235,21 @@ class Session:
             return Numbers(shares, tuple(work.present(n_classes)), work.summary())
 
         def done(numbers: Numbers) -> None:
-            self._counting.discard(key)
             if self.works.get(key) is work and n_classes == len(self.table.classes):
                 self.numbers[key] = numbers
                 by_share = sorted(numbers.present, key=lambda value: -numbers.shares[value])
                 self.table.give_keys(by_share)
                 self.counted.emit(key)
+            go_on()
 
         def failed(error: Exception) -> None:
-            self._counting.discard(key)
             _log.error("counting failed", exc_info=error)
+            go_on()
+
+        def go_on() -> None:
+            self._counting.discard(key)
+            if key in self._count_again:
+                self.count(key, self._count_again.pop(key))
 
         self._counter.start("count", run, done, failed)
 

@@ -108,7 +108,7 @@ class Tasks:
         def fail(error: Exception) -> None:
             self.end(busy, error)
 
-        self._task = self._worker.start(busy.what, work, finish, fail, progress or self._show_progress)
+        self._task = self._worker.start(busy.what, work, finish, fail, progress or self.show_progress)
 
     def end(self, busy: Busy, error: Exception) -> None:
         """End a task that did not work."""
@@ -138,7 +138,8 @@ class Tasks:
         self.busy = self._task = None
         self._worker.close()
 
-    def _show_progress(self, value: tuple[int, int]) -> None:
+    def show_progress(self, value: tuple[int, int]) -> None:
+        """Say how far the task is: done, total."""
         if self.busy is not None:
             self.busy = replace(self.busy, done=value[0], total=value[1])
             self.changed.emit()

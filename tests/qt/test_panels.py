@@ -1,0 +1,272 @@
+"""How the widget looks and is reached: names for everybody, room, contrast, keys, menus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QColor
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QAbstractButton, QComboBox, QTableView
+
+import napari_crfasrnn
+from napari_crfasrnn._qt.panels import (
+    ClassesPanel,
+    CorrectPanel,
+    LearnPanel,
+    ProjectPanel,
+    StartPanel,
+    theme_of,
+)
+from napari_crfasrnn._qt.panels.state import (
+    Action,
+    ClassesState,
+    ClassRow,
+    CorrectState,
+    LearnState,
+    Message,
+    Progress,
+    ProjectState,
+    StartState,
+)
+from napari_crfasrnn.config import TrainConfig
+
+MANIFEST = Path(napari_crfasrnn.__file__).parent / "napari.yaml"
+
+
+def test_the_manifest_is_valid_and_leads_to_things_that_exist() -> None:
+    import npe2
+
+    manifest = npe2.PluginManifest.from_file(MANIFEST)
+    manifest.validate_imports()
+    assert set(manifest.categories) == {"Annotation", "Segmentation"}
+    commands = {command.id: command for command in manifest.contributions.commands}
+    (item,) = manifest.contributions.menus["napari/layers/segment"]
+    assert item.command == manifest.contributions.widgets[0].command
+    for sample in manifest.contributions.sample_data:
+        ((data, arguments, kind),) = _call(commands[sample.command].python_name)
+        assert kind == "image"
+        assert data.ndim in (2, 3)
+        assert arguments["name"]
+
+
+def _call(python_name: str):
+    from importlib import import_module
+
+    module, name = python_name.split(":")
+    return getattr(import_module(module), name)()
+
+
+def test_every_control_says_what_it_is(user) -> None:
+    for kind in (QAbstractButton, QComboBox, QTableView):
+        for control in user.widget.findChildren(kind):
+            if control.objectName().startswith("qt_") or control.parent().objectName().startswith("qt_"):
+                continue
+            if kind is QAbstractButton and isinstance(control.parent(), QTableView):
+                continue  # the corner of a table
+            if isinstance(control, QAbstractButton) and control.isHidden() and not control.text():
+                continue  # there is nothing to cure
+            assert control.accessibleName() or control.text(), control
+            if kind is not QTableView and control.accessibleName() != "":
+                assert control.toolTip(), control.accessibleName()
+
+
+def test_a_button_that_cannot_be_pressed_says_why(qapp) -> None:
+    panel = CorrectPanel()
+    panel.show_state(CorrectState(refine=Action(False, "Segment the image first.")))
+    assert panel.refine_view.toolTip() == "Segment the image first."
+    panel.show_state(CorrectState())
+    assert "(R)" in panel.refine_view.toolTip()
+
+
+def test_panels_tell_what_was_done_and_decide_nothing(qapp, qtbot) -> None:
+    start, learn, project = StartPanel(), LearnPanel(), ProjectPanel()
+    state = StartState(
+        images=(("a", "first"), ("b", "second")),
+        image="b",
+        models=(("m", "Model", ""), ("n", "Broken", "cut")),
+        model="m",
+        slice_text="slice 1 of 3",
+        message=Message("Something", "problem", "do-it", "Do it"),
+    )
+    start.show_state(state)
+    assert start.image.currentData() == "b"
+    assert not start.model.model().item(1).isEnabled()
+    assert start.message.label.property("tone") == "problem"
+    with qtbot.waitSignal(start.cured) as cured:
+        start.message.button.click()
+    assert cured.args == ["do-it"]
+    with qtbot.waitSignal(start.image_chosen) as chosen:
+        start.image.activated.emit(0)
+    assert chosen.args == ["a"]
+    start.show_state(StartState(progress=Progress("Segmenting…", 2, 4)))
+    assert start.task.bar.value() == 2
+    with qtbot.waitSignal(start.cancelled):
+        start.task.cancel.click()
+
+    learn.show_state(LearnState(result="IoU 0.5 → 0.7"), theme_of("dark"))
+    with qtbot.waitSignal(learn.kept):
+        learn.keep.click()
+    with qtbot.waitSignal(learn.discarded):
+        learn.discard.click()
+    project.show_state(ProjectState(recents=(("/p", "photo"),), left=((3, "third"),)))
+    with qtbot.waitSignal(project.open_wanted) as opened:
+        project.open.menu().actions()[-1].trigger()
+    assert opened.args == ["/p"]
+    with qtbot.waitSignal(project.item_wanted) as item:
+        project.images.menu().actions()[0].trigger()
+    assert item.args == [3]
+
+
+def test_the_class_table_paints_hides_and_renames(qapp, qtbot) -> None:
+    panel = ClassesPanel()
+    qtbot.addWidget(panel)
+    rows = tuple(
+        ClassRow(value, name, (10 * value, 0, 0), value, share, True, share > 0)
+        for value, (name, share) in enumerate([("background", 0.9), ("cell", 0.1), ("debris", 0.0)])
+    )
+    panel.show_state(ClassesState(rows=rows, painting=1), theme_of("dark"))
+    panel.show()
+    table = panel.table
+    assert table.selected_value() == 1
+    model = table.model()
+    texts = [[model.index(row, column).data() for column in range(2, 5)] for row in range(3)]
+    assert texts == [["0", "background", "90.0 %"], ["1", "cell", "10.0 %"], ["2", "debris", None]]
+
+    def spot(row: int, column: int):
+        return table.visualRect(model.index(row, column)).center()
+
+    with qtbot.waitSignal(table.paint_wanted) as painted:
+        QTest.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, pos=spot(2, 3))
+    assert painted.args == [2]
+    with qtbot.waitSignal(table.eye_clicked) as eye:
+        QTest.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, pos=spot(1, 0))
+    assert eye.args == [1, False]
+    with qtbot.waitSignal(table.renamed) as renamed:
+        assert model.setData(model.index(1, 3), " nucleus ", Qt.ItemDataRole.EditRole)
+    assert renamed.args == [1, "nucleus"]
+    assert not model.setData(model.index(1, 3), "  ", Qt.ItemDataRole.EditRole)
+    with qtbot.waitSignal(panel.delete_wanted) as deleted:
+        panel.delete.click()
+    assert deleted.args == [1]
+
+
+@pytest.mark.parametrize("name", ["dark", "light"])
+def test_texts_stand_out_from_their_background(name) -> None:
+    """WCAG 2.1 asks for a contrast of 4.5 for text, and 3 for what is large or bold."""
+    theme = theme_of(name)
+    for background in (theme.background, theme.foreground):
+        for text in (theme.text, theme.quiet, theme.problem, theme.good):
+            assert contrast(text, background) >= 4.5, (text, background)
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours (WCAG 2.1, relative luminance)."""
+
+    def luminance(color: str) -> float:
+        parts = np.array(QColor(color).getRgbF()[:3])
+        linear = np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_it_fits_a_small_laptop(user, photograph) -> None:
+    """340 pixels wide, usable at 300, and no scrolling at 1366 by 768, also while a round is judged."""
+    window = user.viewer.window._qt_window
+    window.resize(1366, 740)
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    user.settle()
+    lesson = TrainConfig(seconds=None, max_iterations=3, crf_iterations=0)
+    assert user.do(lambda: user.widget.learn(lesson)) == "learn"
+    QTest.qWait(100)
+    assert user.widget.width() == 340
+    assert user.widget.minimumWidth() == 300
+    column = user.widget.scroll.widget()
+    assert column.minimumSizeHint().width() <= 300
+    assert user.widget.scroll.verticalScrollBar().maximum() == 0
+
+
+def test_keys_of_the_canvas(user, photograph) -> None:
+    image = user.viewer.add_image(photograph, name="photo")
+    canvas = user.viewer.window._qt_viewer.canvas.native
+
+    def press(key: Qt.Key, *modifiers: Qt.KeyboardModifier) -> None:
+        QTest.keyClick(canvas, key, modifiers[0] if modifiers else Qt.KeyboardModifier.NoModifier)
+
+    user.viewer.layers.selection.active = image
+    assert user.do(lambda: press(Qt.Key.Key_S)) == "segment"
+    user.settle()
+    press(Qt.Key.Key_U)
+    assert "photo · uncertainty" in user.viewer.layers
+    press(Qt.Key.Key_U)
+    assert "photo · uncertainty" not in user.viewer.layers
+    shift = Qt.KeyboardModifier.ShiftModifier
+    QTest.keyPress(canvas, Qt.Key.Key_B, shift)
+    assert "photo · before CRF" in user.viewer.layers
+    QTest.keyRelease(canvas, Qt.Key.Key_B, shift)
+    assert "photo · before CRF" not in user.viewer.layers
+
+    user.bench.paint_with(15)
+    person = user.viewer.layers.selection.active
+    press(Qt.Key.Key_C)
+    assert person.contour > 0
+    press(Qt.Key.Key_C)
+    assert person.contour == 0
+    press(Qt.Key.Key_E)  # napari's own keys still work
+    assert person.mode == "erase"
+    press(Qt.Key.Key_1)
+    assert (user.viewer.layers.selection.active, person.mode) == (person, "paint")
+    press(Qt.Key.Key_G)
+    assert person.mode == "polygon"
+    press(Qt.Key.Key_X, shift)
+    assert user.viewer.layers.selection.active.selected_label == 255
+    user.viewer.layers.selection.active = image
+    press(Qt.Key.Key_A)
+    assert user.bench.work.verified.all()
+    press(Qt.Key.Key_A)
+    assert not user.bench.work.verified.any()
+
+    before = user.labels.copy()
+    assert user.do(lambda: press(Qt.Key.Key_R)) == "refine"
+    press(Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)  # with the image selected
+    np.testing.assert_array_equal(user.labels, before)
+
+
+def test_no_painting_with_what_is_no_class(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.bench.paint_with(15)
+    layer = user.viewer.layers.selection.active
+    layer.selected_label = 77
+    assert layer.selected_label == 15
+    assert "77" in user.line("classes")
+    layer.selected_label = 255
+    assert layer.selected_label == 255
+
+
+def test_both_themes_and_folding(user) -> None:
+    for theme in ("light", "dark"):
+        user.viewer.theme = theme
+        QTest.qWait(30)
+        assert theme_of(theme).accent in user.widget.styleSheet()
+    user.widget.correct.set_open(False)
+    assert not user.widget.correct.refine_view.isVisible()
+    user.widget.correct.set_open(True)
+    assert user.widget.correct.refine_view.isVisible()
+
+
+def test_the_samples_are_a_click_away(user) -> None:
+    assert user.widget.start.empty.isVisible()
+    button = user.widget.start.empty.findChildren(QAbstractButton)[1]
+    user.click(button)
+    QTest.qWait(50)
+    assert [layer.name for layer in user.viewer.layers] == ["cell"]
+    assert not user.widget.start.empty.isVisible()
+    assert user.widget.start.image.currentText() == "cell"
