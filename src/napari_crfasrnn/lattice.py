@@ -180,10 +180,7 @@ class Lattice:
             return self._native.filter(np.asarray(values), transpose=transpose)  # type: ignore[no-any-return]
         if self._backend == "cuda":
             return self._apply_to_tensor(_to_tensor(values), transpose).numpy()
-        values = np.ascontiguousarray(values)
-        out = np.empty_like(values)
-        self._native.filter(values, out, transpose=transpose)
-        return out
+        return self._native.filter(np.ascontiguousarray(values), transpose=transpose)  # type: ignore[no-any-return]
 
     def _apply_to_tensor(self, values: Tensor, transpose: bool) -> Tensor:
         if self._backend == "cuda":
@@ -263,13 +260,10 @@ class MeanField:
                 output_scale=output_scale,
                 n_iterations=n_iterations,
             )
-        logits = np.ascontiguousarray(_plain(unary))
-        out = np.empty_like(logits)
-        self._native.run(
-            logits,
-            out,
-            spatial=np.ascontiguousarray(_plain(spatial_map)),
-            bilateral=np.ascontiguousarray(_plain(bilateral_map)),
+        out = self._native.run(
+            _contiguous(unary),
+            spatial=_contiguous(spatial_map),
+            bilateral=_contiguous(bilateral_map),
             unary_scale=unary_scale,
             output_scale=output_scale,
             n_iterations=n_iterations,

@@ -212,6 +212,47 @@ def test_inference_equals_the_differentiable_path(
     torch.testing.assert_close(fused, differentiable.detach(), atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("labels", "normalization"), [(2, "after"), (5, "symmetric"), (21, "after")])
+def test_ten_fused_iterations_stay_near_float64(labels: int, normalization: Any) -> None:
+    # Widths without a common measure, so that no pixel lies on the face of a simplex: there float32 and
+    # float64 may rightly disagree about which vertices exist.
+    config = CrfConfig(
+        theta_alpha=159.731, theta_beta=2.98713, theta_gamma=2.99157, normalization=normalization
+    )
+    crf = CrfRnn(labels, config).eval()
+    height, width = 72, 88
+    image = photo_like(1, 3, height, width) + torch.linspace(0, 0.37, width)
+    unary = torch.nn.functional.interpolate(logits_like(1, labels, 9, 11), (height, width), mode="bilinear")
+    with torch.no_grad():
+        fused = crf(unary, image).softmax(dim=1)
+        crf.backend = "reference"
+        exact = crf(unary.double(), image.double()).softmax(dim=1)
+    difference = (fused.double() - exact).abs().flatten()
+    # The mean field amplifies rounding at undecided pixels.
+    assert float(difference.quantile(0.9999)) <= 1e-4
+    assert float(difference.max()) <= 1e-3
+
+
+def test_two_labels_take_their_own_path_to_the_same_result() -> None:
+    crf = perturbed(CrfRnn(2, CrfConfig(theta_alpha=8, theta_beta=30, unary_scale=0.7, output_scale=1.3)))
+    image, unary = photo_like(1, 3, 21, 30), 10 * logits_like(1, 2, 21, 30)
+    unary[..., :3, :3] *= 1e4
+    expected = crf(unary, image, n_iterations=6).detach()
+    with torch.no_grad():
+        fused = crf(unary, image, n_iterations=6)
+    torch.testing.assert_close(fused, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_pixels_come_in_an_order_and_go_back() -> None:
+    crf = CrfRnn(3)
+    image = photo_like(2, 3, 70, 90)
+    prepared = crf.prepare(image)
+    assert prepared.pixel_of is not None
+    assert not torch.equal(prepared.pixel_of[0], prepared.pixel_of[1])
+    for order in prepared.pixel_of:
+        assert torch.equal(order.sort().values, torch.arange(70 * 90))
+
+
 # --- What the layer promises ---------------------------------------------------------------------
 
 

@@ -35,9 +35,9 @@ class Lattice:
     def n_bytes(self) -> int:
         """Memory held, in bytes."""
 
-    def filter(self, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], *, transpose: bool = False) -> None:
+    def filter(self, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, transpose: bool = False) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
         """
-        Write slice(blur(splat(values))) to out; both float32 [N, V], C-contiguous, not overlapping.
+        Return slice(blur(splat(values))) for values float32 [N, V], C-contiguous.
 
         transpose applies the adjoint. The GIL is released; several threads may call at once.
         """
@@ -58,12 +58,12 @@ class MeanField:
     def n_points(self) -> int:
         """N"""
 
-    def run(self, unary: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], *, spatial: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bilateral: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unary_scale: float, output_scale: float, n_iterations: int) -> None:
+    def run(self, unary: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, spatial: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bilateral: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unary_scale: float, output_scale: float, n_iterations: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
         """
-        Write the refined logits [L, N] of unary [L, N], float32, L <= 64, to out, which may be unary.
+        Return the refined logits [L, N] of unary [L, N], float32, L <= 64.
 
         The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is
-        released. Raises ValueError for NaN or infinity in unary; out is then undefined.
+        released. Raises ValueError for NaN or infinity in unary.
         """
 
 def order_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, colour_step: float, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')]) -> None:

@@ -58,18 +58,24 @@ std::unique_ptr<crfasrnn::Lattice> build(Features features) {
   return lattice;
 }
 
-void filter(const crfasrnn::Lattice& lattice, Values values, Output out, bool transpose) {
+using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+// A new array [rows, columns] in reused memory, which Python gives back when it lets go of it.
+Result new_array(std::size_t rows, std::size_t columns) {
+  auto owned = std::make_unique<crfasrnn::Buffer<float>>(rows * columns);
+  float* data = owned->data();
+  nb::capsule owner(owned.get(), [](void* p) noexcept { delete static_cast<crfasrnn::Buffer<float>*>(p); });
+  static_cast<void>(owned.release());
+  return Result(data, {rows, columns}, owner);
+}
+
+Result filter(const crfasrnn::Lattice& lattice, Values values, bool transpose) {
   if (values.shape(0) != lattice.n_points()) throw nb::value_error("values must have one row for every point");
-  if (out.shape(0) != values.shape(0) || out.shape(1) != values.shape(1)) {
-    throw nb::value_error("out must have the shape of values");
-  }
-  const float* first = values.data();
+  Result out = new_array(values.shape(0), values.shape(1));
   float* target = out.data();
-  if (values.size() != 0 && target < first + values.size() && first < target + out.size()) {
-    throw nb::value_error("out must not overlap values");
-  }
   const nb::gil_scoped_release unlocked;
-  lattice.filter({first, values.size()}, {target, out.size()}, values.shape(1), transpose);
+  lattice.filter({values.data(), values.size()}, {target, values.size()}, values.shape(1), transpose);
+  return out;
 }
 
 using Factors = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -114,16 +120,17 @@ std::unique_ptr<crfasrnn::MeanField> mean_field(SharedLattice spatial, SharedLat
   return std::make_unique<crfasrnn::MeanField>(first, second, order);
 }
 
-void run(const crfasrnn::MeanField& field, Values unary, Output out, Matrix spatial, Matrix bilateral,
-         float unary_scale, float output_scale, int n_iterations) {
+Result run(const crfasrnn::MeanField& field, Values unary, Matrix spatial, Matrix bilateral, float unary_scale,
+           float output_scale, int n_iterations) {
   const std::size_t n_labels = unary.shape(0);
   if (n_labels < 1 || n_labels > crfasrnn::max_width) throw nb::value_error("unary must have 1 to 64 labels");
   if (unary.shape(1) != field.n_points()) throw nb::value_error("unary must be [L, N]");
-  if (out.shape(0) != n_labels || out.shape(1) != unary.shape(1)) throw nb::value_error("out must be [L, N]");
   for (const Matrix* matrix : {&spatial, &bilateral}) {
     if (matrix->shape(0) != n_labels || matrix->shape(1) != n_labels) throw nb::value_error("matrices must be [L, L]");
   }
   if (n_iterations < 1) throw nb::value_error("n_iterations must be at least 1");
+  Result out = new_array(n_labels, unary.shape(1));
+  float* target = out.data();
   bool finite;
   {
     const nb::gil_scoped_release unlocked;
@@ -132,9 +139,10 @@ void run(const crfasrnn::MeanField& field, Values unary, Output out, Matrix spat
                         {bilateral.data(), bilateral.size()},
                         unary_scale,
                         output_scale},
-                       n_iterations, {out.data(), out.size()});
+                       n_iterations, {target, unary.size()});
   }
   if (!finite) throw nb::value_error("unary must be finite, got NaN or infinity");
+  return out;
 }
 
 using Image = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -214,8 +222,8 @@ NB_MODULE(_lattice, m) {
       .def_prop_ro("n_dims", &crfasrnn::Lattice::n_dims, "d")
       .def_prop_ro("n_vertices", &crfasrnn::Lattice::n_vertices, "M")
       .def_prop_ro("n_bytes", &crfasrnn::Lattice::n_bytes, "Memory held, in bytes.")
-      .def("filter", &filter, "values"_a.noconvert(), "out"_a.noconvert(), nb::kw_only(), "transpose"_a = false,
-           "Write slice(blur(splat(values))) to out; both float32 [N, V], C-contiguous, not overlapping.\n\n"
+      .def("filter", &filter, "values"_a.noconvert(), nb::kw_only(), "transpose"_a = false,
+           "Return slice(blur(splat(values))) for values float32 [N, V], C-contiguous.\n\n"
            "transpose applies the adjoint. The GIL is released; several threads may call at once.");
 
   nb::class_<crfasrnn::MeanField>(m, "MeanField", "Mean-field inference with two kernels, without gradients.")
@@ -227,11 +235,11 @@ NB_MODULE(_lattice, m) {
            "tells where each point lies in the planes of run. averages tells that the factors make every row\n"
            "of both kernels sum to 1.")
       .def_prop_ro("n_points", &crfasrnn::MeanField::n_points, "N")
-      .def("run", &run, "unary"_a.noconvert(), "out"_a.noconvert(), nb::kw_only(), "spatial"_a.noconvert(),
+      .def("run", &run, "unary"_a.noconvert(), nb::kw_only(), "spatial"_a.noconvert(),
            "bilateral"_a.noconvert(), "unary_scale"_a, "output_scale"_a, "n_iterations"_a,
-           "Write the refined logits [L, N] of unary [L, N], float32, L <= 64, to out, which may be unary.\n\n"
+           "Return the refined logits [L, N] of unary [L, N], float32, L <= 64.\n\n"
            "The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is\n"
-           "released. Raises ValueError for NaN or infinity in unary; out is then undefined.");
+           "released. Raises ValueError for NaN or infinity in unary.");
 
   m.def("order_pixels", &order_pixels, "image"_a.noconvert(), "space"_a, nb::kw_only(), "colour_step"_a,
         "pixel_of"_a.noconvert(),

@@ -8,7 +8,9 @@
 namespace crfasrnn {
 namespace {
 
-constexpr std::size_t tile = 32;  // rows of 32 * 32 pixels with 24 values take 96 KiB: well inside a second-level cache
+// Rows of 64 * 64 pixels with 24 values take 384 KiB, a part of a second-level cache; of the vertices of
+// a photograph more than half have all their points in one such square.
+constexpr std::size_t tile = 64;
 constexpr std::size_t n_digits = 256;
 constexpr std::uint32_t most_steps = 31;  // five bits for each of three channels
 

@@ -176,6 +176,10 @@ constexpr std::uint32_t piece = 128;
 template <int N>
 void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values, float* vertices,
                 std::size_t begin, std::size_t end) {
+  [[maybe_unused]] const std::uint32_t end_of_range = start[end];
+  const auto row_of = [&values](std::uint32_t p) {
+    return p < values.n_safe ? values.rows + p * values.stride : values.tail + (p - values.n_safe) * values.tail_stride;
+  };
   for (std::size_t m = begin; m < end; ++m) {
     Row<N> sum = Row<N>::zero();
     std::uint32_t i = start[m];
@@ -184,10 +188,15 @@ void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const Val
       const std::uint32_t stop = last - i > piece ? i + piece : last;
       Row<N> part = Row<N>::zero();
       for (; i < stop; ++i) {
-        const std::uint32_t p = entries[i].point;
-        const float* row = p < values.n_safe ? values.rows + p * values.stride
-                                             : values.tail + (p - values.n_safe) * values.tail_stride;
-        part.add_scaled(entries[i].weight, row);
+#if defined(__GNUC__)
+        // Points of one vertex may lie far apart; which ones come is known long before.
+        constexpr std::uint32_t ahead = 24;
+        if (N >= 8 && i + ahead < end_of_range) {
+          const float* row = row_of(entries[i + ahead].point);
+          for (int j = 0; j < N; j += 16) __builtin_prefetch(row + j);
+        }
+#endif
+        part.add_scaled(entries[i].weight, row_of(entries[i].point));
       }
       sum.add(part);
       if (i == last) break;

@@ -39,6 +39,7 @@ struct BlurGroup {
 };
 
 struct KeyLayout;
+class VertexFilter;
 template <int Words>
 class VertexTable;
 
@@ -81,7 +82,8 @@ class Lattice {
   void link_chains(const KeyLayout& layout, const VertexTable<Words>& table);
   template <int Words>
   BlurGroup::Axis link_axis(int axis, const KeyLayout& layout, const VertexTable<Words>& table,
-                            const Buffer<std::uint32_t>& block_of, std::size_t n_blocks) const;
+                            const VertexFilter& filter, const Buffer<std::uint32_t>& block_of,
+                            std::size_t n_blocks) const;
 
   std::size_t n_points_ = 0;
   std::size_t n_vertices_ = 0;

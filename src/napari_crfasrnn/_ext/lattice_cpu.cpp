@@ -93,8 +93,6 @@ void number_chunk(const float* features, std::size_t begin, std::size_t end, con
   Buffer<std::uint64_t> hashes(batch * corners);
   // The keys and numbers of the point before: neighbours in an image share most of their corners.
   Key<Words>* last_keys = keys.data();
-  std::uint32_t last_ids[max_dims + 1];
-  bool has_last = false;
 
   for (std::size_t first = begin; first < end; first += batch) {
     const std::size_t count = std::min(batch, end - first);
@@ -126,17 +124,13 @@ void number_chunk(const float* features, std::size_t begin, std::size_t end, con
     for (std::size_t q = 0; q < count; ++q) {
       const Key<Words>* own = keys.data() + (q + 1) * corners;
       std::uint32_t* ids = vertex_of + (first + q) * corners;
+      const bool has_last = first + q != begin;
       for (std::size_t c = 0; c < corners; ++c) {
-        if (has_last && own[c] == own[c - corners]) {
-          ids[c] = last_ids[c];
-        } else {
-          ids[c] = table.find_or_add(own[c], hashes[q * corners + c]);
-        }
+        ids[c] = has_last && own[c] == own[c - corners] ? ids[c - corners]
+                                                        : table.find_or_add(own[c], hashes[q * corners + c]);
       }
-      std::copy(ids, ids + corners, last_ids);
-      has_last = true;
     }
-    std::copy(keys.data() + count * corners, keys.data() + (count + 1) * corners, last_keys);
+    for (std::size_t c = 0; c < corners; ++c) last_keys[c] = keys[count * corners + c];
   }
 }
 
@@ -257,6 +251,8 @@ void Lattice::link_chains(const KeyLayout& layout, const VertexTable<Words>& tab
   // Three axes at a time: more of them reach too many vertices, fewer read the vertices more often.
   const int n_groups = n_axes <= 3 ? n_axes : (n_axes + 2) / 3;
   groups_.resize(static_cast<std::size_t>(n_groups));
+  VertexFilter filter(n_vertices_);
+  for (std::size_t v = 0; v < n_vertices_; ++v) filter.add(table.keys()[v].hash());
   FirstException failure;
   parallel_for(groups_.size(), 1, [&](std::size_t first, std::size_t last) {
     failure.guard([&] {
@@ -273,7 +269,7 @@ void Lattice::link_chains(const KeyLayout& layout, const VertexTable<Words>& tab
           std::fill(block_of.data(), block_of.data() + n_vertices_, 0U);
         }
         for (int axis = first_axis; axis < last_axis; ++axis) {
-          group.axes.push_back(link_axis<Words>(axis, layout, table, block_of, group.n_blocks));
+          group.axes.push_back(link_axis<Words>(axis, layout, table, filter, block_of, group.n_blocks));
         }
         if (group.axes.size() == 1) cut_between_chains(group);
       }
@@ -284,20 +280,35 @@ void Lattice::link_chains(const KeyLayout& layout, const VertexTable<Words>& tab
 
 template <int Words>
 BlurGroup::Axis Lattice::link_axis(int axis, const KeyLayout& layout, const VertexTable<Words>& table,
-                                   const Buffer<std::uint32_t>& block_of, std::size_t n_blocks) const {
+                                   const VertexFilter& filter, const Buffer<std::uint32_t>& block_of,
+                                   std::size_t n_blocks) const {
   constexpr std::uint32_t absent = VertexTable<Words>::absent;
-  constexpr std::size_t ahead = 16;
   const std::size_t m = n_vertices_;
   const Key<Words> step = layout.template step<Words>(axis);
   const Key<Words>* keys = table.keys();
   Buffer<std::uint32_t> next(m);
   Buffer<std::uint8_t> has_previous(m);
   std::memset(has_previous.data(), 0, m);
-  for (std::size_t v = 0; v < m; ++v) {
-    if (v + ahead < m) table.prefetch((keys[v + ahead] + step).hash());
-    const Key<Words> key = keys[v] + step;
-    next[v] = table.find(key, key.hash());
-    if (next[v] != absent) has_previous[next[v]] = 1;
+  std::uint32_t candidates[batch];
+  for (std::size_t first = 0; first < m; first += batch) {
+    // About half of all neighbours do not exist, and the filter knows that of nearly all of them.
+    const std::size_t last = std::min(first + batch, m);
+    std::size_t n_candidates = 0;
+    for (std::size_t v = first; v < last; ++v) {
+      const std::uint64_t hash = (keys[v] + step).hash();
+      next[v] = absent;
+      candidates[n_candidates] = static_cast<std::uint32_t>(v);
+      if (filter.may_contain(hash)) {
+        table.prefetch(hash);
+        ++n_candidates;
+      }
+    }
+    for (std::size_t i = 0; i < n_candidates; ++i) {
+      const std::uint32_t v = candidates[i];
+      const Key<Words> key = keys[v] + step;
+      next[v] = table.find(key, key.hash());
+      if (next[v] != absent) has_previous[next[v]] = 1;
+    }
   }
   BlurGroup::Axis out;
   out.start = Buffer<std::uint32_t>(n_blocks + 1);

@@ -175,4 +175,21 @@ class VertexTable {
   int shift_ = 0;
 };
 
+// A set of hashes that answers "not in it" from a small array of bits, 16 to 32 of them per vertex:
+// it stays in the cache while the table of a large image does not.
+class VertexFilter {
+ public:
+  explicit VertexFilter(std::size_t n_vertices)
+      : bits_(std::bit_ceil(std::max<std::size_t>(16 * n_vertices, 512)) / 64),
+        shift_(64 - std::bit_width(64 * bits_.size() - 1)) {
+    for (std::size_t i = 0; i < bits_.size(); ++i) bits_[i] = 0;
+  }
+  void add(std::uint64_t hash) { bits_[hash >> shift_ >> 6] |= std::uint64_t{1} << (hash >> shift_ & 63); }
+  bool may_contain(std::uint64_t hash) const { return (bits_[hash >> shift_ >> 6] >> (hash >> shift_ & 63) & 1) != 0; }
+
+ private:
+  Buffer<std::uint64_t> bits_;
+  int shift_;
+};
+
 }  // namespace crfasrnn
