@@ -292,10 +292,17 @@ class TestLearning:
         wrong[45:65, 97:117] = 0  # a coin that the same image shows as a thing three times
         liar = project.add(image, labels=wrong)
         report = fine_tune(starter, project, QUICK.model_copy(update={"max_iterations": 40}))
-        (place,) = report.contradictions
-        assert place.item_id == liar.id
-        assert (place.region.label, place.region.predicted) == (0, 1)
-        assert report.as_dict()["contradictions"][0]["region"]["box"] == (45, 97, 65, 117)
+        # One side cannot be learnt, whichever it is, and its place is told.
+        assert report.contradictions
+        for place in report.contradictions:
+            said = 0 if place.item_id == liar.id else 1
+            assert (place.region.label, place.region.predicted) == (said, 1 - said)
+            y0, x0, y1, x1 = place.region.box
+            assert y0 < 65
+            assert y1 > 45
+            assert x0 < 117
+            assert x1 > 97
+        assert report.as_dict()["contradictions"][0]["region"]["n_pixels"] > 20
 
 
 class TestRepeating:
@@ -313,7 +320,8 @@ class TestRepeating:
         self, starter: SegmentationModel, make_project: Callable[..., Project]
     ) -> None:
         project = make_project(TWO)
-        project.add(data.coins(), labels=(data.coins() > 110).astype(np.uint8))
+        image = data.coins()[:200, :200]  # more labelled pixels than one iteration takes
+        project.add(image, labels=(image > 110).astype(np.uint8))
         few = QUICK.model_copy(update={"max_iterations": 3})
         first = fine_tune(starter, project, few)
         second = fine_tune(starter, project, few.model_copy(update={"seed": 1}))
@@ -348,7 +356,7 @@ class TestStopping:
         assert times > 8  # often, and so soon heard
         image = data.coins()[:128, :128]
         unlearnt = weights(starter.with_classes(TWO))
-        for moment in range(times):
+        for moment in (*range(6), *range(6, times, max(1, times // 8))):
             calls = iter([False] * moment + [True] * 1000)
             report = fine_tune(starter, coins_project, few, cancel=lambda calls=calls: next(calls))
             assert report.stopped_by == "cancelled"

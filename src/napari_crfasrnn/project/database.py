@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ def create_database(folder: Path) -> None:
             connection.execute(statement)
         connection.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
         connection.execute("INSERT INTO meta VALUES ('created', ?)", (now(),))
+        connection.execute("INSERT INTO meta VALUES ('id', ?)", (secrets.token_hex(16),))
         connection.execute("COMMIT")
     finally:
         connection.close()

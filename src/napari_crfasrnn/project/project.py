@@ -155,6 +155,11 @@ class Project:
         return cls(path, read_only=read_only)
 
     @property
+    def id(self) -> str:
+        """What tells this project from all others; copies by `save_as` share it."""
+        return str(self._database.rows("SELECT value FROM meta WHERE key = 'id'")[0][0])
+
+    @property
     def read_only(self) -> bool:
         """Whether changes are refused; `notice` says why."""
         return self.notice is not None

@@ -32,12 +32,15 @@ from napari_crfasrnn.training.report import (
     TrainReport,
     TrainStep,
 )
+from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes
 
 _VIEW_SHARE = 0.5  # of the time limit at most goes into encoding images
 _MIRRORED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
 _SCORES_AFTER = 2.0  # scores on all tiles that come after the last head iteration
+_TITLE = "Fine-tuned from "
+TAUGHT = "taught"  # in a model's provenance: the classes that it knows from the labels of one project only
 _DIVERGED = "the loss was no longer a number, so learning stopped and the best weights before that were kept"
 
 
@@ -108,10 +111,10 @@ class _Round:
     ) -> None:
         self.clock = _Clock(config.seconds, time.monotonic())
         self.project, self.config, self.progress, self.cancel = project, config, progress, cancel
-        names = {spec.name for spec in project.classes}
-        self.keep = sum(spec.name in names for spec in model.classes) > 1
+        self.knows = _n_known_classes(model, project) > 1
         self.student = _with_classes_of(model, project)
         self.planes: list[LabelledPlane] = []
+        self.labelled: list[bool] = []
         self.history: list[TrainStep] = []
         self.notes: list[str] = []
         self.before: LockedScore | None = None
@@ -128,6 +131,7 @@ class _Round:
                 found = find_contradictions(self.student, self.planes, self.cancel)
         except Cancelled:
             stopped_by = "cancelled"
+        self._note_provenance()
         return TrainReport(
             model=self.student,
             before=self.before,
@@ -192,7 +196,7 @@ class _Round:
             (view, locked_sample(self.student, plane, view.grid))
             for view, plane in zip(views[: len(self.planes)], self.planes, strict=True)
         ]
-        learner = HeadLearner(self.student, views, locked, self.config, keep=self.keep, cancel=self.cancel)
+        learner = HeadLearner(self.student, views, locked, self.config, self._advice(views))
         try:
             while learner.iteration < self.config.max_iterations:
                 raise_if_cancelled(self.cancel)
@@ -206,6 +210,15 @@ class _Round:
         finally:
             learner.finish()
         return "iterations"
+
+    def _advice(self, views: list[View]) -> list[Advice]:
+        """Return what the untouched pixels of every plane should become."""
+        first = views[: len(self.planes)]
+        if self.knows:
+            return advise_by_votes(self.student, first, self.config, self.cancel)
+        if sum(self.labelled) < 2:  # a forest that saw one class only would say that all is of this class
+            return []
+        return advise_by_forest(self.student, self.planes, first, self.config, self.cancel)
 
     def _learn_crf(self, tuner: CrfTuner, stopped_by: StoppedBy, reserve: float) -> StoppedBy:
         """Learn the CRF; put it back if the held-back pixels (or else the labels) are worse for it."""
@@ -243,16 +256,42 @@ class _Round:
         if self.progress is not None:
             self.progress(step)
 
+    def _note_provenance(self) -> None:
+        """Write into the model where it comes from."""
+        about = self.student.provenance
+        title = str(about.get("title", "a model"))
+        if self.history:
+            about["title"] = title if title.startswith(_TITLE) else _TITLE + title
+            if not self.knows:
+                names = [spec.name for spec in self.student.classes]
+                about[TAUGHT] = {"project": self.project.id, "classes": names}
+
     def _note_missing_classes(self) -> None:
         present = set[int]()
         for plane in self.planes:
             present |= set(np.unique(plane.training).tolist())
-        names = [spec.name for value, spec in enumerate(self.student.classes) if value in present]
+        self.labelled = [value in present for value in range(self.student.n_labels)]
+        names = [
+            spec.name for spec, is_there in zip(self.student.classes, self.labelled, strict=True) if is_there
+        ]
         if len(names) == 1:
             self.notes.append(
                 f"only {names[0]!r} is labelled: label a little of what is not {names[0]!r}, too, "
                 "or it may spread over everything"
             )
+
+
+def _n_known_classes(model: SegmentationModel, project: Project) -> int:
+    """Return how many of a project's classes a model knows from elsewhere.
+
+    What it learnt from the labels of this very project does not count: they are all here, and say it better.
+    """
+    known = {spec.name for spec in model.classes}
+    taught = model.provenance.get(TAUGHT, {})
+    if taught.get("project") == project.id:
+        known -= set(taught["classes"])
+    renamed = _renamed(model, project)
+    return sum(renamed.get(spec.name, spec.name) in known for spec in project.classes)
 
 
 def _with_classes_of(model: SegmentationModel, project: Project) -> SegmentationModel:

@@ -1,10 +1,9 @@
 """Learning the head of a network (and, thawed, its encoder) from labelled pixels.
 
 The loss has two parts. Labelled pixels: cross entropy, classes weighted by frequency^-1/2. Untouched
-pixels of the same planes: the divergence from what they should become (`teacher`), weighted by how sure
-that is; so what was right stays right. The weights are pulled to where they started (not to zero), which
-is the knowledge that a few strokes must not wash out. An exponential average of the weights is what is
-kept: it is good whenever the training is stopped.
+pixels of the same planes: the divergence from what they should become (`teacher`). The weights are
+pulled to where they started (not to zero), which is the knowledge that a few strokes must not wash out.
+An exponential average of the weights is what is kept: it is good whenever the training is stopped.
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ from torch import Tensor, nn
 from napari_crfasrnn import metrics
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.network import Fcn8s, SegmentationModel
-from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.planes import PixelSample, View
 from napari_crfasrnn.training.positions import logits_at, score_map
 from napari_crfasrnn.training.report import LockedScore
-from napari_crfasrnn.training.teacher import Advice, advise
+from napari_crfasrnn.training.teacher import Advice
 
 _BATCH = 4096  # labelled pixels in an iteration
 _UNTOUCHED_BATCH = 1024
@@ -36,7 +34,7 @@ _PULL = 1e-2  # share of the way back to the first weights, in units of the lear
 _MAX_GRADIENT = 5.0
 _ENCODER_SHARE = 0.01  # of the learning rate, for a thawed encoder
 _MEASURE_EVERY = 10  # iterations, at least
-_BATCH_STREAM, _ADVICE_STREAM = 1, 2  # random streams, beside that which draws the pixels
+_BATCH_STREAM = 1  # random stream, beside that which draws the pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +43,7 @@ class _Lesson:
 
     view: View
     weight: Tensor  # [N] of each labelled pixel, by its class
+    say: float  # of all labelled pixels together; a single stroke has less than a mask, but not by its area
     advice: Advice | None  # for the untouched pixels
 
 
@@ -61,16 +60,8 @@ class HeadLearner:
         A view of each plane, and the plane's held-back pixels: what `measure` looks at.
     config
         Learning rate, seed, weight of the old predictions.
-    keep
-        Give untouched pixels a target that starts from what the model predicts now; false for a model
-        that knows nothing yet.
-    cancel
-        Asked while the lessons are prepared.
-
-    Raises
-    ------
-    Cancelled
-        When asked to stop.
+    advice
+        For each plane, what its untouched pixels should become; empty if nobody knows.
     """
 
     def __init__(
@@ -79,15 +70,10 @@ class HeadLearner:
         views: Sequence[View],
         locked: Sequence[tuple[View, PixelSample]],
         config: TrainConfig,
-        *,
-        keep: bool,
-        cancel: Cancel | None,
+        advice: Sequence[Advice],
     ) -> None:
         self._model = model
-        self._seed = config.seed
-        self._cancel = cancel
         self._locked = [(view, sample) for view, sample in locked if len(sample)]
-        self._keep_weight = config.keep_weight if keep else 0.0
         self._random = np.random.default_rng([config.seed, _BATCH_STREAM])
         groups = _parameter_groups(model, config)
         self._parameters = [parameter for group in groups for parameter in group["params"]]
@@ -100,7 +86,12 @@ class HeadLearner:
         for view in views:
             counts += torch.bincount(view.training.target.cpu(), minlength=model.n_labels)
         class_weight = counts.clamp_min(1).rsqrt().to(model.device)
-        self._lessons = self._prepare(views, class_weight)
+        weights = [class_weight[view.training.target] for view in views]
+        mean = sum(float(weight.sum()) for weight in weights) / max(1, len(weights))
+        self._lessons = [
+            _Lesson(view, weight, (float(weight.sum()) / mean) ** 0.5, advice[view.plane] if advice else None)
+            for view, weight in zip(views, weights, strict=True)
+        ]
         self._order: list[int] = []
         self._measure_every = max(_MEASURE_EVERY, 2 * len(self._locked))
         self._sound = True
@@ -182,20 +173,6 @@ class HeadLearner:
     def _scores(self, view: View) -> Tensor:  # [L, gh, gw]
         return score_map(self._model.network, view.encoded(self._model), view.grid)
 
-    @torch.no_grad()
-    def _prepare(self, views: Sequence[View], class_weight: Tensor) -> list[_Lesson]:
-        """Return the lessons; a plane's views share its advice, since they show the same pixels."""
-        random = np.random.default_rng([self._seed, _ADVICE_STREAM])
-        advice: dict[int, Advice] = {}
-        lessons = []
-        for view in views:
-            if self._keep_weight and len(view.untouched) and view.plane not in advice:
-                raise_if_cancelled(self._cancel)
-                advice[view.plane] = advise(self._model, view, random)
-            weight = class_weight[view.training.target]
-            lessons.append(_Lesson(view, weight, advice.get(view.plane)))
-        return lessons
-
     def _loss(self, lesson: _Lesson) -> Tensor:
         scores = self._scores(lesson.view)
         sample = lesson.view.training
@@ -204,13 +181,13 @@ class HeadLearner:
             chosen = self._choose(len(sample), _BATCH)
             positions, target, weight = positions.select(chosen), target[chosen], weight[chosen]
         losses = F.cross_entropy(logits_at(scores, positions), target, reduction="none")
-        loss = (losses * weight).sum() / weight.sum()
+        loss = lesson.say * (losses * weight).sum() / weight.sum()
         advice = lesson.advice
-        if advice is not None:
-            chosen = self._choose(len(advice.certainty), _UNTOUCHED_BATCH)
+        if advice is not None and len(advice.weight):
+            chosen = self._choose(len(advice.weight), _UNTOUCHED_BATCH)
             now = logits_at(scores, lesson.view.untouched.positions.select(chosen)).log_softmax(1)
             divergence = F.kl_div(now, advice.marginals[chosen], reduction="none").sum(1)
-            loss = loss + self._keep_weight * (advice.certainty[chosen] * divergence).mean()
+            loss = loss + (advice.weight[chosen] * divergence).mean()
         return loss
 
     def _choose(self, n: int, size: int) -> Tensor:

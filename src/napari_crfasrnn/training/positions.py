@@ -87,11 +87,29 @@ def locate(
     """
     if mirrored:
         x = grid.image_size[1] - 1 - x
-    (h, w) = grid.input_size
-    y0, y1, fy = _around(y, grid.image_size[0], h, network)
-    x0, x1, fx = _around(x, grid.image_size[1], w, network)
-    row = _n_cells(w, network)
-    cells = np.stack([y0 * row + x0, y0 * row + x1, y1 * row + x0, y1 * row + x1])
+    return locate_cells(grid, y, x, 1 if isinstance(network, Fcn8s) else _LITE_STRIDE)
+
+
+def locate_cells(
+    grid: Grid,
+    y: NDArray[np.integer],  # [N]
+    x: NDArray[np.integer],  # [N]
+    stride: int,
+) -> Positions:
+    """Return pixels of an image as positions in a map of the `FcnLite` encoder.
+
+    Parameters
+    ----------
+    stride
+        Of the map: 2 to 32; 1 is the network's input itself.
+    """
+    rows, columns = (
+        _around(place, image_side, input_side, stride)
+        for place, image_side, input_side in zip((y, x), grid.image_size, grid.input_size, strict=True)
+    )
+    (y0, y1, fy), (x0, x1, fx) = rows, columns
+    width = _n_cells(grid.input_size[1], stride)
+    cells = np.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1])
     weights = np.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx])
     return Positions(torch.from_numpy(cells), torch.from_numpy(weights.astype(np.float32)))
 
@@ -103,21 +121,19 @@ def logits_at(scores: Tensor, positions: Positions) -> Tensor:  # [L, gh, gw] â†
     return logits
 
 
-def _n_cells(size: int, network: Network) -> int:
-    """Return how many cells a side of the score map has, for a side of the network's input."""
-    return size if isinstance(network, Fcn8s) else -(-size // STRIDE) * (STRIDE // _LITE_STRIDE)
+def _n_cells(side: int, stride: int) -> int:
+    """Return how many cells a side of a map has; the input is padded to a multiple of the last stride."""
+    return side if stride == 1 else -(-side // STRIDE) * (STRIDE // stride)
 
 
 def _around(
-    place: NDArray[np.integer], image_side: int, input_side: int, network: Network
+    place: NDArray[np.integer], image_side: int, input_side: int, stride: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Return the cells before and after each place, and how far it is from the one before (0..1)."""
     # Pixel centres of the image in pixels of the input, as `interpolate` without aligned corners has it.
     at = np.clip((place + 0.5) * input_side / image_side - 0.5, 0, input_side - 1)
-    if not isinstance(network, Fcn8s):
-        at = (at - (_LITE_STRIDE - 1)) / _LITE_STRIDE  # cell i sits at its last pixel, see `fcn._upsample`
-    last = _n_cells(input_side, network) - 1
-    at = np.clip(at, 0, last)
+    last = _n_cells(input_side, stride) - 1
+    at = np.clip((at - (stride - 1)) / stride, 0, last)  # cell i sits at its last pixel, see `fcn._upsample`
     before = np.floor(at).astype(np.int64)
     return before, np.minimum(before + 1, last), at - before
 

@@ -1,5 +1,6 @@
-"""What the untouched pixels of a labelled plane should become: between the old prediction and the edits.
+"""What the untouched pixels of a labelled plane should become.
 
+Where the model knows the classes, untouched pixels lie between their old prediction and the edits.
 Somebody who paints a few strokes into a wrong region means the region, and nothing else. If untouched
 pixels were simply held at their old prediction, only the strokes would change; if they were left alone,
 a few strokes would change half of the image. So every untouched pixel takes a vote (a Nadaraya-Watson
@@ -7,11 +8,15 @@ estimate) among the labelled pixels and the old predictions of other untouched p
 how alike two pixels are in the network's eyes, in what they were predicted to be, and in their place;
 an old prediction counts a twentieth of a label, times how sure the network was. A pixel that resembles
 the strokes more than the rest follows them, and the rest stays.
+
+Where the model does not know the classes, its old predictions mean nothing, and a forest reads the
+strokes instead (`forest`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.network import FcnLite, SegmentationModel
-from napari_crfasrnn.training.planes import PixelSample, View
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.forest import forest_marginals
+from napari_crfasrnn.training.planes import LabelledPlane, PixelSample, View
 from napari_crfasrnn.training.positions import logits_at, score_map
 
 _VOTERS = 1_500  # labelled pixels and as many untouched ones: more change nothing but the time
@@ -33,6 +41,10 @@ _OLD_VOTE = 0.05  # of an old prediction, where a label has 1
 _CLIP = 6.0  # standard deviations
 _SMALLEST_DEVIATION = 1e-3
 _NO_VOTE = 1e-6
+_VOTE_STREAM = 2  # random stream, beside those that draw the pixels and the batches
+
+_FOREST_WEIGHT = 4.0  # of the forest's advice: strokes alone are soon learnt by heart
+_RAREST = 1e-3  # share of a class below which its pixels weigh no more
 _CHUNK = 1_024
 
 
@@ -44,26 +56,64 @@ class Advice:
     ----------
     marginals
         [K, L] what each pixel should become.
-    certainty
-        [K] 0..1, one minus the entropy over that of a fair guess.
+    weight
+        [K] how much each counts, where all labelled pixels of a plane together count 1: the mean over
+        the pixels is what the advice counts.
     """
 
     marginals: Tensor
-    certainty: Tensor
+    weight: Tensor
 
 
-def advise(model: SegmentationModel, view: View, generator: np.random.Generator) -> Advice:
-    """Return the targets of a view's untouched pixels, by the model as it is now.
+@torch.no_grad()
+def advise_by_votes(
+    model: SegmentationModel,
+    views: Sequence[View],
+    config: TrainConfig,
+    cancel: Cancel | None,
+) -> list[Advice]:
+    """Return advice for each view, starting from what the model predicts now.
 
-    Parameters
-    ----------
-    model
-        The model that made the old predictions.
-    view
-        Labelled and untouched pixels of a plane.
-    generator
-        Draws the voters.
+    Raises
+    ------
+    Cancelled
+        When asked to stop.
     """
+    generator = np.random.default_rng([config.seed, _VOTE_STREAM])
+    advice = []
+    for view in views:
+        raise_if_cancelled(cancel)
+        marginals = _vote(model, view, generator)
+        advice.append(Advice(marginals, config.keep_weight * _certainty(marginals)))
+    return advice
+
+
+@torch.no_grad()
+def advise_by_forest(
+    model: SegmentationModel,
+    planes: Sequence[LabelledPlane],
+    views: Sequence[View],
+    config: TrainConfig,
+    cancel: Cancel | None,
+) -> list[Advice]:
+    """Return advice for each view from a forest that learns the labels alone.
+
+    Raises
+    ------
+    Cancelled
+        When asked to stop.
+    """
+    found = forest_marginals(model, planes, views, config.seed, cancel)
+    share = torch.stack([marginals.sum(0) for marginals in found]).sum(0)
+    class_weight = (share / share.sum().clamp_min(1)).clamp_min(_RAREST).rsqrt()
+    advice = []
+    for marginals in found:
+        weight = marginals @ class_weight
+        advice.append(Advice(marginals, _FOREST_WEIGHT * weight / weight.mean().clamp_min(_RAREST)))
+    return advice
+
+
+def _vote(model: SegmentationModel, view: View, generator: np.random.Generator) -> Tensor:  # [K, L]
     labelled, untouched = _look(model, view, (view.training, view.untouched))
     every = _draw(len(view.training), generator, model.device)
     some = _draw(len(view.untouched), generator, model.device)
@@ -80,8 +130,7 @@ def advise(model: SegmentationModel, view: View, generator: np.random.Generator)
     total = torch.cat([_count(untouched.place[i : i + _CHUNK], voters, votes) for i in starts])
     weight = total.sum(1, keepdim=True)
     # A pixel that resembles no voter keeps what it had.
-    marginals = torch.where(weight > _NO_VOTE, total / weight.clamp_min(_NO_VOTE), untouched.marginals)
-    return Advice(marginals, _certainty(marginals))
+    return torch.where(weight > _NO_VOTE, total / weight.clamp_min(_NO_VOTE), untouched.marginals)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,5 +178,5 @@ def _draw(n: int, generator: np.random.Generator, device: torch.device) -> Tenso
 
 
 def _certainty(marginals: Tensor) -> Tensor:  # [N, L] → [N]
-    entropy = torch.special.entr(marginals).sum(1)
+    entropy: Tensor = torch.special.entr(marginals).sum(1)
     return 1 - entropy / math.log(max(2, marginals.shape[1]))
