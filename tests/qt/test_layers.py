@@ -31,6 +31,7 @@ def make_group(viewer, labels=None, shape=(H, W), **kwargs) -> LabelGroup:
         labels[..., 5:20, 5:20] = 1
         labels[..., 10:30, 25:45] = 2
     group = LabelGroup(viewer, image, labels, CLASSES)
+    group.show_present(np.unique(labels))
     group.grow_now()
     return group
 
@@ -304,6 +305,7 @@ def test_a_new_group_finds_the_layers_of_an_earlier_one(viewer) -> None:
 def test_tiny_images(viewer, shape) -> None:
     image = viewer.add_image(np.zeros(shape, np.uint8), name="photo")
     group = LabelGroup(viewer, image, np.ones(shape, np.uint8), CLASSES)
+    group.show_present([1])
     group.grow_now()
     group.class_layers[1].paint((0, 0), 0)
     assert group.labels[0, 0] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from qtpy.QtTest import QTest
 
 from conftest import User
@@ -90,13 +89,11 @@ def test_a_project_that_another_window_has_is_opened_read_only(user, photograph)
         assert "read-only" in user.line("project")
 
 
-@pytest.mark.parametrize("name", ["nothing", "no project"])
-def test_what_is_no_project_is_refused(user, tmp_path, name) -> None:
-    path = tmp_path / name
-    if name == "no project":
-        path.mkdir()
-    assert user.do(lambda: user.session.storage.open(path)) == "failed"
-    assert user.line("project")
+def test_what_is_no_project_is_refused(user, tmp_path) -> None:
+    (tmp_path / "no project").mkdir()
+    for name in ("nothing", "no project"):
+        assert user.do(lambda name=name: user.session.storage.open(tmp_path / name)) == "failed"
+        assert name in user.line("project")
 
 
 def test_earlier_work_is_offered(user, photograph, make_napari_viewer) -> None:

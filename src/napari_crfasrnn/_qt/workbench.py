@@ -309,10 +309,12 @@ class Workbench:
             group = self.groups.get(key)
         if group is not None and group.alive:
             group.write(labels, index)
-            group.sync_class_layers()
             return
         work.labels[index] = labels
+        written = work.labels
         self._make_group(key)
+        if work.labels is not written:  # there was a layer from an earlier time
+            self.groups[key].write(written)
 
     def _make_group(self, key: str) -> None:
         work = self.session.works[key]
@@ -391,7 +393,8 @@ class Workbench:
         self.viewer.events.theme.connect(self.show_soon)
         self.session.changed.connect(self._on_session)
         self.session.touched.connect(self._on_touched)
-        self.session.counted.connect(self.show_soon)
+        self.session.counted.connect(self._on_counted)
+        self.session.segmented.connect(self._on_segmented)
         self.session.storage.opened.connect(self._on_opened)
         self.session.storage.saved.connect(self._on_saved)
 
@@ -435,8 +438,18 @@ class Workbench:
             return
         if group is not None and group.alive:
             group.flush()
-            group.sync_class_layers()
         self.session.count(key, self.index)
+
+    def _on_segmented(self, key: str, present: Sequence[int]) -> None:
+        group = self.groups.get(key)
+        if group is not None:
+            group.show_present({*present, *group.class_layers})
+
+    def _on_counted(self, key: str) -> None:
+        group, numbers = self.groups.get(key), self.session.numbers.get(key)
+        if group is not None and numbers is not None:
+            group.show_present(numbers.present)
+        self.show_soon()
 
     def _on_inserted(self, event: Any) -> None:
         layer = event.value
@@ -510,7 +523,7 @@ class Workbench:
     def _on_opened(self, opened: Sequence[Opened], left: Sequence[Item] | None) -> None:
         if left is not None:  # another project
             for group in self.groups.values():
-                group.close()
+                group.close(remove=True)  # all of it is in the other project
             self.groups.clear()
             self.left = list(left)
         for one in opened:
@@ -526,7 +539,7 @@ class Workbench:
                 image, one.labels, one.baseline, one.verified, n_classes
             )
             self._make_group(one.key)
-            self.session.works[one.key].labels = self.groups[one.key].labels
+            self.groups[one.key].show_present(one.present)
         self._count_timer.start()
         self.show_soon()
 

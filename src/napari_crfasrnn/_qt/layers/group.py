@@ -81,6 +81,7 @@ class LabelGroup:
         self._redraw_timer.setSingleShot(True)
         self._redraw_timer.timeout.connect(self.redraw)
         self._redraw_ms = 0.0
+        self._present: set[int] = set()
         self._missing: list[int] = []  # classes whose layers are still to come
         self._grow_timer = QTimer()
         self._grow_timer.setSingleShot(True)
@@ -90,7 +91,7 @@ class LabelGroup:
         found = self._take_over_class_layers()
         self._connect()
         self._dress()
-        self.sync_class_layers(found)
+        self.show_present(found)
 
     # --- what a caller does -------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ class LabelGroup:
             self.combined.data = labels
             self.combined._reset_history()  # its items hold values of the old table
         self._dress()
-        self.sync_class_layers(shown)
+        self.show_present(shown)
         self.changed.emit()
 
     def restyle(self, classes: Sequence[ClassSpec]) -> None:
@@ -173,7 +174,7 @@ class LabelGroup:
         self.flush()
         self.per_class = per_class
         if per_class:
-            self.sync_class_layers()
+            self.show_present(self._present)
             return
         active = self.viewer.layers.selection.active
         with self._silently():
@@ -185,17 +186,16 @@ class LabelGroup:
         self._stop_growing()
         self._dress()
 
-    def sync_class_layers(self, also: Iterable[int] = ()) -> None:
+    def show_present(self, values: Iterable[int]) -> None:
         """Add a layer for each class that is present and has none, where classes have layers.
 
         napari takes its time to add a layer, so they come one at a time, with the window alive between
         them; until then the combined layer draws their classes. `grown` says when all are there.
         """
+        self._present = {value for value in values if 0 < value < len(self.classes)}
         if not self.per_class or not self.alive:
             return
-        present = np.flatnonzero(np.bincount(self.labels.ravel(), minlength=len(self.classes)))
-        wanted = {int(v) for v in present if 0 < v < len(self.classes)} | {v for v in also if v > 0}
-        self._missing = sorted(wanted - set(self._class_layers))
+        self._missing = sorted(self._present - set(self._class_layers))
         if self._missing:
             self._grow_timer.start()
 

@@ -54,6 +54,7 @@ class Segmented:
 
     segmentation: Segmentation
     n_nonfinite: int
+    present: tuple[int, ...]
 
 
 class Engine:
@@ -112,7 +113,8 @@ class Engine:
         """Segment a plane of an image, or all of it where ``index`` is None."""
         segmenter = self._ready(request, image, cancel)
         result = segmenter.predict(index=index, progress=progress, cancel=cancel)
-        return Segmented(result, segmenter.source.n_nonfinite)
+        present = tuple(value for value, share in enumerate(result.shares()) if share > 0)
+        return Segmented(result, segmenter.source.n_nonfinite, present)
 
     def refine(
         self,

@@ -46,6 +46,7 @@ class Opened:
     labels: Labels
     baseline: Labels | None
     verified: Mask
+    present: tuple[int, ...]  # classes that have at least a pixel
 
 
 def data_dir() -> Path:
@@ -130,7 +131,9 @@ class Keeper:
         """Read an image of the project; what it is called in the viewer is up to the caller, or new."""
         key = uuid4().hex if key is None else key
         self._items[key] = item
-        return Opened(key, item, item.image(), item.labels(), item.baseline(), item.verified())
+        labels = item.labels()
+        present = tuple(int(value) for value in np.unique(labels))
+        return Opened(key, item, item.image(), labels, item.baseline(), item.verified(), present)
 
     def read_number(self, number: int) -> Opened:
         """Read an image of the project by its number."""

@@ -52,6 +52,7 @@ class Session:
     """
 
     touched = Signal(str)  # key of an image whose labels may have changed
+    segmented = Signal(str, object)  # key of an image, and the classes that are in it
     counted = Signal(str)  # key of an image whose `Numbers` are new
 
     def __init__(self, write: Callable[[str, Labels, PlaneIndex], None]) -> None:
@@ -134,6 +135,7 @@ class Session:
         revision = work.merge(segmentation, index)
         self._write(image.key, revision.after.labels, index)
         work.take(revision, segmentation)
+        self.segmented.emit(image.key, result.present)
         self.touch(image.key)
         seconds = segmentation.timings
         text = f"{seconds['total']:.1f} s · network {seconds['network']:.1f} · CRF {seconds['crf']:.1f}"
