@@ -23,9 +23,9 @@ from napari_crfasrnn.network import SegmentationModel
 from starter_data import IGNORE, N_LABELS, Photo
 from starter_evaluate import Score, mean, score_labels
 
-WIDTHS = ((10, 5), (10, 8), (20, 8), (40, 5), (40, 8), (80, 5), (160, 3))  # theta_alpha, theta_beta
+WIDTHS = ((10, 8), (20, 8), (40, 5), (40, 8), (80, 5))  # theta_alpha, theta_beta
 BILATERAL_WEIGHTS = (1.0, 2.0, 4.0)
-SEARCH_PHOTOS = 24
+SEARCH_PHOTOS = 16
 CROP = 224  # pixels
 ITERATIONS = 160
 BATCH = 2

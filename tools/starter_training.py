@@ -18,20 +18,19 @@ from starter_views import Batch, ViewStore
 
 BATCH = 16
 LATE_FROM = FEATURE_BLOCKS[1] + 1  # the stages of stride 32: a third of the work, most of the weights
-CLASS_WEIGHT_POWER = 0.25
 SOFT_WEIGHT_BESIDE_HUMAN = 0.3  # the teacher's word where a person has drawn the mask
 
 Say = Callable[[str], None]
 
 
-def class_weights(store: ViewStore, n_labels: int) -> Tensor:
-    """Return (1 / frequency) ** 0.25 per class as the views show it, 1 on average over pixels."""
+def class_weights(store: ViewStore, n_labels: int, power: float) -> Tensor:
+    """Return (1 / frequency) ** power per class as the views show it, 1 on average over pixels."""
     rng = np.random.default_rng(0)
     share = torch.zeros(n_labels)
     for _ in range(60):
         share += store.draw(BATCH, rng).soft.sum((0, 2, 3))
     share = (share / share.sum()).clamp_min(1e-4)
-    weights = share**-CLASS_WEIGHT_POWER
+    weights = share**-power
     return weights / (weights * share).sum()
 
 
@@ -96,10 +95,10 @@ def train(
     iterations: int,
     seed: int,
     head_rate: float,
+    class_weight_power: float,
     encoder_rate: float = 0.0,
     seconds: float | None = None,
     say: Say = print,
-    checkpoint: Callable[[FcnLite], None] | None = None,
 ) -> None:
     """Train ``network`` in place; with an ``encoder_rate`` its last stages learn too.
 
@@ -107,7 +106,7 @@ def train(
     with ``seconds`` the progress is that of the clock when it is ahead. The result is a running mean of
     the weights (decay 0.998).
     """
-    weights = class_weights(store, network.n_labels)
+    weights = class_weights(store, network.n_labels, class_weight_power)
     rng = np.random.default_rng([seed, iterations])
     late = list(network.encoder.blocks[LATE_FROM:])
     learning = nn.ModuleList(late) if encoder_rate else nn.ModuleList()
@@ -142,8 +141,6 @@ def train(
         running += (loss.item() - running) * (0.02 if i else 1.0)
         if i % 100 == 99:
             say(f"  iteration {i + 1}/{iterations}: loss {running:.3f}, {elapsed:.0f} s")
-        if checkpoint is not None and i % 500 == 499:
-            checkpoint(network)
     network.load_state_dict(mean)
     network.requires_grad_(True)
 

@@ -39,6 +39,9 @@ TEACHER_FILE = "deeplabv3_mnv2_pascal_quant.tflite"
 HEAD_RATE = 2e-3
 LATE_HEAD_RATE = 7e-4
 ENCODER_RATE = 2e-3  # relative to the size of each channel's weights
+# Rare classes weigh more while the head finds them at all, then nearly as their pixels are: a network
+# that was always paid for them sees them everywhere.
+HEAD_CLASS_WEIGHT_POWER, LATE_CLASS_WEIGHT_POWER = 0.25, 0.1
 
 TITLE = "Starter: everyday photographs, the 21 PASCAL VOC classes"
 LICENCE = (
@@ -101,8 +104,20 @@ def run(args: argparse.Namespace) -> SegmentationModel:
     about = "masks" if args.hard else "teacher"
     store = build_views(fit, network, soft_targets, about, args.work / "views", args.seed, say=say)
     say(f"head, {len(store)} views")
-    train(network, store, iterations=args.head_iterations, seed=args.seed, head_rate=HEAD_RATE, say=say)
-    torch.save(network.state_dict(), args.work / "head.pt")
+    head = args.work / "head.pt"
+    if args.resume and head.exists():
+        network.load_state_dict(torch.load(head, weights_only=True))
+    else:
+        train(
+            network,
+            store,
+            iterations=args.head_iterations,
+            seed=args.seed,
+            head_rate=HEAD_RATE,
+            class_weight_power=HEAD_CLASS_WEIGHT_POWER,
+            say=say,
+        )
+        torch.save(network.state_dict(), head)
     if args.late_iterations:
         say("head and last stages of the encoder")
         train(
@@ -111,6 +126,7 @@ def run(args: argparse.Namespace) -> SegmentationModel:
             iterations=args.late_iterations,
             seed=args.seed + 1,
             head_rate=LATE_HEAD_RATE,
+            class_weight_power=LATE_CLASS_WEIGHT_POWER,
             encoder_rate=ENCODER_RATE,
             seconds=args.late_minutes * 60,
             say=say,
@@ -159,6 +175,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--crf-only", action="store_true", help="take the network of the last run's work folder"
     )
+    parser.add_argument("--resume", action="store_true", help="take the head of the last run's work folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=max(1, min(4, os.cpu_count() or 1)))
     return parser.parse_args()
