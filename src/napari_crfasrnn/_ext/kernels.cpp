@@ -173,9 +173,33 @@ void simplices(const float* features, int count, int d, const float* scale, Simp
 // A long sum is taken in pieces: its rounding error grows with the length of a piece, not of the sum.
 constexpr std::uint32_t piece = 128;
 
+// Single values: four sums at a time, so that an addition need not wait for the one before.
+void splat_scalars(const std::uint32_t* start, const SplatEntry* entries, const float* values, float* vertices,
+                   std::size_t begin, std::size_t end) {
+  for (std::size_t m = begin; m < end; ++m) {
+    std::uint32_t i = start[m];
+    const std::uint32_t last = start[m + 1];
+    float total = 0.0F;
+    while (last - i >= 4) {
+      const std::uint32_t stop = last - i > piece ? i + piece : last;
+      float sums[4] = {};
+      for (; i + 4 <= stop; i += 4) {
+        for (std::uint32_t j = 0; j < 4; ++j) sums[j] += entries[i + j].weight * values[entries[i + j].point];
+      }
+      total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+    for (; i < last; ++i) total += entries[i].weight * values[entries[i].point];
+    vertices[m] = total;
+  }
+}
+
 template <int N>
 void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values, float* vertices,
                 std::size_t begin, std::size_t end) {
+  if constexpr (N == 1) {
+    // One value wide rows never leave their array.
+    if (values.stride == 1) return splat_scalars(start, entries, values.rows, vertices, begin, end);
+  }
   [[maybe_unused]] const std::uint32_t end_of_range = start[end];
   const auto row_of = [&values](std::uint32_t p) {
     return p < values.n_safe ? values.rows + p * values.stride : values.tail + (p - values.n_safe) * values.tail_stride;
@@ -209,26 +233,29 @@ template <int N>
 void blur_rows(const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end) {
   // In place, without a branch at the ends of chains (they are short, a branch would guess wrong):
   // every vertex is read once, and what lies beyond an end is masked to zero.
-  constexpr std::size_t ahead = 8;
-  const auto row_of = [&](std::size_t i) {
-    return vertices + static_cast<std::size_t>(chain[i] & ~chain_head) * N;
-  };
   if (begin == end) return;
+  const auto row_of = [vertices](std::uint32_t entry) {
+    return vertices + static_cast<std::size_t>(entry & ~chain_head) * N;
+  };
+  float* row = row_of(chain[begin]);
   Row<N> previous = Row<N>::zero();
-  Row<N> centre = Row<N>::load(row_of(begin));
-  for (std::size_t i = begin; i + 1 < end; ++i) {
+  Row<N> centre = Row<N>::load(row);
+  for (std::size_t i = begin + 1; i < end; ++i) {
 #if defined(__GNUC__)
-    if (i + ahead < end) {
-      for (int j = 0; j < N; j += 16) __builtin_prefetch(row_of(i + ahead) + j);
+    constexpr std::size_t ahead = 8;
+    if (N >= 8 && i + ahead < end) {
+      for (int j = 0; j < N; j += 16) __builtin_prefetch(row_of(chain[i + ahead]) + j);
     }
 #endif
-    const Row<N> next = Row<N>::load(row_of(i + 1));
-    const bool linked = (chain[i + 1] & chain_head) == 0;
-    Row<N>::blurred(previous, centre, next.kept_if(linked)).store(row_of(i));
+    float* next_row = row_of(chain[i]);
+    const bool linked = (chain[i] & chain_head) == 0;
+    const Row<N> next = Row<N>::load(next_row);
+    Row<N>::blurred(previous, centre, next.kept_if(linked)).store(row);
     previous = centre.kept_if(linked);
     centre = next;
+    row = next_row;
   }
-  Row<N>::blurred(previous, centre, Row<N>::zero()).store(row_of(end - 1));
+  Row<N>::blurred(previous, centre, Row<N>::zero()).store(row);
 }
 
 template <int N>
@@ -281,8 +308,9 @@ void map_labels_rows(const LabelMap& map, float* vertices, std::size_t begin, st
   }
 }
 
-// Rows of this many points are turned at a time: a cache line of every label's plane.
-constexpr int turned = 16;
+// So many points are turned between planes and rows at a time. Ordered points lie anywhere in a square of
+// the image: a plane is visited for many of them at once, since every visit touches other pages.
+constexpr int turned = 256;
 constexpr float far_below = -1e30F;  // logit of the labels that only fill up a row
 
 template <int N>
@@ -290,7 +318,7 @@ bool pack_rows(const Planes& planes, const float* unary, float scale, float* row
                std::size_t begin, std::size_t end) {
   alignas(64) float block[turned][N];
   for (int i = 0; i < turned; ++i) {
-    for (int l = 0; l < N; ++l) block[i][l] = far_below;
+    for (int l = planes.n_labels; l < N; ++l) block[i][l] = far_below;
   }
   std::int32_t finite = 1;
   for (std::size_t p = begin; p < end; p += turned) {
@@ -319,12 +347,14 @@ bool pack_rows(const Planes& planes, const float* unary, float scale, float* row
   return finite != 0;
 }
 
-template <int N>
+// C corners, or message.n_corners when C is 0.
+template <int N, int C>
 inline void add_message(const Message& message, std::size_t p, Row<N>& state) {
-  const std::uint32_t* vertex = message.vertex_of + p * static_cast<std::size_t>(message.n_corners);
-  const float* weight = message.weight_of + p * static_cast<std::size_t>(message.n_corners);
+  const int n_corners = C > 0 ? C : message.n_corners;
+  const std::uint32_t* vertex = message.vertex_of + p * static_cast<std::size_t>(n_corners);
+  const float* weight = message.weight_of + p * static_cast<std::size_t>(n_corners);
   Row<N> sum = Row<N>::zero();
-  for (int k = 0; k < message.n_corners; ++k) {
+  for (int k = 0; k < n_corners; ++k) {
     sum.add_scaled(weight[k], message.vertices + static_cast<std::size_t>(vertex[k]) * N);
   }
   state.add_scaled(message.factor == nullptr ? message.scale : message.scale * message.factor[p], sum);
@@ -343,8 +373,8 @@ inline void prefetch_message(const Message& message, std::size_t p) {
 #endif
 }
 
-template <int N>
-void update_rows(const float* unary, const Message& first, const Message& second, Finish finish, float* out,
+template <int N, int C1, int C2>
+void update_corners(const float* unary, const Message& first, const Message& second, Finish finish, float* out,
                  std::size_t begin, std::size_t end) {
   // Messages of a block first, then its softmax: the sums of one point do not wait for the
   // exponentials of the one before. The rows of points to come are fetched meanwhile.
@@ -353,13 +383,13 @@ void update_rows(const float* unary, const Message& first, const Message& second
   for (std::size_t p = begin; p < end; p += block) {
     const std::size_t stop = end - p < block ? end : p + block;
     for (std::size_t q = p; q < stop; ++q) {
-      if (q + ahead < end) {
+      if (N >= 8 && q + ahead < end) {
         prefetch_message<N>(first, q + ahead);
         prefetch_message<N>(second, q + ahead);
       }
       Row<N> state = Row<N>::load(unary + q * N);
-      add_message<N>(first, q, state);
-      add_message<N>(second, q, state);
+      add_message<N, C1>(first, q, state);
+      add_message<N, C2>(second, q, state);
       state.store(out + q * N);
     }
     if (finish == Finish::nothing) continue;
@@ -370,6 +400,18 @@ void update_rows(const float* unary, const Message& first, const Message& second
       state.store(out + q * N);
     }
   }
+}
+
+template <int N>
+void update_rows(const float* unary, const Message& first, const Message& second, Finish finish, float* out,
+                 std::size_t begin, std::size_t end) {
+  // Colour and grey images, and grey volumes, with the number of corners known to the compiler.
+  const int a = first.n_corners;
+  const int b = second.n_corners;
+  if (a == 3 && b == 6) return update_corners<N, 3, 6>(unary, first, second, finish, out, begin, end);
+  if (a == 3 && b == 4) return update_corners<N, 3, 4>(unary, first, second, finish, out, begin, end);
+  if (a == 4 && b == 5) return update_corners<N, 4, 5>(unary, first, second, finish, out, begin, end);
+  update_corners<N, 0, 0>(unary, first, second, finish, out, begin, end);
 }
 
 template <int N>

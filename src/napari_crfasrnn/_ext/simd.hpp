@@ -318,57 +318,97 @@ inline P exp_of(P x) {
 
 // --- Rows ---------------------------------------------------------------------------------------------
 
-// N floats as `Main` packs and, where N is not a multiple of theirs, one `Rest` pack.
-template <int N, class Main, class Rest>
-struct PackedRow {
+// The widest pack of at most N floats.
+template <int N>
+struct PackFor {
+#if defined(__AVX512F__)
+  static auto pick() {
+    if constexpr (N >= 16) return Pack16{};
+    else if constexpr (N >= 8) return Pack8{};
+    else if constexpr (N >= 4) return Pack4{};
+    else return Pack1{};
+  }
+  using Widest = Pack16;
+#elif defined(__AVX2__)
+  static auto pick() {
+    if constexpr (N >= 8) return Pack8{};
+    else if constexpr (N >= 4) return Pack4{};
+    else return Pack1{};
+  }
+  using Widest = Pack8;
+#else
+  static auto pick() {
+    if constexpr (N >= 4) return Pack4{};
+    else return Pack1{};
+  }
+  using Widest = Pack4;
+#endif
+  using type = decltype(pick());
+};
+using WidestPack = PackFor<16>::Widest;
+
+// The larger or the sum of two packs, of which the first may be twice or four times as wide.
+template <class F, class Wide, class Narrow>
+inline Narrow folded(F f, Wide wide, Narrow narrow) {
+  if constexpr (Wide::width == Narrow::width) {
+    return f(wide, narrow);
+  } else {
+    return folded(f, f(wide.low(), wide.high()), narrow);
+  }
+}
+
+// N floats: a pack, and the row of those that are left. No array, whose elements compilers would
+// rather keep in memory.
+template <int N>
+struct Row {
   static constexpr int width = N;
-  static constexpr int n_main = N / Main::width;
-  static constexpr int done = n_main * Main::width;
-  static constexpr bool has_rest = done != N;
-  static_assert(!has_rest || N - done == Rest::width);
-  Main main[n_main == 0 ? 1 : n_main];
-  Rest rest;
+  using Head = typename PackFor<N>::type;
+  using Tail = Row<N - Head::width>;
+  static constexpr bool has_tail = N > Head::width;
+  Head head;
+  [[no_unique_address]] Tail tail;
 
   // Combine packs of one or more rows: f works on packs of any width.
   template <class F, class... Rows>
-  static PackedRow each(F f, const Rows&... rows) {
-    PackedRow out;
-    for (int i = 0; i < n_main; ++i) out.main[i] = f(rows.main[i]...);
-    if constexpr (has_rest) out.rest = f(rows.rest...);
-    return out;
+  static Row each(F f, const Rows&... rows) {
+    if constexpr (has_tail) {
+      return {f(rows.head...), Tail::each(f, rows.tail...)};
+    } else {
+      return {f(rows.head...), {}};
+    }
   }
-  static PackedRow zero() {
-    PackedRow out;
-    for (int i = 0; i < n_main; ++i) out.main[i] = Main::zero();
-    if constexpr (has_rest) out.rest = Rest::zero();
-    return out;
+  static Row zero() {
+    if constexpr (has_tail) {
+      return {Head::zero(), Tail::zero()};
+    } else {
+      return {Head::zero(), {}};
+    }
   }
-  static PackedRow load(const float* p) {
-    PackedRow out;
-    for (int i = 0; i < n_main; ++i) out.main[i] = Main::load(p + i * Main::width);
-    if constexpr (has_rest) out.rest = Rest::load(p + done);
-    return out;
+  static Row load(const float* p) {
+    if constexpr (has_tail) {
+      return {Head::load(p), Tail::load(p + Head::width)};
+    } else {
+      return {Head::load(p), {}};
+    }
   }
   void store(float* p) const {
-    for (int i = 0; i < n_main; ++i) main[i].store(p + i * Main::width);
-    if constexpr (has_rest) rest.store(p + done);
+    head.store(p);
+    if constexpr (has_tail) tail.store(p + Head::width);
   }
   void store_part(float* p, int count) const {
-    for (int i = 0; i < n_main; ++i) main[i].store_part(p + i * Main::width, count - i * Main::width);
-    if constexpr (has_rest) rest.store_part(p + done, count - done);
+    head.store_part(p, count);
+    if constexpr (has_tail) tail.store_part(p + Head::width, count - Head::width);
   }
   // this + scale * row at p
   void add_scaled(float scale, const float* p) {
-    const Main s = Main::all(scale);
-    for (int i = 0; i < n_main; ++i) main[i] = Main::fused(s, Main::load(p + i * Main::width), main[i]);
-    if constexpr (has_rest) rest = Rest::fused(Rest::all(scale), Rest::load(p + done), rest);
+    head = Head::fused(Head::all(scale), Head::load(p), head);
+    if constexpr (has_tail) tail.add_scaled(scale, p + Head::width);
   }
-  void add_scaled(float scale, const PackedRow& row) {
-    const Main s = Main::all(scale);
-    for (int i = 0; i < n_main; ++i) main[i] = Main::fused(s, row.main[i], main[i]);
-    if constexpr (has_rest) rest = Rest::fused(Rest::all(scale), row.rest, rest);
+  void add_scaled(float scale, const Row& row) {
+    head = Head::fused(Head::all(scale), row.head, head);
+    if constexpr (has_tail) tail.add_scaled(scale, row.tail);
   }
-  void add(const PackedRow& row) {
+  void add(const Row& row) {
     *this = each([](auto a, auto b) { return a + b; }, *this, row);
   }
   void subtract(float x) {
@@ -377,45 +417,32 @@ struct PackedRow {
   void multiply(float factor) {
     *this = each([factor](auto a) { return a * decltype(a)::all(factor); }, *this);
   }
-  void multiply(const PackedRow& row) {
+  void multiply(const Row& row) {
     *this = each([](auto a, auto b) { return a * b; }, *this, row);
   }
   // centre + (left + right) / 2
-  static PackedRow blurred(const PackedRow& left, const PackedRow& centre, const PackedRow& right) {
+  static Row blurred(const Row& left, const Row& centre, const Row& right) {
     return each([](auto l, auto c, auto r) { return decltype(c)::fused(decltype(c)::all(0.5F), l + r, c); }, left,
                 centre, right);
   }
   // this, or zeros (also where this is not finite)
-  PackedRow kept_if(bool keep) const {
+  Row kept_if(bool keep) const {
     return each([keep](auto a) { return a.kept_if(keep); }, *this);
   }
-  float highest() const {
-    if constexpr (n_main == 0) {
-      return rest.highest();
+  // All packs folded into one of the last one's width.
+  template <class F>
+  auto folded_by(F f) const {
+    if constexpr (has_tail) {
+      return folded(f, head, tail.folded_by(f));
     } else {
-      Main m = main[0];
-      for (int i = 1; i < n_main; ++i) m = Main::larger(m, main[i]);
-      if constexpr (has_rest) {
-        const float a = m.highest();
-        const float b = rest.highest();
-        return a > b ? a : b;
-      } else {
-        return m.highest();
-      }
+      return head;
     }
   }
+  float highest() const {
+    return folded_by([](auto a, auto b) { return decltype(a)::larger(a, b); }).highest();
+  }
   float total() const {
-    if constexpr (n_main == 0) {
-      return rest.total();
-    } else {
-      Main m = main[0];
-      for (int i = 1; i < n_main; ++i) m = m + main[i];
-      if constexpr (has_rest) {
-        return m.total() + rest.total();
-      } else {
-        return m.total();
-      }
-    }
+    return folded_by([](auto a, auto b) { return a + b; }).total();
   }
   // exp(this - shift), and below 1e-26 zero
   void exponentiate(float shift) {
@@ -423,35 +450,7 @@ struct PackedRow {
   }
 };
 
-#if defined(__AVX512F__)
-using WidestPack = Pack16;
-template <int N>
-struct RowOf {
-  using type = PackedRow<N, Pack16, Pack8>;
-};
-#elif defined(__AVX2__)
-using WidestPack = Pack8;
-template <int N>
-struct RowOf {
-  using type = PackedRow<N, Pack8, Pack4>;
-};
-#else
-using WidestPack = Pack4;
-template <int N>
-struct RowOf {
-  using type = PackedRow<N, Pack4, Pack1>;
-};
-#endif
 template <>
-struct RowOf<1> {
-  using type = PackedRow<1, Pack1, Pack1>;
-};
-template <>
-struct RowOf<4> {
-  using type = PackedRow<4, Pack4, Pack1>;
-};
-
-template <int N>
-using Row = typename RowOf<N>::type;
+struct Row<0> {};
 
 }  // namespace crfasrnn::CRFASRNN_ISA
