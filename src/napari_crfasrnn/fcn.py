@@ -91,6 +91,8 @@ class Fcn8s(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        if self.conv1_1.weight.is_meta:  # the weights will come from a file
+            return
         for module in self.modules():
             if isinstance(module, nn.ConvTranspose2d):
                 _bilinear_(module)
@@ -217,6 +219,8 @@ class FcnLite(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        if self.score8.weight.is_meta:  # the weights will come from a file, and drawing on "meta" is slow
+            return
         d8, d16, d32 = _FEATURE_DEVIATION
         first = ((self.lateral8, d8), (self.lateral16, d16), (self.lateral32, d32), (self.context, d32))
         for layer, deviation in first:
