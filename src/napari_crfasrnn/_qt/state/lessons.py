@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
 from napari_crfasrnn._qt.state.shelf import LEARNT, ModelChoice, Shelf, round_choice
 from napari_crfasrnn._qt.state.storage import Storage
-from napari_crfasrnn._qt.state.tasks import Busy, Report, Tasks
-from napari_crfasrnn._qt.worker import Task
+from napari_crfasrnn._qt.state.tasks import Busy, Tasks
+from napari_crfasrnn._qt.worker import Report, Task
 from napari_crfasrnn.config import TrainConfig
 
 if TYPE_CHECKING:

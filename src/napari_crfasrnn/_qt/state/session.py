@@ -16,9 +16,9 @@ from napari_crfasrnn._qt.state.lessons import Lessons
 from napari_crfasrnn._qt.state.shelf import ModelChoice, Shelf
 from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.table import ClassTable
-from napari_crfasrnn._qt.state.tasks import Busy, Report, Tasks
+from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
-from napari_crfasrnn._qt.worker import Task, Worker
+from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.classes import ClassSpec, Color, ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import EditSummary

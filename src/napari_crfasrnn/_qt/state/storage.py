@@ -14,9 +14,9 @@ from napari_crfasrnn._qt.state.engine import Engine
 from napari_crfasrnn._qt.state.keeper import Keeper, Opened, Recent
 from napari_crfasrnn._qt.state.shelf import round_choice
 from napari_crfasrnn._qt.state.table import ClassTable
-from napari_crfasrnn._qt.state.tasks import Busy, Report, Tasks
+from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.state.work import Work
-from napari_crfasrnn._qt.worker import Task, Worker
+from napari_crfasrnn._qt.worker import Report, Task, Worker
 
 if TYPE_CHECKING:
     from napari_crfasrnn.classes import ClassSpec

@@ -9,11 +9,10 @@ from typing import Any
 
 from psygnal import Signal
 
-from napari_crfasrnn._qt.worker import Task, Worker
+from napari_crfasrnn._qt.worker import Report, Task, Worker
 
 _log = logging.getLogger(__name__)
 
-Report = Callable[[Any], None]
 SECTION_OF = {"segment": "start", "load": "start", "refine": "correct", "learn": "learn"}
 
 

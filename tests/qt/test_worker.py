@@ -1,0 +1,132 @@
+"""Threads report in the GUI thread, and say nothing any more once they were cancelled."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+from qtpy.QtCore import QObject
+
+from napari_crfasrnn._qt.worker import Worker
+from napari_crfasrnn.progress import Cancelled, raise_if_cancelled
+
+
+@pytest.fixture
+def worker(qtbot):
+    made = Worker("test")
+    yield made
+    made.close()
+    qtbot.waitUntil(lambda: not made._jobs)
+
+
+def test_results_progress_and_errors_arrive_in_the_gui_thread(worker, qtbot) -> None:
+    heard = []
+
+    def hear(kind):
+        return lambda value: heard.append((kind, value, threading.current_thread()))
+
+    def work(task, report):
+        report(1)
+        report(2)
+        return threading.current_thread()
+
+    def fail(task, report):
+        raise KeyError("what went wrong")
+
+    worker.start("works", work, hear("done"), hear("failed"), hear("progress"))
+    worker.start("fails", fail, hear("done"), hear("failed"))
+    assert worker.busy
+    qtbot.waitUntil(lambda: not worker.busy)
+    assert [kind for kind, _, _ in heard] == ["progress", "progress", "done", "failed"]
+    assert heard[2][1] is not threading.main_thread()
+    assert isinstance(heard[3][1], KeyError)
+    assert {thread for _, _, thread in heard} == {threading.main_thread()}
+
+
+def test_a_cancelled_task_is_not_heard_of_and_the_next_one_waits(worker, qtbot) -> None:
+    heard, stopped = [], []
+
+    def work(task, report):
+        while not task.cancelled():
+            time.sleep(0.001)
+            report("late")
+        stopped.append(True)
+        raise_if_cancelled(task.cancelled)
+
+    task = worker.start("long", work, heard.append, heard.append, lambda _: None)
+    waiting = worker.start("waits", lambda task, report: 1, heard.append, heard.append)
+    qtbot.wait(20)
+    worker.cancel(waiting)
+    worker.cancel(task)
+    assert not worker.busy
+    worker.start("next", lambda task, report: "next", heard.append, heard.append)
+    qtbot.waitUntil(lambda: not worker.busy)
+    assert stopped
+    assert heard == ["next"]
+
+
+def test_a_stop_nobody_asked_for_is_a_failure(worker, qtbot) -> None:
+    heard = []
+
+    def work(task, report):
+        raise Cancelled("by itself")
+
+    worker.start("odd", work, heard.append, heard.append)
+    qtbot.waitUntil(lambda: not worker.busy)
+    assert isinstance(heard[0], Cancelled)
+
+
+def test_closing_finishes_what_was_begun_if_asked_to(qtbot) -> None:
+    written = []
+    worker = Worker("disk")
+    for i in range(3):
+        worker.start("write", lambda task, report, i=i: written.append(i), lambda _: None, lambda _: None)
+    worker.close(wait=True)
+    assert written == [0, 1, 2]
+    worker.start("too late", lambda task, report: written.append(3), lambda _: None, lambda _: None)
+    qtbot.waitUntil(lambda: not worker._jobs)
+    assert written == [0, 1, 2]
+
+
+def test_what_a_task_was_given_ends_in_the_gui_thread(worker, qtbot) -> None:
+    """Qt objects that are deleted in another thread bring the program down."""
+    ended_in = []
+
+    class Owner(QObject):
+        pass
+
+    def start() -> None:
+        owner = Owner()
+        weakref.finalize(owner, lambda: ended_in.append(threading.current_thread()))
+        worker.start("uses it", lambda task, report: owner.objectName(), lambda _: None, lambda _: None)
+
+    start()
+    qtbot.waitUntil(lambda: bool(ended_in))
+    assert ended_in == [threading.main_thread()]
+
+
+def test_the_cycle_collector_stays_out_of_the_thread(worker, qtbot) -> None:
+    collected_in = set()
+
+    def note(phase, info):
+        collected_in.add(threading.current_thread())
+
+    def work(task, report):
+        for _ in range(100_000):  # enough to set the collector off, were it on
+            cycle = []
+            cycle.append(cycle)
+        return gc.isenabled()
+
+    heard = []
+    gc.callbacks.append(note)
+    try:
+        worker.start("makes cycles", work, heard.append, heard.append)
+        qtbot.waitUntil(lambda: not worker.busy)
+    finally:
+        gc.callbacks.remove(note)
+    assert heard == [False]
+    assert collected_in <= {threading.main_thread()}
+    assert gc.isenabled()
