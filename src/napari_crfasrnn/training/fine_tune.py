@@ -18,6 +18,7 @@ from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions
 from napari_crfasrnn.training.head import HeadLearner
 from napari_crfasrnn.training.planes import (
+    LOOKS,
     LabelledPlane,
     View,
     draw_pixels,
@@ -35,7 +36,9 @@ from napari_crfasrnn.training.report import (
 from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes
 
 _VIEW_SHARE = 0.5  # of the time limit at most goes into encoding images
-_MIRRORED_UP_TO = 40  # planes; more of them are variety enough
+_VIEWS = 16  # of all planes together, when these are few
+_LEAST_LOOKS = 2  # at a plane
+_VARIED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
 _SCORES_AFTER = 2.0  # scores on all tiles that come after the last head iteration
@@ -172,23 +175,23 @@ class _Round:
         return stopped_by
 
     def _draw_views(self) -> list[View]:
-        """Return a view of every plane, and then mirrored ones, as far as there is time."""
+        """Return a view of every plane as it is, and then others, as far as there is time."""
         random = np.random.default_rng([self.config.seed, 0])
         encode = not self.config.thaw
         views: list[View] = []
         reserve = 0.0 if self.clock.limit is None else (1 - _VIEW_SHARE) * self.clock.limit
         pixels = [draw_pixels(plane, random) for plane in self.planes]
-        for mirrored in (False, True) if len(self.planes) <= _MIRRORED_UP_TO else (False,):
+        n_looks = min(len(LOOKS), max(_LEAST_LOOKS, _VIEWS // len(self.planes)))
+        for look in LOOKS[: n_looks if len(self.planes) <= _VARIED_UP_TO else 1]:
             for number, plane in enumerate(self.planes):
                 raise_if_cancelled(self.cancel)
                 if views and self.clock.is_over(reserve):
-                    if not mirrored:
+                    if look == LOOKS[0]:
                         left_out = f"{len(self.planes) - number} of {len(self.planes)} labelled images"
                         self.notes.append(f"{left_out} were left out for lack of time: give it more seconds")
                         del self.planes[number:]
                     return views
-                taken = pixels[number]
-                views.append(make_view(self.student, number, plane, taken, mirrored=mirrored, encode=encode))
+                views.append(make_view(self.student, number, plane, pixels[number], look, encode=encode))
         return views
 
     def _learn_head(self, views: list[View], reserve: float) -> StoppedBy:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -88,9 +89,42 @@ class PixelSample:
         return len(self.positions)
 
 
+@dataclass(frozen=True)
+class Look:
+    """A way to look at a plane.
+
+    Attributes
+    ----------
+    mirrored
+        Left and right exchanged.
+    scale
+        Factor on the image's sides.
+    gain, offset
+        Brightness: values times gain plus offset, in 0..255.
+    """
+
+    mirrored: bool = False
+    scale: float = 1.0
+    gain: float = 1.0
+    offset: float = 0.0
+
+
+# The first is the image as it is. A network that saw one image at one size learns that size by heart.
+LOOKS = (
+    Look(),
+    Look(mirrored=True),
+    Look(scale=0.75, gain=1.1, offset=10),
+    Look(mirrored=True, scale=1.25, gain=0.9, offset=-10),
+    Look(scale=1.15, gain=0.85, offset=15),
+    Look(mirrored=True, scale=0.85, gain=1.15, offset=-15),
+    Look(scale=1.5, gain=0.95, offset=5),
+    Look(mirrored=True, scale=0.67, gain=1.05, offset=-5),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class View:
-    """What the network sees of a plane, as it is or with left and right exchanged.
+    """What the network sees of a plane in one of the looks.
 
     Attributes
     ----------
@@ -173,8 +207,8 @@ def make_view(
     number: int,
     plane: LabelledPlane,
     pixels: PlanePixels,
+    look: Look,
     *,
-    mirrored: bool,
     encode: bool,
 ) -> View:
     """Return a view of a plane.
@@ -185,21 +219,31 @@ def make_view(
         Number of the plane.
     pixels
         Those that take part.
-    mirrored
-        Exchange left and right.
+    look
+        How to look at it.
     encode
         Run the encoder now, once for all iterations.
     """
     with torch.no_grad():
-        seen = model.preprocess(plane.image.flip(-1) if mirrored else plane.image)
+        seen = model.preprocess(_changed(plane.image, look))
         features = model.network.encode(seen) if encode else None
     grid = Grid(plane.size, (int(seen.shape[-2]), int(seen.shape[-1])))
     training, untouched = (
-        _sample(model, grid, plane.training, *part, mirrored=mirrored)
+        _sample(model, grid, plane.training, *part, mirrored=look.mirrored)
         for part in (pixels.training, pixels.untouched)
     )
     stored = None if encode else seen
     return View(number, grid, stored, features, training, untouched, pixels.n_untouched)
+
+
+def _changed(image: Tensor, look: Look) -> Tensor:
+    """Return an image [1, C, H, W] as it appears in a look."""
+    if look.scale != 1:
+        size = [max(1, round(side * look.scale)) for side in image.shape[-2:]]
+        image = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+    if (look.gain, look.offset) != (1, 0):
+        image = (image * look.gain + look.offset).clamp(0, 255)
+    return image.flip(-1) if look.mirrored else image
 
 
 def locked_sample(model: SegmentationModel, plane: LabelledPlane, grid: Grid) -> PixelSample:

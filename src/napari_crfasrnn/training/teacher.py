@@ -43,7 +43,7 @@ _SMALLEST_DEVIATION = 1e-3
 _NO_VOTE = 1e-6
 _VOTE_STREAM = 2  # random stream, beside those that draw the pixels and the batches
 
-_FOREST_WEIGHT = 4.0  # of the forest's advice: strokes alone are soon learnt by heart
+_FOREST_WEIGHT = 8.0  # of the forest's advice: strokes alone are soon learnt by heart
 _RAREST = 1e-3  # share of a class below which its pixels weigh no more
 _CHUNK = 1_024
 
