@@ -31,22 +31,22 @@ def make_group(viewer, labels=None, shape=(H, W), **kwargs) -> LabelGroup:
         labels[..., 5:20, 5:20] = 1
         labels[..., 10:30, 25:45] = 2
     group = LabelGroup(viewer, image, labels, CLASSES)
-    group.show_present(np.unique(labels))
-    group.grow_now()
+    group.class_layers.show_present(np.unique(labels))
+    group.class_layers.grow_now()
     return group
 
 
 def assert_in_step(group: LabelGroup) -> None:
     combined = group.combined.data
     assert combined is group.labels
-    for value, layer in group.class_layers.items():
+    for value, layer in group.class_layers.by_value.items():
         np.testing.assert_array_equal(np.asarray(layer.data), np.where(combined == value, value, 0))
 
 
 def assert_drawn(group: LabelGroup) -> None:
     """What napari would draw is what the data hold."""
     group.redraw()
-    for layer in (group.combined, *group.class_layers.values()):
+    for layer in (group.combined, *group.class_layers):
         if layer.visible:
             np.testing.assert_array_equal(layer._slice.image.raw, np.asarray(layer.data))
 
@@ -224,8 +224,8 @@ def test_the_combined_layer_alone_and_back(viewer) -> None:
     assert group.combined.colormap.map(2)[3] == 1
     group.set_per_class(True)
     assert group.combined.colormap.map(2)[3] == 1  # until its own layer is there
-    group.grow_now()
-    assert set(group.class_layers) == {1, 2}
+    group.class_layers.grow_now()
+    assert set(group.class_layers.by_value) == {1, 2}
     assert group.combined.colormap.map(2)[3] == 0  # its own layer draws it
 
 
@@ -293,7 +293,7 @@ def test_a_new_group_finds_the_layers_of_an_earlier_one(viewer) -> None:
     labels, combined = group.labels, group.combined
     group.close()
     again = LabelGroup(viewer, viewer.layers["photo"], np.zeros((H, W), np.uint8), CLASSES)
-    again.grow_now()
+    again.class_layers.grow_now()
     assert again.combined is combined
     assert again.labels is labels
     assert [layer.name for layer in viewer.layers].count("photo · labels") == 1
@@ -305,8 +305,8 @@ def test_a_new_group_finds_the_layers_of_an_earlier_one(viewer) -> None:
 def test_tiny_images(viewer, shape) -> None:
     image = viewer.add_image(np.zeros(shape, np.uint8), name="photo")
     group = LabelGroup(viewer, image, np.ones(shape, np.uint8), CLASSES)
-    group.show_present([1])
-    group.grow_now()
+    group.class_layers.show_present([1])
+    group.class_layers.grow_now()
     group.class_layers[1].paint((0, 0), 0)
     assert group.labels[0, 0] == 0
     group.combined.undo()

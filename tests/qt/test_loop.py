@@ -104,10 +104,10 @@ def test_the_whole_loop(user, photograph, record_property) -> None:
     assert user.bench.work.verified[painted == FLAG].all()
 
     # Undo brings back the labels, and with them what they started from.
-    user.bench.group.combined.undo()
+    user.bench.undo()
     np.testing.assert_array_equal(user.labels, painted)
     np.testing.assert_array_equal(user.bench.work.verified, verified_before)
-    user.bench.group.combined.redo()
+    user.bench.redo()
     assert np.mean(user.labels[held_back] == FLAG) > 0.7
 
     # Keep.
@@ -136,7 +136,7 @@ def test_refine_is_one_undo_step_and_keeps_strokes(user, photograph) -> None:
     snapped = user.labels != before
     assert snapped.any()
     assert not user.bench.work.held(())[snapped].any()  # a later refinement may change them again
-    user.bench.group.combined.undo()
+    user.bench.undo()
     np.testing.assert_array_equal(user.labels, before)
 
 

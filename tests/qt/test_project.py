@@ -64,7 +64,7 @@ def test_a_widget_that_is_opened_again_goes_on(user, photograph) -> None:
 
     again = User(user.viewer)
     assert again.session is not user.session
-    again.wait(lambda: again.bench.group is not None and not again.bench.group.growing)
+    again.wait(lambda: again.bench.group is not None and not again.bench.group.class_layers.growing)
     assert sorted(layer.name for layer in user.viewer.layers) == sorted(names)
     np.testing.assert_array_equal(again.labels, labels)
     np.testing.assert_array_equal(again.bench.work.baseline, baseline)

@@ -81,7 +81,7 @@ def classes_state(bench: Workbench) -> ClassesState:
     return ClassesState(
         rows=tuple(rows),
         painting=bench.painting,
-        per_class=bench.per_class,
+        per_class=bench.labelling.per_class,
         edit=Action(not why, why),
         message=_message(session, "classes"),
     )

@@ -179,7 +179,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
 
     def _on_finished(self, what: str) -> None:
         if self.bench is not None:
-            self.bench.when_grown(lambda: self._tell_finished(what))
+            self.bench.labelling.when_grown(self.bench.key, lambda: self._tell_finished(what))
 
     def _tell_finished(self, what: str) -> None:
         self._refresh()

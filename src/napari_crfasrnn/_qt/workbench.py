@@ -1,10 +1,9 @@
-"""One viewer, its session, and the label layers between them. Every widget of a viewer shares it."""
+"""One viewer and what is done in it: which image, what is shown, what a button or a key sets off."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
@@ -12,10 +11,11 @@ from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt import present
 from napari_crfasrnn._qt.keys import Keys
+from napari_crfasrnn._qt.labelling import Labelling
 from napari_crfasrnn._qt.layers import (
     ImageInput,
     LabelGroup,
-    image_arguments,
+    forget_mark,
     image_layers,
     key_of,
     mark_of,
@@ -23,7 +23,6 @@ from napari_crfasrnn._qt.layers import (
     plane_index,
     read_image_layer,
     says_channels,
-    set_mark,
     visible_region,
 )
 from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Session, Work
@@ -42,9 +41,20 @@ _workbenches: dict[int, Workbench] = {}
 
 
 class Workbench:
-    """One viewer, its session, and the label layers between them.
+    """One viewer with its session and its label layers. Every widget of a viewer shares it.
 
     Made by `Workbench.of`, and closed when the last widget that uses it says `release`.
+
+    Attributes
+    ----------
+    image
+        The image layer that is worked on.
+    all_slices
+        Whether Segment takes all slices of a stack.
+    uncertainty_on, before_on
+        Whether these layers are shown.
+    left
+        Images of the project that are not open.
     """
 
     changed = Signal()  # something that the widgets show
@@ -52,23 +62,24 @@ class Workbench:
     def __init__(self, viewer: ViewerModel) -> None:
         self.viewer = viewer
         self.session = Session(self._write)
-        self.groups: dict[str, LabelGroup] = {}
-        self.image: Any = None  # the image layer that is worked on
+        self.keys = Keys(self)
+        self.labelling = Labelling(viewer, self.session, self.keys)
+        self.image: Any = None
         self.all_slices = False
-        self.per_class = True
         self.uncertainty_on = False
         self.before_on = False
-        self.left: list[Item] = []  # images of the project that were not opened
+        self.left: list[Item] = []
         self._channels: dict[str, bool] = {}  # what a person said of a first axis
         self._users = 0
         self._count_timer = _timer(COUNT_MS, self._count)
         self._save_timer = _timer(SAVE_MS, self.session.storage.save)
         self._show_timer = _timer(0, self._show)
-        self._keys = Keys(self)
-        self._connect()
+        self._watch()
         self._select_first_image()
         self.session.begin()
-        self._take_over()
+        leftovers = self.labelling.leftovers()
+        if len(leftovers) == 1:
+            self.session.storage.open(*leftovers.keys(), only=next(iter(leftovers.values())))
 
     @classmethod
     def of(cls, viewer: ViewerModel) -> Workbench:
@@ -91,17 +102,14 @@ class Workbench:
     def close(self) -> None:
         """Save what is unsaved, stop everything, and leave the layers as they are."""
         with suppress(RuntimeError):  # at the end of the program, Qt may have deleted the layers' timers
-            for group in self.groups.values():
-                group.flush()
+            self.labelling.flush()
         self.session.close()
         with suppress(RuntimeError):
             for timer in (self._count_timer, self._save_timer, self._show_timer):
                 timer.stop()
-            for group in self.groups.values():
-                group.close()
-        self.groups.clear()
-        self._keys.unbind()
-        self._disconnect()
+            self.labelling.clear(remove=False)
+        self.keys.unbind()
+        self._watch(False)
 
     # --- what is worked on --------------------------------------------------------------------------
 
@@ -113,7 +121,7 @@ class Workbench:
     @property
     def group(self) -> LabelGroup | None:
         """Label layers of the image that is worked on."""
-        return self.groups.get(self.key or "")
+        return self.labelling.groups.get(self.key or "")
 
     @property
     def work(self) -> Work | None:
@@ -130,10 +138,8 @@ class Workbench:
     @property
     def painting(self) -> int | None:
         """The class that is painted with, if one is."""
-        group, active = self.group, self.viewer.layers.selection.active
-        if group is None or active is None or mark_of(active).get("image") != self.key:
-            return None
-        if mark_of(active).get("role") not in ("labels", "class"):
+        active = self.viewer.layers.selection.active
+        if self.group is None or active not in self.group.label_layers:
             return None
         return int(active.selected_label)
 
@@ -162,10 +168,10 @@ class Workbench:
 
     def select_image(self, key: str) -> None:
         """Work on another image."""
-        for layer in image_layers(self.viewer.layers):
-            if key_of(layer) == key and layer is not self.image:
-                self.image = layer
-                self._after_change_of_image()
+        layer = self.labelling.image_layer(key)
+        if layer is not None and layer is not self.image:
+            self.image = layer
+            self._after_change_of_image()
 
     def set_channels(self, channels: bool) -> None:
         """Say what the first axis of the image holds."""
@@ -182,10 +188,10 @@ class Workbench:
         try:
             image = self.read_image()
         except ValueError as error:
-            self.session.tasks.say("start", str(error), "problem")
+            self.session.tasks.complain("start", "Segmenting", error)
             self.session.finished.emit("failed")
             return
-        self._flush()
+        self.labelling.flush()
         index = None
         if image.stack_shape and not self.all_slices:
             index = plane_index(self.viewer, self.image, image.stack_shape)
@@ -196,13 +202,13 @@ class Workbench:
         work, key = self.work, self.key
         if work is None or key is None or self.group is None:
             return
-        self._flush()
+        self.labelling.flush()
         region = visible_region(self.viewer, self.image, work.image.plane_shape) if view_only else None
         self.session.refine(key, self.index, region)
 
     def learn(self, config: TrainConfig | None = None) -> None:
         """Teach the model what was corrected."""
-        self._flush()
+        self.labelling.flush()
         self.session.learn(config)
 
     def learn_if_possible(self) -> None:
@@ -212,9 +218,19 @@ class Workbench:
 
     def accept(self) -> None:
         """Say that all labels of the image are right, or take that back."""
-        if self.key is not None and self.work is not None:
-            self._flush()
+        if self.key is not None and self.group is not None:
+            self.labelling.flush()
             self.session.accept(self.key)
+
+    def undo(self) -> None:
+        """Take back the last stroke, refinement or segmentation of the image."""
+        if self.group is not None:
+            self.group.undo()
+
+    def redo(self) -> None:
+        """Do again what was undone last."""
+        if self.group is not None:
+            self.group.redo()
 
     def paint_with(self, value: int) -> None:
         """Select the layer of a class and a brush with it; labels are begun if there are none."""
@@ -232,28 +248,15 @@ class Workbench:
         if self.group is not None:
             self.paint_with(ignore_value(self.group.labels.dtype))
 
-    def undo(self) -> None:
-        """Take back the last stroke, refinement or segmentation of the image."""
-        if self.group is not None:
-            self.group.flush()
-            self.group.combined.undo()
-
-    def redo(self) -> None:
-        """Do again what was undone last."""
-        if self.group is not None:
-            self.group.combined.redo()
-
     def set_visible(self, value: int, visible: bool) -> None:
         """Show or hide a class in every image."""
-        for group in self.groups.values():
+        for group in self.labelling.groups.values():
             group.set_visible(value, visible)
         self.show_soon()
 
     def set_per_class(self, per_class: bool) -> None:
         """Show a layer per class, or the combined layer alone."""
-        self.per_class = per_class
-        for group in self.groups.values():
-            group.set_per_class(per_class)
+        self.labelling.set_per_class(per_class)
         self.show_soon()
 
     def show_uncertainty(self, on: bool) -> None:
@@ -274,14 +277,15 @@ class Workbench:
 
     def toggle_contour(self) -> None:
         """Draw outlines instead of regions, or regions again."""
-        for group in self.groups.values():
+        for group in self.labelling.groups.values():
             group.set_contour(0 if group.combined.contour else 2)
 
     def bring_back(self) -> None:
         """Show the labels of the image again after their layer was removed."""
         if self.key is not None and self.work is not None and self.group is None:
-            self._make_group(self.key)
+            self.labelling.make(self.key)
             self.session.tasks.say("classes", "")
+            self._count_timer.start()
 
     def open_sample(self, name: str) -> None:
         """Open one of the sample images."""
@@ -299,183 +303,83 @@ class Workbench:
         """Whether some image has pixels of a class."""
         return any((work.labels == value).any() for work in self.session.works.values())
 
-    # --- labels to layers ---------------------------------------------------------------------------
-
-    def _write(self, key: str, labels: Labels, index: PlaneIndex) -> None:
-        """Bring labels into the viewer as one undo step; the first ones make the layers."""
-        work, group = self.session.works[key], self.groups.get(key)
-        if group is not None and group.labels is not work.labels:
-            self._follow_table(key, group)
-            group = self.groups.get(key)
-        if group is not None and group.alive:
-            group.write(labels, index)
-            return
-        work.labels[index] = labels
-        written = work.labels
-        self._make_group(key)
-        if work.labels is not written:  # there was a layer from an earlier time
-            self.groups[key].write(written)
-
-    def _make_group(self, key: str) -> None:
-        work = self.session.works[key]
-        layer = self._image_layer(key)
-        if layer is None:
-            return  # removed meanwhile: the labels are in the project
-        old = self.groups.pop(key, None)
-        if old is not None:
-            old.close(remove=True)
-        group = LabelGroup(
-            self.viewer, layer, work.labels, self.session.table.classes, per_class=self.per_class
-        )
-        work.labels = group.labels
-        self.groups[key] = group
-        group.changed.connect(lambda: self._on_labels_changed(key))
-        group.visibility_changed.connect(self.show_soon)
-        group.refused.connect(lambda text: self.session.tasks.say("classes", text, "problem"))
-        group.lost.connect(lambda role, name: self._on_lost(key, role, name))
-        group.added.connect(self._keys.bind_layer)
-        for label_layer in (group.combined, *group.class_layers.values()):
-            self._keys.bind_layer(label_layer)
-        self._mark_project(key)
-
-    def when_grown(self, then: Callable[[], None]) -> None:
-        """Do something when every label layer is there: now, or soon."""
-        group = self.group
-        if group is None or not group.growing:
-            then()
-            return
-
-        def go_on() -> None:
-            group.grown.disconnect(go_on)
-            then()
-
-        group.grown.connect(go_on)
+    def show_soon(self, event: Any = None) -> None:
+        """Let the widgets show what there is, once for all that happens now."""
+        self._show_timer.start()
 
     def _begin_labels(self) -> None:
         """Make the layers of an image that nobody segmented: all of it is unlabelled."""
         try:
             image = self.read_image()
         except ValueError as error:
-            self.session.tasks.say("classes", str(error), "problem")
+            self.session.tasks.complain("classes", "Labelling", error)
             return
         self.session.table.locked = True
         self.session.work_on(image)
-        self._make_group(image.key)
+        self.labelling.make(image.key)
 
-    def _follow_table(self, key: str, group: LabelGroup) -> None:
-        """Let layers follow a change of the class table."""
-        work, classes = self.session.works.get(key), self.session.table.classes
-        if work is None or (group.classes == classes and group.labels is work.labels):
-            return
-        if group.labels.shape != work.labels.shape:
-            self.groups.pop(key).close(remove=True)
-        elif group.labels is not work.labels:
-            group.replace(work.labels, classes)
-        else:
-            group.restyle(classes)
-
-    def _image_layer(self, key: str) -> Any | None:
-        return next((layer for layer in image_layers(self.viewer.layers) if key_of(layer) == key), None)
-
-    def _flush(self) -> None:
-        for key, group in self.groups.items():
-            group.flush()
-            self.session.touch(key)
+    def _write(self, key: str, labels: Labels, index: PlaneIndex) -> None:
+        self.labelling.write(key, labels, index)
 
     # --- events -------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
+    def _watch(self, watch: bool = True) -> None:
         layers = self.viewer.layers
-        layers.events.inserted.connect(self._on_inserted)
-        layers.events.removed.connect(self._on_removed)
-        layers.selection.events.active.connect(self._on_active)
-        self.viewer.dims.events.current_step.connect(self._on_moved)
-        self.viewer.events.theme.connect(self.show_soon)
-        self.session.changed.connect(self._on_session)
-        self.session.touched.connect(self._on_touched)
-        self.session.counted.connect(self._on_counted)
-        self.session.segmented.connect(self._on_segmented)
-        self.session.storage.opened.connect(self._on_opened)
-        self.session.storage.saved.connect(self._on_saved)
-
-    def _disconnect(self) -> None:
-        layers = self.viewer.layers
-        layers.events.inserted.disconnect(self._on_inserted)
-        layers.events.removed.disconnect(self._on_removed)
-        layers.selection.events.active.disconnect(self._on_active)
-        self.viewer.dims.events.current_step.disconnect(self._on_moved)
-        self.viewer.events.theme.disconnect(self.show_soon)
-        if self.image is not None:
-            self.image.events.name.disconnect(self.show_soon)
-
-    def show_soon(self, event: Any = None) -> None:
-        """Let the widgets show what there is, once for all that happens now."""
-        self._show_timer.start()
+        for emitter, callback in (
+            (layers.events.inserted, self._on_inserted),
+            (layers.events.removed, self._on_removed),
+            (layers.events.renamed, self.show_soon),
+            (layers.selection.events.active, self._on_active),
+            (self.viewer.dims.events.current_step, self._on_moved),
+            (self.viewer.events.theme, self.show_soon),
+        ):
+            (emitter.connect if watch else emitter.disconnect)(callback)
+        if watch:
+            self.session.changed.connect(self.show_soon)
+            self.session.touched.connect(self._on_touched)
+            self.session.storage.opened.connect(self._on_opened)
+            self.labelling.shown.connect(self.show_soon)
+            self.labelling.lost.connect(self._on_lost)
 
     def _show(self) -> None:
-        for key, group in list(self.groups.items()):
-            self._follow_table(key, group)
+        self.labelling.follow_table()
         self.changed.emit()
-
-    def _on_session(self) -> None:
-        self.show_soon()
-
-    def _on_labels_changed(self, key: str) -> None:
-        group, work = self.groups.get(key), self.session.works.get(key)
-        if group is None or work is None:
-            return
-        if group.labels is not work.labels and group.labels.shape == work.labels.shape:
-            work.labels = group.labels  # a script put another array into the layer
-        self.session.touch(key)
 
     def _on_touched(self, key: str) -> None:
         self._count_timer.start()
         self._save_timer.start()
 
     def _count(self) -> None:
-        key, group = self.key, self.group
-        if key is None or self.work is None:
-            return
-        if group is not None and group.alive:
-            group.flush()
-        self.session.count(key, self.index)
-
-    def _on_segmented(self, key: str, present: Sequence[int]) -> None:
-        group = self.groups.get(key)
-        if group is not None:
-            group.show_present({*present, *group.class_layers})
-
-    def _on_counted(self, key: str) -> None:
-        group, numbers = self.groups.get(key), self.session.numbers.get(key)
-        if group is not None and numbers is not None:
-            group.show_present(numbers.present)
-        self.show_soon()
+        if self.group is not None:
+            self.group.flush()
+        if self.key is not None and self.work is not None:
+            self.session.count(self.key, self.index)
 
     def _on_inserted(self, event: Any) -> None:
-        layer = event.value
-        if layer in image_layers(self.viewer.layers):
+        layer, images = event.value, image_layers(self.viewer.layers)
+        if layer in images:
+            if [key_of(other) for other in images].count(key_of(layer)) > 1:
+                forget_mark(layer)  # a copy of an image is another image
             self.select_image(key_of(layer))
         self.show_soon()
 
     def _on_active(self, event: Any) -> None:
         layer = event.value
         if layer is not None and layer is not self.image:
-            key = mark_of(layer).get("image") or (
-                key_of(layer) if layer in image_layers(self.viewer.layers) else None
-            )
+            key = mark_of(layer).get("image")
+            if key is None and layer in image_layers(self.viewer.layers):
+                key = key_of(layer)
             if key is not None:
                 self.select_image(str(key))
         self.show_soon()
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.image:
-            kept = self.work is not None
+            kept, name = self.work is not None, event.value.name
             self.image = None
             self._select_first_image()
             if kept:
-                self.session.tasks.say(
-                    "start", f"“{event.value.name}” was removed; its labels are kept in the project."
-                )
+                self.session.tasks.say("start", f"“{name}” was removed; its labels are kept in the project.")
         self.show_soon()
 
     def _on_moved(self, event: Any = None) -> None:
@@ -484,21 +388,27 @@ class Workbench:
         self.show_soon()
 
     def _on_lost(self, key: str, role: str, name: str) -> None:
-        group, say = self.groups.get(key), self.session.tasks.say
-        if role == "class":
-            say("classes", f"“{name}” was removed; its pixels are still in the combined labels.")
-        elif role == "uncertainty":
-            self.uncertainty_on = False
-        elif role == "before":
-            self.before_on = False
-        elif group is not None:
-            del self.groups[key]
-            # Not from within napari's own removal, which may go on to the next selected layer.
-            QTimer.singleShot(0, lambda: group.close(remove=True))
-            self.uncertainty_on = self.before_on = False
-            if role == "labels" and key == self.key:
+        if key == self.key:
+            say = self.session.tasks.say
+            if role == "class":
+                say("classes", f"“{name}” was removed; its pixels are still in the combined labels.")
+            elif role == "labels":
                 say("classes", f"“{name}” was removed; the labels are kept.", cure="bring-back")
-            self._save_timer.start()
+            if role in ("uncertainty", "labels"):
+                self.uncertainty_on = False
+            if role in ("before", "labels"):
+                self.before_on = False
+        self._save_timer.start()
+        self.show_soon()
+
+    def _on_opened(self, opened: Sequence[Opened], left: Sequence[Item] | None) -> None:
+        if left is not None:  # another project; what was there is in the one before
+            self.labelling.clear(remove=True)
+            self.left = list(left)
+        for one in opened:
+            self._channels[one.key] = one.item.axes.startswith("C")
+            self.labelling.restore(one)
+        self._count_timer.start()
         self.show_soon()
 
     def _select_first_image(self) -> None:
@@ -508,7 +418,7 @@ class Workbench:
         self._after_change_of_image()
 
     def _after_change_of_image(self) -> None:
-        for key, group in self.groups.items():
+        for key, group in self.labelling.groups.items():
             if key != self.key:
                 group.show_before(None)
         self.before_on = False
@@ -517,53 +427,6 @@ class Workbench:
             self.session.tasks.lines.pop(section, None)
         self._count_timer.start()
         self.show_soon()
-
-    # --- project ------------------------------------------------------------------------------------
-
-    def _on_opened(self, opened: Sequence[Opened], left: Sequence[Item] | None) -> None:
-        if left is not None:  # another project
-            for group in self.groups.values():
-                group.close(remove=True)  # all of it is in the other project
-            self.groups.clear()
-            self.left = list(left)
-        for one in opened:
-            layer = self._image_layer(one.key)
-            if layer is None:
-                arguments = image_arguments(one.item.metadata)
-                layer = self.viewer.add_image(one.array, name=one.item.name, **arguments)
-                set_mark(layer, image=one.key)
-            self._channels[one.key] = one.item.axes.startswith("C")
-            image = read_image_layer(layer, one.item.axes.startswith("C"))
-            n_classes = len(self.session.table.classes)
-            self.session.works[one.key] = Work.restored(
-                image, one.labels, one.baseline, one.verified, n_classes
-            )
-            self._make_group(one.key)
-            self.groups[one.key].show_present(one.present)
-        self._count_timer.start()
-        self.show_soon()
-
-    def _on_saved(self, key: str, path: Path, number: int) -> None:
-        layer = self._image_layer(key)
-        if layer is not None:
-            set_mark(layer, project=str(path), item=number)
-
-    def _mark_project(self, key: str) -> None:
-        keeper = self.session.storage.keeper
-        path, number = keeper.path, keeper.number_of(key)
-        if path is not None and number is not None:
-            self._on_saved(key, path, number)
-
-    def _take_over(self) -> None:
-        """Go on with layers that an earlier widget left in the viewer."""
-        found: dict[str, dict[str, int]] = {}
-        for layer in image_layers(self.viewer.layers):
-            mark = mark_of(layer)
-            if "project" in mark and Path(mark["project"]).is_dir():
-                found.setdefault(mark["project"], {})[mark["image"]] = int(mark["item"])
-        if len(found) == 1:
-            ((path, items),) = found.items()
-            self.session.storage.open(Path(path), only=items)
 
 
 def _timer(interval: int, then: Any) -> QTimer:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from napari_crfasrnn._qt.layers.class_layer import ClassLayer
+from napari_crfasrnn._qt.layers.class_layers import ClassLayer, ClassLayers
 from napari_crfasrnn._qt.layers.group import LabelGroup
 from napari_crfasrnn._qt.layers.images import (
     ImageInput,
     axes_of,
+    forget_mark,
     image_arguments,
     image_layers,
     key_of,
@@ -23,11 +24,13 @@ from napari_crfasrnn._qt.layers.store import ClassView, LabelStore
 
 __all__ = [
     "ClassLayer",
+    "ClassLayers",
     "ClassView",
     "ImageInput",
     "LabelGroup",
     "LabelStore",
     "axes_of",
+    "forget_mark",
     "image_arguments",
     "image_layers",
     "key_of",

@@ -84,6 +84,11 @@ def set_mark(layer: Any, **notes: Any) -> None:
     layer.metadata[MARK] = {**mark_of(layer), **notes}
 
 
+def forget_mark(layer: Any) -> None:
+    """Remove our notes from the metadata of a layer."""
+    layer.metadata.pop(MARK, None)
+
+
 def key_of(layer: Any) -> str:
     """Return what identifies an image layer, noting it in the layer when it is new."""
     key = mark_of(layer).get("image")

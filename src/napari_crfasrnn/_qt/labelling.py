@@ -1,0 +1,196 @@
+"""Between a session and a viewer: labels go into layers, and what is done to the layers comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psygnal import Signal
+from qtpy.QtCore import QTimer
+
+from napari_crfasrnn._qt.keys import Keys
+from napari_crfasrnn._qt.layers import (
+    LabelGroup,
+    image_arguments,
+    image_layers,
+    key_of,
+    mark_of,
+    read_image_layer,
+    set_mark,
+)
+from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Work
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+    from napari_crfasrnn._qt.state import Session
+
+
+class Labelling:
+    """The label layers of a viewer, and the labels of a session.
+
+    Attributes
+    ----------
+    groups
+        The layers of each image that has labels, by its key.
+    """
+
+    shown = Signal()  # something about the layers that the widgets show
+    lost = Signal(str, str, str)  # key of an image; role and name of a layer of it that a person removed
+
+    def __init__(self, viewer: ViewerModel, session: Session, keys: Keys) -> None:
+        self.groups: dict[str, LabelGroup] = {}
+        self.per_class = True
+        self._viewer, self._session, self._keys = viewer, session, keys
+        session.counted.connect(self._on_counted)
+        session.segmented.connect(self._on_segmented)
+        session.storage.saved.connect(self._on_saved)
+
+    # --- from the session ---------------------------------------------------------------------------
+
+    def write(self, key: str, labels: Labels, index: PlaneIndex) -> None:
+        """Bring labels into the viewer as one undo step; the first ones make the layers."""
+        self.follow_table()
+        work, group = self._session.works[key], self.groups.get(key)
+        if group is not None and group.alive:
+            group.write(labels, index)
+            return
+        work.labels[index] = labels
+        written = work.labels
+        self.make(key)
+        if work.labels is not written:  # there was a layer from an earlier time
+            self.groups[key].write(written)
+
+    def make(self, key: str) -> None:
+        """Make the layers of an image, if it still is in the viewer."""
+        work, layer = self._session.works[key], self.image_layer(key)
+        if layer is None:
+            return  # removed meanwhile: the labels are in the project
+        old = self.groups.pop(key, None)
+        if old is not None:
+            old.close(remove=True)
+        classes = self._session.table.classes
+        group = LabelGroup(self._viewer, layer, work.labels, classes, per_class=self.per_class)
+        work.labels = group.labels
+        self.groups[key] = group
+        group.changed.connect(lambda: self._on_labels_changed(key))
+        group.visibility_changed.connect(self.shown)
+        group.refused.connect(lambda text: self._session.tasks.say("classes", text, "problem"))
+        group.lost.connect(lambda role, name: self._on_lost(key, role, name))
+        group.class_layers.added.connect(self._keys.bind_layer)
+        for label_layer in group.label_layers:
+            self._keys.bind_layer(label_layer)
+        keeper = self._session.storage.keeper
+        if keeper.path is not None and (number := keeper.number_of(key)) is not None:
+            self._on_saved(key, keeper.path, number)
+
+    def restore(self, opened: Opened) -> Any:
+        """Bring an image of a project into the viewer, with its labels; return its layer."""
+        item = opened.item
+        layer = self.image_layer(opened.key)
+        if layer is None:
+            arguments = image_arguments(item.metadata)
+            layer = self._viewer.add_image(opened.array, name=item.name, **arguments)
+            set_mark(layer, image=opened.key)
+        image = read_image_layer(layer, item.axes.startswith("C"))
+        n_classes = len(self._session.table.classes)
+        self._session.works[opened.key] = Work.restored(
+            image, opened.labels, opened.baseline, opened.verified, n_classes
+        )
+        self.make(opened.key)
+        self.groups[opened.key].class_layers.show_present(opened.present)
+        return layer
+
+    def follow_table(self) -> None:
+        """Let the layers follow a change of the class table, or of the shape of an image."""
+        classes = self._session.table.classes
+        for key, group in list(self.groups.items()):
+            work = self._session.works.get(key)
+            if work is None or (group.classes == classes and group.labels is work.labels):
+                continue
+            if group.labels.shape != work.labels.shape:
+                self.groups.pop(key).close(remove=True)
+            elif group.labels is not work.labels:
+                group.replace(work.labels, classes)
+            else:
+                group.restyle(classes)
+
+    def leftovers(self) -> dict[Path, dict[str, int]]:
+        """Return the projects of label layers that an earlier widget left: image keys and item numbers."""
+        found: dict[Path, dict[str, int]] = {}
+        for layer in image_layers(self._viewer.layers):
+            mark = mark_of(layer)
+            if "project" in mark and Path(mark["project"]).is_dir():
+                found.setdefault(Path(mark["project"]), {})[mark["image"]] = int(mark["item"])
+        return found
+
+    # --- from the layers ----------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Take in what was done to the layers so far."""
+        for key, group in self.groups.items():
+            group.flush()
+            self._session.touch(key)
+
+    def image_layer(self, key: str) -> Any | None:
+        """Return an image layer by its key, if it is in the viewer."""
+        return next((layer for layer in image_layers(self._viewer.layers) if key_of(layer) == key), None)
+
+    def set_per_class(self, per_class: bool) -> None:
+        """Show a layer per class, or the combined layers alone."""
+        self.per_class = per_class
+        for group in self.groups.values():
+            group.set_per_class(per_class)
+
+    def when_grown(self, key: str | None, then: Callable[[], None]) -> None:
+        """Do something when every label layer of an image is there: now, or soon."""
+        group = self.groups.get(key or "")
+        if group is None or not group.class_layers.growing:
+            then()
+            return
+        grown = group.class_layers.grown
+
+        def go_on() -> None:
+            grown.disconnect(go_on)
+            then()
+
+        grown.connect(go_on)
+
+    def clear(self, *, remove: bool) -> None:
+        """Let go of all layers, and remove them if asked to."""
+        for group in self.groups.values():
+            group.close(remove=remove)
+        self.groups.clear()
+
+    def _on_labels_changed(self, key: str) -> None:
+        group, work = self.groups.get(key), self._session.works.get(key)
+        if group is None or work is None:
+            return
+        if group.labels is not work.labels and group.labels.shape == work.labels.shape:
+            work.labels = group.labels  # a script put another array into the layer
+        self._session.touch(key)
+
+    def _on_segmented(self, key: str, present: tuple[int, ...]) -> None:
+        group = self.groups.get(key)
+        if group is not None:
+            group.class_layers.show_present({*present, *group.class_layers.by_value})
+
+    def _on_counted(self, key: str) -> None:
+        group, numbers = self.groups.get(key), self._session.numbers.get(key)
+        if group is not None and numbers is not None:
+            group.class_layers.show_present(numbers.present)
+        self.shown.emit()
+
+    def _on_lost(self, key: str, role: str, name: str) -> None:
+        group = self.groups.get(key)
+        if role in ("labels", "image") and group is not None:
+            del self.groups[key]
+            # Not from within napari's own removal, which may go on to the next selected layer.
+            QTimer.singleShot(0, lambda: group.close(remove=True))
+        self.lost.emit(key, role, name)
+
+    def _on_saved(self, key: str, path: Path, number: int) -> None:
+        layer = self.image_layer(key)
+        if layer is not None:
+            set_mark(layer, project=str(path), item=number)
