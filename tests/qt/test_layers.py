@@ -312,3 +312,54 @@ def test_tiny_images(viewer, shape) -> None:
     group.combined.undo()
     assert (group.labels == 1).all()
     assert_in_step(group)
+
+
+def test_layers_follow_a_change_of_the_class_table(viewer) -> None:
+    group = make_group(viewer)
+    group.combined.paint((0, 0), 3)
+    group.restyle(class_table(["background", "body", "nucleus", "debris", "new"]))
+    assert [layer.name for layer in viewer.layers[1:3]] == ["photo · body", "photo · nucleus"]
+    without_cell = np.where(group.labels == 1, 255, np.where(group.labels > 1, group.labels - 1, 0))
+    group.replace(without_cell.astype(np.uint8), class_table(["background", "nucleus", "debris"]))
+    group.class_layers.show_present([1, 2])
+    group.class_layers.grow_now()
+    assert [layer.name for layer in viewer.layers] == [
+        "photo", "photo · nucleus", "photo · debris", "photo · labels",
+    ]  # fmt: skip
+    assert_in_step(group)
+    labels = group.labels.copy()
+    group.undo()  # there is nothing that values of the old table could come back from
+    np.testing.assert_array_equal(group.labels, labels)
+
+
+def test_a_moved_slider_is_no_edit(viewer) -> None:
+    group = make_group(viewer, shape=(4, H, W))
+    changes = []
+    group.changed.connect(lambda: changes.append(1))
+    viewer.dims.set_current_step(0, 2)
+    viewer.dims.set_current_step(0, 3)
+    assert not changes
+    group.combined.undo()
+    group.combined.paint((3, 5, 5), 3)
+    assert changes
+    group.undo()
+    assert len(changes) >= 2
+
+
+def test_copies_of_layers_stay_out_of_it(viewer) -> None:
+    from copy import deepcopy
+
+    from napari.layers import Layer
+
+    group = make_group(viewer)
+    for layer in (group.class_layers[1], group.combined):
+        data, state, kind = layer.as_layer_data_tuple()
+        copied = viewer.add_layer(Layer.create(deepcopy(data), {**deepcopy(state), "name": "mine"}, kind))
+        assert type(copied.data) is np.ndarray
+    labels = group.labels.copy()
+    viewer.layers["mine"].data[:] = 0
+    np.testing.assert_array_equal(group.labels, labels)
+    group.close()
+    again = LabelGroup(viewer, group.image, np.zeros((H, W), np.uint8), CLASSES)
+    assert again.combined is group.combined
+    assert {"mine", "mine [1]"} <= {layer.name for layer in viewer.layers}

@@ -116,7 +116,9 @@ class ClassLayers:
         if enabled:
             self.show_present(self._present)
         else:
+            present = self._present
             self.clear()
+            self._present = present
 
     def grow_now(self) -> None:
         """Add the layers that are still to come."""
@@ -137,6 +139,7 @@ class ClassLayers:
     def clear(self) -> None:
         """Remove all of them."""
         self.stop()
+        self._present = set()
         layers = list(self)
         self._layers.clear()
         self._group.remove_layers(layers)

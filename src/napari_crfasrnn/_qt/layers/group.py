@@ -158,17 +158,18 @@ class LabelGroup:
         self.combined.redo()
 
     def replace(self, labels: NDArray[Any], classes: Sequence[ClassSpec]) -> None:
-        """Take labels of another class table. Earlier strokes cannot be undone past this."""
+        """Take labels of another class table. Earlier strokes cannot be undone past this.
+
+        Class layers are removed; they come again with `ClassLayers.show_present`.
+        """
         self.flush()
         self.classes = tuple(classes)
-        present = [value for value in self.class_layers.by_value if value < len(classes)]
         self.class_layers.clear()
         with self.silently():
             self.store.array = labels
             self.combined.data = labels
             self.combined._reset_history()  # its items hold values of the old table
         self._dress()
-        self.class_layers.show_present(present)
         self.changed.emit()
 
     def _commit(self) -> None:

@@ -1,0 +1,148 @@
+"""The state behind the widget, without a window: what is settled stays, and undo reaches everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from napari_crfasrnn._qt.layers import ImageInput
+from napari_crfasrnn._qt.state.table import ClassTable
+from napari_crfasrnn._qt.state.work import Work
+from napari_crfasrnn.classes import ClassSpec, class_table
+from napari_crfasrnn.segmenter import Segmentation
+
+SHAPE = (3, 6, 7)
+PLANE = (1,)
+planes = hnp.arrays(np.uint8, SHAPE[1:], elements=st.integers(0, 3))
+masks = hnp.arrays(bool, SHAPE[1:])
+
+
+def new_work() -> Work:
+    image = ImageInput("key", "photo", np.zeros(SHAPE), "ZYX", (1.0, 1.0, 1.0), SHAPE[:1], SHAPE[1:])
+    return Work.blank(image, 4)
+
+
+def take(work: Work, labels: np.ndarray, index=PLANE) -> None:
+    """Do as a session does: merge, write to the layer, take."""
+    entropy = np.full(labels.shape, 0.5, np.float32)
+    segmented = Segmentation(labels, class_table("abcd"), before_crf=3 - labels, entropy=entropy)
+    revision = work.merge(segmented, index)
+    work.labels[index] = revision.after.labels
+    work.take(revision, segmented)
+
+
+@given(planes, planes, masks, masks)
+def test_segmenting_again_keeps_what_was_settled(first, second, painted, verified) -> None:
+    work = new_work()
+    take(work, first)
+    work.labels[PLANE][painted] = 3
+    work.verified[PLANE] = verified
+    before = work.labels.copy()
+    edited = work.labels[PLANE] != first
+    take(work, second)
+    settled = edited | verified
+    np.testing.assert_array_equal(work.labels[PLANE][settled], before[PLANE][settled])
+    np.testing.assert_array_equal(work.labels[PLANE][~settled], second[~settled])
+    np.testing.assert_array_equal(work.baseline[PLANE], second)
+    np.testing.assert_array_equal(work.verified[PLANE], settled)
+    assert (work.labels[[0, 2]] == 255).all()
+    assert np.isnan(work.entropy[0]).all()
+    assert (work.entropy[1] == 0.5).all()
+
+
+@given(st.lists(planes, min_size=2, max_size=4))
+def test_baselines_follow_the_undo_and_redo_of_predictions(predictions) -> None:
+    work = new_work()
+    states = [(work.labels.copy(), work.baseline.copy(), work.verified.copy())]
+    for prediction in predictions:
+        take(work, prediction)
+        states.append((work.labels.copy(), work.baseline.copy(), work.verified.copy()))
+    order = [*range(len(states) - 2, -1, -1), *range(1, len(states))]
+    distinct = all(not np.array_equal(a[0], b[0]) for i, a in enumerate(states) for b in states[:i])
+    if not distinct:
+        return  # an undo between equal labels cannot be told from none
+    for place in order:
+        labels, baseline, verified = states[place]
+        work.labels[...] = labels  # what the undo of the layer does
+        work.follow_undo()
+        np.testing.assert_array_equal(work.baseline, baseline)
+        np.testing.assert_array_equal(work.verified, verified)
+
+
+def test_strokes_hold_and_what_refine_snapped_does_not() -> None:
+    work = new_work()
+    take(work, np.zeros(SHAPE[1:], np.uint8))
+    work.labels[1, 0, 0] = 1  # a stroke
+    work.labels[1, 2, 2] = work.snapped[1, 2, 2] = 1  # from Refine
+    work.labels[1, 3, 3] = 255  # erased to unlabelled
+    work.verified[1, 5, 5] = True
+    held = work.held(PLANE)
+    assert held[0, 0]
+    assert held[5, 5]
+    assert held.sum() == 2
+    work.labels[1, 2, 2] = 2  # painted over what Refine gave
+    assert work.held(PLANE)[2, 2]
+
+
+def test_accepting_is_taken_back_whole() -> None:
+    work = new_work()
+    take(work, np.zeros(SHAPE[1:], np.uint8))
+    work.verified[1, 0, 0] = True
+    before = work.verified.copy()
+    work.accept()
+    assert work.verified.sum() == 42  # the plane that has labels
+    work.unaccept()
+    np.testing.assert_array_equal(work.verified, before)
+    work.unaccept()
+    np.testing.assert_array_equal(work.verified, before)
+
+
+def test_work_comes_back_as_a_project_stored_it() -> None:
+    work = new_work()
+    labels = np.full(SHAPE, 65535, np.uint16)
+    labels[0] = 3
+    again = Work.restored(work.image, labels, None, np.ones(SHAPE, bool), 4)
+    assert again.labels.dtype == np.uint8
+    assert (again.labels[0] == 3).all()
+    assert (again.labels[1:] == 255).all()
+    assert (again.baseline == 255).all()
+    assert again.labels.flags.writeable
+
+
+def test_a_short_table_has_a_key_for_each_class_and_a_long_one_for_those_present() -> None:
+    table = ClassTable()
+    table.replace(["background", "a", "b"], [None] * 3, None)
+    assert table.keys == {1: 1, 2: 2}
+    table.clear()
+    table.replace([f"class {i}" for i in range(21)], [None] * 21, None)
+    assert table.keys == {}
+    table.give_keys([15, 5, 0])
+    assert table.keys == {1: 15, 2: 5}
+    table.give_keys([7, 15])  # keys stay where they are
+    assert table.keys == {1: 15, 2: 5, 3: 7}
+    table.replace([f"class {i}" for i in range(21) if i != 5], [None] * 20, [*range(5), None, *range(5, 20)])
+    assert table.keys == {1: 14, 3: 6}
+
+
+def test_a_renamed_class_goes_on_from_its_old_name() -> None:
+    table = ClassTable()
+    table.follow(["background", "person"])
+    table.replace(["background", ClassSpec(name="human", color=(1, 2, 3))], table.origins, None)
+    assert table.continues() == (("human", "person"),)
+    table.locked = True
+    table.follow(["background", "cat"])
+    assert table.names == ("background", "human")
+    assert table.origins == ("background", None)
+    assert table.continues() == ()
+
+
+def test_a_table_needs_a_class_and_names_that_differ() -> None:
+    table = ClassTable()
+    with pytest.raises(ValueError, match="at least one"):
+        table.replace([], [], None)
+    with pytest.raises(ValueError, match="twice"):
+        table.replace(["a", "a"], [None, None], None)
+    assert table.classes == ()
