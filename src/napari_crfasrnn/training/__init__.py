@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from napari_crfasrnn.training.fine_tune import fine_tune
+from napari_crfasrnn.training.learning_round import fine_tune
 from napari_crfasrnn.training.report import LockedScore, PlaceOfContradiction, TrainReport, TrainStep
 
 __all__ = ["LockedScore", "PlaceOfContradiction", "TrainReport", "TrainStep", "fine_tune"]

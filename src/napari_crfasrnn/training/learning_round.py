@@ -35,7 +35,8 @@ from napari_crfasrnn.training.report import (
 )
 from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes
 
-_VIEW_SHARE = 0.5  # of the time limit at most goes into encoding images
+_FIRST_LOOK_SHARE = 0.5  # of the time limit at most goes into looking at every image once
+_LOOK_SHARE = 0.15  # and after this much, no further looks are taken: on a busy machine, steps matter more
 _VIEWS = 16  # of all planes together, when these are few
 _LEAST_LOOKS = 2  # at a plane
 _VARIED_UP_TO = 40  # planes; more of them are variety enough
@@ -179,13 +180,14 @@ class _Round:
         random = np.random.default_rng([self.config.seed, 0])
         encode = not self.config.thaw
         views: list[View] = []
-        reserve = 0.0 if self.clock.limit is None else (1 - _VIEW_SHARE) * self.clock.limit
+        limit = self.clock.limit or 0.0
         pixels = [draw_pixels(plane, random) for plane in self.planes]
         n_looks = min(len(LOOKS), max(_LEAST_LOOKS, _VIEWS // len(self.planes)))
         for look in LOOKS[: n_looks if len(self.planes) <= _VARIED_UP_TO else 1]:
             for number, plane in enumerate(self.planes):
                 raise_if_cancelled(self.cancel)
-                if views and self.clock.is_over(reserve):
+                share = _FIRST_LOOK_SHARE if look == LOOKS[0] else _LOOK_SHARE
+                if views and self.clock.is_over((1 - share) * limit):
                     if look == LOOKS[0]:
                         left_out = f"{len(self.planes) - number} of {len(self.planes)} labelled images"
                         self.notes.append(f"{left_out} were left out for lack of time: give it more seconds")
