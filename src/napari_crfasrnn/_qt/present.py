@@ -169,9 +169,6 @@ def describe(report: TrainReport) -> str:
         told = "too few pixels were held back to tell whether it is better"
     else:
         told = f"IoU {before.miou:.2f} → {after.miou:.2f} on held-back regions"
-    doubts = len(report.contradictions)
-    if doubts:
-        told += f"; {doubts} stroke{'s contradict' if doubts > 1 else ' contradicts'} the others"
     return f"{told[:1].upper()}{told[1:]}."
 
 
@@ -212,16 +209,26 @@ def _shows_plot(session: Session) -> bool:
     if session.busy is not None and session.busy.what == "learn":
         return True
     report = session.lessons.report
-    return report is not None and not report.notes  # where there is a remark, it takes the room
+    return report is not None and not _remark(report)  # a remark takes the room
 
 
 def _lesson_message(session: Session) -> Message:
     """Return what the section has to say, or else what the round of learning has to remark."""
     said, report = _message(session, "learn"), session.lessons.report
-    if said.text or report is None or not report.notes:
+    if said.text or report is None:
         return said
-    note = report.notes[0]
-    return Message(f"{note[:1].upper()}{note[1:]}.")
+    return Message(_remark(report))
+
+
+def _remark(report: TrainReport) -> str:
+    """Return what else a round of learning has to say, in a sentence."""
+    if report.notes:
+        note = report.notes[0]
+        return f"{note[:1].upper()}{note[1:]}."
+    doubts = len(report.contradictions)
+    if doubts:
+        return f"{doubts} stroke{'s contradict' if doubts > 1 else ' contradicts'} the others."
+    return ""
 
 
 def _numbers(bench: Workbench) -> Numbers | None:

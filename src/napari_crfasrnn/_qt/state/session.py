@@ -176,6 +176,7 @@ class Session:
         if self.busy is not None or self.shelf.choice is None:
             return
         self.table.locked = True
+        self.tasks.lines.pop("correct", None)
         self.lessons.learn(self.request(), config or TrainConfig(), lambda: None)
 
     def accept(self, key: str) -> None:
