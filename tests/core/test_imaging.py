@@ -214,6 +214,12 @@ def test_nonfinite_values_become_the_least_finite_one_and_are_counted(dtype, bad
     assert open_image(filled).n_nonfinite == 0
 
 
+def test_the_widest_range_of_float64_does_not_overflow():
+    widest = np.finfo(np.float64)
+    plane = open_image(np.array([[widest.min, 0.0, widest.max]])).plane(())
+    np.testing.assert_allclose(plane, [[[0.0, 127.5, 255.0]]], rtol=1e-2)
+
+
 def test_an_image_without_a_finite_value_is_refused_but_a_plane_is_not():
     nothing = np.full((4, 5), np.nan)
     with pytest.raises(ValueError, match="at least one finite value"):

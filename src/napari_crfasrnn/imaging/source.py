@@ -249,8 +249,9 @@ def _find_range(array: ArrayLike, axes: str, stack_shape: tuple[int, ...]) -> tu
     low, high = (np.where(np.isfinite(part), part, 0.0) for part in (low, high))
 
     fill = low.copy()
+    # Of the halves, because the distance of two float64 values need not be one.
     percentiles = [
-        np.percentile(values, [LOW_PERCENTILE, HIGH_PERCENTILE]) if values.size else np.zeros(2)
+        2.0 * np.percentile(0.5 * values, [LOW_PERCENTILE, HIGH_PERCENTILE]) if values.size else np.zeros(2)
         for values in sample
     ]
     for channel, (lower, upper) in enumerate(percentiles):
