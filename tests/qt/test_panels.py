@@ -101,6 +101,8 @@ def test_panels_tell_what_was_done_and_decide_nothing(qapp, qtbot) -> None:
     with qtbot.waitSignal(start.image_chosen) as chosen:
         start.image.activated.emit(0)
     assert chosen.args == ["a"]
+    start.show_state(StartState(loading=True))
+    assert start.model.placeholderText() == "Looking for models…"
     start.show_state(StartState(progress=Progress("Segmenting…", 2, 4)))
     assert start.task.bar.value() == 2
     with qtbot.waitSignal(start.cancelled):

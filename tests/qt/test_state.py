@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from napari_crfasrnn._qt.layers import ImageInput
+from napari_crfasrnn._qt.state.engine import Engine
+from napari_crfasrnn._qt.state.shelf import Shelf
 from napari_crfasrnn._qt.state.table import ClassTable
+from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.state.work import Work
 from napari_crfasrnn.classes import ClassSpec, class_table
 from napari_crfasrnn.segmenter import Segmentation
@@ -146,3 +149,23 @@ def test_a_table_needs_a_class_and_names_that_differ() -> None:
     with pytest.raises(ValueError, match="twice"):
         table.replace(["a", "a"], [None, None], None)
     assert table.classes == ()
+
+
+def test_models_that_cannot_be_listed_end_the_wait_for_them(qtbot, monkeypatch) -> None:
+    tasks, engine = Tasks(), Engine()
+
+    def list_models() -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(engine, "list_models", list_models)
+    shelf = Shelf(tasks, engine)
+    shelf.load()
+    assert shelf.loading
+    begun = []
+    shelf.when_loaded(Busy("segment", "Looking for models…"), lambda: begun.append(True))
+    assert tasks.busy is not None
+    qtbot.waitUntil(lambda: not shelf.loading)
+    assert tasks.busy is None
+    assert not begun
+    assert tasks.lines["start"].tone == "problem"
+    tasks.close()

@@ -46,6 +46,7 @@ def start_state(bench: Workbench) -> StartState:
         image=bench.key,
         models=models,
         model=session.shelf.choice.name if session.shelf.choice else None,
+        loading=session.shelf.loading,
         segment=_segment_action(bench),
         segment_text="Segment again" if _is_segmented(bench) else "Segment",
         slice_text=_slice_text(bench, shape) if shape else None,
@@ -77,7 +78,7 @@ def classes_state(bench: Workbench) -> ClassesState:
     rows.sort(key=lambda row: (10 if row.key == 0 else 99 if row.key is None else row.key, row.value))
     why = _busy_reason(session)
     if not table.classes:
-        why = why or "Choose a model first."
+        why = why or _no_model(session)
     return ClassesState(
         rows=tuple(rows),
         painting=bench.painting,
@@ -92,7 +93,7 @@ def correct_state(bench: Workbench) -> CorrectState:
     session, work, numbers = bench.session, bench.work, _numbers(bench)
     nothing = "" if bench.group is not None else "Segment the image first."
     busy = _busy_reason(session)
-    no_model = "" if session.shelf.choice is not None else "Choose a model first."
+    no_model = _no_model(session)
     missing = "Segment the image first." if work is None or work.entropy is None else ""
     return CorrectState(
         refine=Action(not (nothing or busy or no_model), nothing or busy or no_model),
@@ -145,7 +146,7 @@ def project_state(bench: Workbench) -> ProjectState:
         title = "Project"
         summary = f"{images}, kept automatically" if n_images else ""
     nothing = "" if n_images or session.works else "There is nothing to save yet."
-    no_model = "" if session.shelf.choice is not None else "Choose a model first."
+    no_model = _no_model(session)
     return ProjectState(
         title=title,
         summary=summary,
@@ -177,11 +178,17 @@ def _segment_action(bench: Workbench) -> Action:
     why = _busy_reason(session)
     if bench.image is None:
         why = "Open an image first."
-    elif session.shelf.choice is None:
-        why = "Choose a model first."
+    elif not session.shelf.loading:  # else pressing it waits for the models
+        why = why or _no_model(session)
     return Action(
         not why, why, primary=not why and not (_has_edits(bench) and session.lessons.report is None)
     )
+
+
+def _no_model(session: Session) -> str:
+    if session.shelf.choice is not None:
+        return ""
+    return "Wait: the models are being looked for." if session.shelf.loading else "Choose a model first."
 
 
 def _busy_reason(session: Session) -> str:

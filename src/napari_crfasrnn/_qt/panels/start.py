@@ -69,6 +69,7 @@ class StartPanel(QWidget):  # type: ignore[misc]
         """Draw."""
         _fill(self.image, [(key, name, "") for key, name in state.images], state.image)
         _fill(self.model, state.models, state.model)
+        self.model.setPlaceholderText("Looking for models…" if state.loading else "None chosen")
         self.empty.setVisible(not state.images)
         self._image_row.setVisible(bool(state.images))
         self._channels_row.setVisible(state.channels is not None)

@@ -43,6 +43,7 @@ class StartState:
     image: str | None = None
     models: tuple[tuple[str, str, str], ...] = ()  # name, title, why it cannot be used
     model: str | None = None
+    loading: bool = False  # it is still being found out which models there are
     segment: Action = Action()
     segment_text: str = "Segment"
     slice_text: str | None = None  # None where there is one slice

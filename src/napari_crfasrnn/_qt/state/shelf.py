@@ -35,20 +35,32 @@ def round_choice(number: int, path: Path, class_names: tuple[str, ...]) -> Model
 
 
 class Shelf:
-    """The models that can be chosen, and the one that is."""
+    """The models that can be chosen, and the one that is.
+
+    Attributes
+    ----------
+    models, choice
+        All of them, and the chosen one.
+    loading
+        Whether it is still being found out which models there are.
+    """
 
     chosen = Signal()
 
     def __init__(self, tasks: Tasks, engine: Engine) -> None:
         self.models: tuple[ModelChoice, ...] = ()
         self.choice: ModelChoice | None = None
+        self.loading = False
         self._tasks, self._engine = tasks, engine
         self._waiting: Callable[[], None] | None = None
 
     def load(self) -> None:
         """Find out which models there are."""
 
+        self.loading = True
+
         def done(entries: Any) -> None:
+            self.loading = False
             found = (ModelChoice(e.name, e.title, e.path, e.class_names, e.problem) for e in entries)
             self.models = (*found, *self.models)
             usable = [choice for choice in self.models if choice.problem is None]
@@ -59,7 +71,11 @@ class Shelf:
             self._go_on()
             self._tasks.changed.emit()
 
-        self._tasks.aside("looking for models", self._engine.list_models, done, "start")
+        def failed() -> None:
+            self.loading = False
+            self._go_on()
+
+        self._tasks.aside("looking for models", self._engine.list_models, done, "start", failed)
 
     def when_loaded(self, busy: Busy, then: Callable[[], None]) -> None:
         """Do something that needs a model: now, or when it is known which models there are."""

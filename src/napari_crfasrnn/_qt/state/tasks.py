@@ -115,11 +115,21 @@ class Tasks:
         self.complain(busy.section, busy.text.rstrip("…"), error)
         self.finished.emit("failed")
 
-    def aside(self, what: str, work: Callable[[], Any], done: Callable[[Any], None], section: str) -> None:
+    def aside(
+        self,
+        what: str,
+        work: Callable[[], Any],
+        done: Callable[[Any], None],
+        section: str,
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Do something in the thread that nobody waits for."""
-        self._worker.start(
-            what, lambda task, report: work(), done, lambda error: self.complain(section, what, error)
-        )
+
+        def fail(error: Exception) -> None:
+            failed()
+            self.complain(section, what, error)
+
+        self._worker.start(what, lambda task, report: work(), done, fail)
 
     def cancel(self) -> None:
         """Stop what is going on; everything is as it was before it was started."""
