@@ -12,12 +12,13 @@ ifeq ($(DISPLAY)$(WAYLAND_DISPLAY),)
   endif
 endif
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench bench-learning clean
 help:
 	@echo "make demo   segment a photograph in a napari window (a screenshot where there is no display)"
 	@echo "make test   run all tests"
 	@echo "make lint   check style and types"
 	@echo "make bench  measure the lattice against pydensecrf2"
+	@echo "make bench-learning   measure learning from few labels (DATA=../shared/data, QUICK=1 for five minutes)"
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -73,6 +74,10 @@ $(VENV)/.bench: $(VENV)/.installed
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/lattice.py
+
+DATA ?= ../shared/data
+bench-learning: $(VENV)/.bench
+	$(BIN)/python benchmarks/learning $(DATA) $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) build demo

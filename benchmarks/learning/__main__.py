@@ -1,0 +1,241 @@
+"""Learning from few labels, measured against what annotators have today.
+
+    python benchmarks/learning ../shared/data            (make bench-learning; under an hour on two cores)
+    python benchmarks/learning ../shared/data --quick    (five minutes)
+    python benchmarks/learning --tables                  (print the tables of the results there are)
+
+Labels: strokes by a simulated annotator (annotator.py), or whole masks, on k images of a set's training
+split. Scores: mean IoU over six images of its validation split, which no learner sees and no setting was
+chosen on. Columns: random forests on classic and on encoder features, each alone and with a dense CRF
+(rivals.py), and `fine_tune` from the starter model on a project with these labels, without its CRF and
+as it comes. Each run leaves a JSON file for the rivals and one for ours; what is there is not done again,
+so an interrupted benchmark goes on where it was. After a change of the learner: --again ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tables
+import torch
+from annotator import Labels, first_strokes
+from numpy.typing import NDArray
+from photographs import SETS, Photograph, PhotographSet
+from rivals import FeatureStore, dense_crf, forest
+
+from napari_crfasrnn import Project, Segmenter, TrainConfig, fine_tune, load_model, metrics
+from napari_crfasrnn.network import SegmentationModel
+
+RESULTS = Path(__file__).parents[1] / "results" / "learning"
+SIDE = 320
+QUICK_SIDE = 256
+WHOSE = ("rivals", "ours")
+QUICK_SETS = ("dsb2018_fluo", "em_vnc", "histo_gbm40", "camvid11")
+
+Predict = Callable[[Photograph], NDArray[np.integer]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the tables: a set, a kind of labels, how many images, a seed."""
+
+    name: str
+    labels: str
+    k: int
+    seed: int
+
+    def file(self, results: Path, whose: str) -> Path:
+        return results / f"{self.name}-{self.labels}-{self.k}-{self.seed}-{whose}.json"
+
+
+def main() -> None:
+    options = _parse()
+    if options.tables:
+        tables.show(options.results)
+        return
+    options.results.mkdir(parents=True, exist_ok=True)
+    runs = list(_runs(options))
+    for whose in options.again:
+        for run in runs:
+            run.file(options.results, whose).unlink(missing_ok=True)
+    missing = [run for run in runs if not all(run.file(options.results, whose).exists() for whose in WHOSE)]
+    groups = [list(group) for _, group in itertools.groupby(missing, key=lambda run: (run.seed, run.name))]
+    print(f"{len(missing)} of {len(runs)} runs to do, in {options.results}", flush=True)
+    if options.processes == 1:
+        for group in groups:
+            _work((group, options))
+    elif groups:
+        # Each process takes one core: learners and rivals alike.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(options.processes, maxtasksperchild=4) as pool:
+            for _ in pool.imap_unordered(_work, [(group, options) for group in groups], chunksize=1):
+                pass
+    tables.show(options.results)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, nargs="?", help="folder of the sets")
+    parser.add_argument("--quick", action="store_true", help="four sets, k = 1 and 3, one seed, small images")
+    parser.add_argument("--tables", action="store_true", help="only print the results there are")
+    parser.add_argument("--again", nargs="+", choices=WHOSE, default=[], help="forget these results first")
+    parser.add_argument("--sets", nargs="+")
+    parser.add_argument("--labels", nargs="+", choices=["strokes", "dense"], default=["strokes", "dense"])
+    parser.add_argument("--k", nargs="+", type=int)
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--side", type=int)
+    parser.add_argument("--images", type=int, default=6, help="validation images of each set")
+    parser.add_argument("--seconds", type=float, help="of learning, at most")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--model", default="starter")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument(
+        "--on",
+        choices=["val", "train"],
+        default="val",
+        help="train: some left over there, to choose on",
+    )
+    options = parser.parse_args()
+    if options.data is None and not options.tables:
+        parser.error("data must name the folder of the sets")
+    quick = options.quick
+    options.sets = options.sets or (QUICK_SETS if quick else SETS)
+    options.k = options.k or ([1, 3] if quick else [1, 3, 5, 10])
+    options.seeds = [0] if quick and options.seeds is None else options.seeds or [0, 1, 2]
+    options.side = options.side or (QUICK_SIDE if quick else SIDE)
+    options.seconds = options.seconds or 20.0
+    options.results = options.results or RESULTS / ("quick" if quick else "full")
+    return options
+
+
+def _runs(options: argparse.Namespace) -> Iterator[Run]:
+    for seed, name, labels, k in itertools.product(options.seeds, options.sets, options.labels, options.k):
+        yield Run(name, labels, k, seed)
+
+
+def _work(task: tuple[Sequence[Run], argparse.Namespace]) -> None:
+    """Do runs of one set."""
+    runs, options = task
+    torch.set_num_threads(1)
+    model = load_model(options.model)
+    store = FeatureStore(model)
+    for run in runs:
+        photographs = PhotographSet(options.data / run.name, options.side)
+        training = [
+            (photograph, _labels(photograph, run, number))
+            for number, photograph in enumerate(photographs.training(run.k, run.seed))
+        ]
+        if options.on == "val":
+            scored = photographs.validation(options.images)
+        else:
+            scored = photographs.development(options.images, run.seed)
+        for whose in WHOSE:
+            path = run.file(options.results, whose)
+            if path.exists():
+                continue
+            found: dict[str, Any] = {
+                "set": run.name, "labels": run.labels, "k": run.k, "seed": run.seed,
+                "side": options.side, "on": options.on, "scored": [each.name for each in scored],
+                "miou": {}, "iou": {}, "seconds": {},
+            }  # fmt: skip
+            if whose == "rivals":
+                _measure_rivals(found, store, training, scored, len(photographs.classes), run.seed)
+            else:
+                config = TrainConfig(seconds=options.seconds, seed=run.seed)
+                _measure_ours(found, model, photographs.classes, training, scored, config)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(found, indent=1))
+            part.replace(path)
+            print(tables.line(found), flush=True)
+
+
+def _measure_rivals(
+    found: dict[str, Any],
+    store: FeatureStore,
+    training: Sequence[tuple[Photograph, Labels]],
+    scored: Sequence[Photograph],
+    n_labels: int,
+    seed: int,
+) -> None:
+    for kind in ("classic", "encoder"):
+        begun = time.perf_counter()
+        probabilities = forest(kind, store, training, n_labels, seed)
+        found["seconds"][kind] = time.perf_counter() - begun
+        given = [probabilities(photograph) for photograph in scored]
+        _score(found, kind, [each.argmax(0) for each in given], scored, n_labels)
+        refined = [dense_crf(one.image, each) for one, each in zip(scored, given, strict=True)]
+        _score(found, f"{kind}+crf", [each.argmax(0) for each in refined], scored, n_labels)
+
+
+def _measure_ours(
+    found: dict[str, Any],
+    model: SegmentationModel,
+    classes: list[str],
+    training: Sequence[tuple[Photograph, Labels]],
+    scored: Sequence[Photograph],
+    config: TrainConfig,
+) -> None:
+    report = _learn(model, classes, training, config)
+    found["seconds"]["ours"] = report.seconds
+    found["crf_learnt"], found["stopped_by"] = report.crf_learnt, report.stopped_by
+    segmenter = Segmenter(report.model, device="cpu")
+    results, begun = [], time.perf_counter()
+    for photograph in scored:
+        segmenter.set_image(photograph.image)
+        results.append(segmenter.predict())
+    found["seconds"]["predict"] = (time.perf_counter() - begun) / len(scored)
+    _score(found, "ours-crf", [result.before_crf for result in results], scored, len(classes))
+    _score(found, "ours", [result.labels for result in results], scored, len(classes))
+
+
+def _labels(photograph: Photograph, run: Run, number: int) -> Labels:
+    if run.labels == "dense":
+        return photograph.mask
+    return first_strokes(photograph.mask, np.random.default_rng([run.seed, number, 11]))
+
+
+def _learn(
+    model: SegmentationModel,
+    classes: list[str],
+    training: Sequence[tuple[Photograph, Labels]],
+    config: TrainConfig,
+) -> Any:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Project.create(Path(folder) / "project", classes) as project,
+    ):
+        for photograph, labels in training:
+            project.add(photograph.image, labels=labels)
+        return fine_tune(model, project, config)
+
+
+def _score(
+    found: dict[str, Any],
+    column: str,
+    given: Sequence[NDArray[np.integer]],
+    scored: Sequence[Photograph],
+    n_labels: int,
+) -> None:
+    counts = np.zeros((n_labels, n_labels), np.int64)
+    for labels, photograph in zip(given, scored, strict=True):
+        counts += metrics.confusion(labels, photograph.mask, n_labels)
+    found["miou"][column] = metrics.miou(counts)
+    found["iou"][column] = [None if np.isnan(value) else float(value) for value in metrics.iou(counts)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""A simulated annotator: strokes as a person would draw them, from a mask that only the annotator knows.
+
+First look at an image: each class that is visible gets a stroke in up to `REGIONS` of its connected
+regions, the larger ones more likely. A stroke starts well inside the region (where the distance to its
+border is at least 0.6 of the largest), wanders on with some inertia, keeps away from the border as far
+as the region allows, and ends after about twice the root of the region's area, 100 pixels at most. When it
+gets stuck, it goes on from its other end. The brush is 3 pixels wide and never leaves the region.
+
+Later looks: the largest connected errors of a prediction get a stroke each, of the class they should have.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+UNLABELLED = 255
+REGIONS = 4  # of each class, in an image
+SMALLEST = 6  # pixels; nobody sees regions below
+SHORTEST, LONGEST = 8, 100  # steps of a stroke
+INSIDE = 0.6  # of the largest distance to the border: where strokes start
+BRUSH = 1  # pixels around the path
+
+Labels = NDArray[np.uint8]  # [H, W]
+
+
+def first_strokes(mask: Labels, random: np.random.Generator) -> Labels:
+    """Return the strokes of somebody who sees an image for the first time."""
+    labels = np.full(mask.shape, UNLABELLED, np.uint8)
+    for value in np.unique(mask[mask != UNLABELLED]):
+        regions, _ = ndimage.label(mask == value)
+        areas = np.bincount(regions.ravel())
+        areas[0] = 0
+        visible = np.flatnonzero(areas >= min(SMALLEST, areas.max()))
+        chance = np.sqrt(areas[visible])
+        n = min(REGIONS, len(visible))
+        for region in random.choice(visible, n, replace=False, p=chance / chance.sum()):
+            _draw(labels, regions == region, value, random)
+    return labels
+
+
+def corrections(mask: Labels, prediction: NDArray[np.integer], n: int, random: np.random.Generator) -> Labels:
+    """Return strokes in the n largest connected errors of a prediction."""
+    labels = np.full(mask.shape, UNLABELLED, np.uint8)
+    wrong = (prediction != mask) & (mask != UNLABELLED)
+    found = []
+    for value in np.unique(mask[wrong]):
+        regions, _ = ndimage.label(wrong & (mask == value))
+        areas = np.bincount(regions.ravel())[1:]
+        found += [(area, int(value), regions == i + 1) for i, area in enumerate(areas) if area >= SMALLEST]
+    found.sort(key=lambda error: -error[0])
+    for _, value, region in found[:n]:
+        _draw(labels, region, value, random)
+    return labels
+
+
+def _draw(labels: Labels, region: NDArray[np.bool_], value: int, random: np.random.Generator) -> None:
+    depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    n_steps = int(np.clip(2 * np.sqrt(region.sum()), SHORTEST, LONGEST))
+    starts = np.argwhere(depth >= INSIDE * depth.max())
+    start = starts[random.integers(len(starts))].astype(float)
+    angle = random.uniform(0, 2 * np.pi)
+    path = [start, *_walk(depth, start, angle, n_steps, random)]
+    if len(path) < n_steps:
+        path += _walk(depth, start, angle + np.pi, n_steps - len(path), random)
+    for y, x in np.round(path).astype(int):
+        brush = np.s_[max(0, y - BRUSH) : y + BRUSH + 1, max(0, x - BRUSH) : x + BRUSH + 1]
+        labels[brush][region[brush]] = value
+
+
+def _walk(
+    depth: NDArray[np.float64], start: NDArray[np.float64], angle: float, n: int, random: np.random.Generator
+) -> list[NDArray[np.float64]]:
+    """Return up to n points, a pixel apart, that stay in the region and off its border where they can."""
+    path: list[NDArray[np.float64]] = []
+    at, wanted = start, min(BRUSH + 1.5, 0.5 * depth.max())
+    for _ in range(n):
+        turns = random.normal(0, 0.25, 6) * np.arange(1, 7)
+        best, best_depth = None, 0.0
+        for turn in turns:
+            ahead = at + np.array([np.sin(angle + turn), np.cos(angle + turn)])
+            y, x = np.round(ahead).astype(int)
+            inside = 0 <= y < depth.shape[0] and 0 <= x < depth.shape[1]
+            if inside and depth[y, x] > best_depth:
+                best, best_depth = (ahead, angle + turn), depth[y, x]
+                if best_depth >= wanted:
+                    break
+        if best is None:
+            break
+        at, angle = best
+        path.append(at)
+    return path

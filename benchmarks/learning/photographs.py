@@ -1,0 +1,82 @@
+"""The images of the benchmark: training ones to label, six validation ones to score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SETS = ("dsb2018_fluo", "dsb2018_stained", "em_vnc", "histo_gbm40", "peanut_plants", "camvid11")
+
+
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """An image with its mask, cut to the middle.
+
+    Attributes
+    ----------
+    name
+        Of the set and the file.
+    image
+        [H, W] or [H, W, 3].
+    mask
+        [H, W], 255 where nobody knows.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PhotographSet:
+    """One set of the bundle.
+
+    Attributes
+    ----------
+    folder
+        With `images`, `masks`, `classes.txt`, `train.txt` and `val.txt`.
+    side
+        Images are cut to their middle square of so many pixels.
+    """
+
+    folder: Path
+    side: int
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names, by label value."""
+        return (self.folder / "classes.txt").read_text().split()
+
+    def training(self, k: int, seed: int) -> list[Photograph]:
+        """Return k images to label; those of a smaller k are among those of a larger one."""
+        names = self._names("train")
+        order = np.random.default_rng([seed, 7]).permutation(len(names))
+        return [self._read(names[i]) for i in order[:k]]
+
+    def validation(self, n: int) -> list[Photograph]:
+        """Return n images to score, the same for every seed, spread over the split."""
+        names = self._names("val")
+        return [self._read(names[i]) for i in np.linspace(0, len(names) - 1, n).round().astype(int)]
+
+    def development(self, n: int, seed: int) -> list[Photograph]:
+        """Return n images of the training split that `training` reaches last, to choose settings on."""
+        names = self._names("train")
+        order = np.random.default_rng([seed, 7]).permutation(len(names))
+        return [self._read(names[i]) for i in order[-n:]]
+
+    def _names(self, split: str) -> list[str]:
+        return (self.folder / f"{split}.txt").read_text().split()
+
+    def _read(self, name: str) -> Photograph:
+        (path,) = (self.folder / "images").glob(f"{name}.*")
+        image = np.asarray(Image.open(path))
+        mask = np.asarray(Image.open(self.folder / "masks" / f"{name}.png"))
+        y0, x0 = (max(0, (length - self.side) // 2) for length in mask.shape)
+        part = np.s_[y0 : y0 + self.side, x0 : x0 + self.side]
+        image = image[..., :3] if image.ndim == 3 else image
+        return Photograph(f"{self.folder.name}/{name}", image[part].copy(), mask[part].copy())
