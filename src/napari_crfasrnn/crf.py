@@ -15,6 +15,7 @@ Letters: B batch, C image channels, L labels, S the space axes (H W, or Z H W), 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,9 @@ from napari_crfasrnn.lattice import (
 # Spatial lattices depend on the image's size only and are kept for the next image; larger ones
 # would hold too much memory (about 75 bytes a pixel).
 _LARGEST_KEPT = 1 << 20
+
+# What follows the progress of the mean field: (done, total) iterations.
+OnIteration = Callable[[int, int], None]
 
 # A GPU takes a batch as one lattice up to this many pixels, image by image beyond.
 _LARGEST_JOINT = 1 << 24
@@ -239,6 +243,7 @@ class CrfRnn(nn.Module):
         *,
         prepared: PreparedImage | None = None,
         n_iterations: int | None = None,
+        on_iteration: OnIteration | None = None,
     ) -> Tensor:  # [B, L, *S]
         """Refine logits so that labels follow the edges of the image.
 
@@ -252,6 +257,10 @@ class CrfRnn(nn.Module):
             What `prepare` returned for the image.
         n_iterations
             None takes ``config.n_iterations`` in evaluation, ``config.n_iterations_train`` in training mode.
+        on_iteration
+            Called as ``on_iteration(done, total)`` after each iteration of each image; to stop, raise in it:
+            that exception comes out of this call. On a GPU, where all iterations are one submission, it is
+            called when that is queued.
 
         Returns
         -------
@@ -292,14 +301,18 @@ class CrfRnn(nn.Module):
                 unary.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
             )
             if needs_gradient or prepared.fused is None or self.n_labels > MeanField.MAX_LABELS:
-                refined = self._mean_field(logits, prepared, n_iterations)
+                refined = self._mean_field(logits, prepared, n_iterations, on_iteration)
             else:
-                refined = self._fused_mean_field(logits, prepared.fused, n_iterations)
+                refined = self._fused_mean_field(logits, prepared.fused, n_iterations, on_iteration)
         return refined.to(unary.dtype)
 
     @torch.no_grad()
     def _fused_mean_field(
-        self, unary: Tensor, fields: tuple[MeanField, ...], n_iterations: int
+        self,
+        unary: Tensor,
+        fields: tuple[MeanField, ...],
+        n_iterations: int,
+        on_iteration: OnIteration | None,
     ) -> Tensor:  # [B, L, *S]
         spatial_map = self.compatibility @ self.spatial_weights
         bilateral_map = self.compatibility @ self.bilateral_weights
@@ -313,12 +326,19 @@ class CrfRnn(nn.Module):
                 unary_scale=unary_scale,
                 output_scale=output_scale,
                 n_iterations=n_iterations,
+                on_iteration=_part_of(on_iteration, number, len(fields)),
             ).reshape(logits.shape)
-            for logits, field in zip(_groups_of(joint, unary), fields, strict=True)
+            for number, (logits, field) in enumerate(zip(_groups_of(joint, unary), fields, strict=True))
         ]
         return torch.cat(refined) if len(refined) > 1 else refined[0]
 
-    def _mean_field(self, unary: Tensor, prepared: PreparedImage, n_iterations: int) -> Tensor:
+    def _mean_field(
+        self,
+        unary: Tensor,
+        prepared: PreparedImage,
+        n_iterations: int,
+        on_iteration: OnIteration | None = None,
+    ) -> Tensor:  # [B, L, *S]
         """Iterate in torch: the definition, differentiable. The fused path must agree with it."""
         if not bool(torch.isfinite(unary.detach()).all()):
             raise ValueError("unary must be finite, got NaN or infinity")
@@ -333,20 +353,23 @@ class CrfRnn(nn.Module):
         joint = prepared.images_per_kernel
         groups = _groups_of(joint, unary)
         orders = prepared.pixel_of or (None,) * len(groups)
-        for logits, spatial, bilateral, order in zip(
-            groups, prepared.spatial, prepared.bilateral, orders, strict=True
+        for number, (logits, spatial, bilateral, order) in enumerate(
+            zip(groups, prepared.spatial, prepared.bilateral, orders, strict=True)
         ):
+            after_iteration = _part_of(on_iteration, number, len(groups))
             # [N, L]: the values of a pixel side by side, the images one behind the other.
             scaled = unary_scale * logits.flatten(2).transpose(1, 2).flatten(0, 1)
             if order is not None:
                 order = order.to(scaled.device)
                 scaled = scaled[order]
             state = scaled
-            for _ in range(n_iterations):
+            for iteration in range(n_iterations):
                 marginals = state.softmax(dim=1)
                 message = spatial.apply(marginals) @ spatial_map
                 message = message + bilateral.apply(marginals) @ bilateral_map
                 state = scaled - message
+                if after_iteration is not None:
+                    after_iteration(iteration + 1, n_iterations)
             if order is not None:
                 state = torch.empty_like(state).index_copy(0, order, state)
             state = (output_scale * state).reshape(joint, -1, self.n_labels)
@@ -357,6 +380,13 @@ class CrfRnn(nn.Module):
 def _groups_of(size: int, batch: Tensor) -> list[Tensor]:
     """Cut a batch into pieces of so many images."""
     return [batch[first : first + size] for first in range(0, len(batch), size)]
+
+
+def _part_of(on_iteration: OnIteration | None, number: int, n_parts: int) -> OnIteration | None:
+    """Return what a part of the work calls: it counts its own iterations, the caller those of all parts."""
+    if on_iteration is None or n_parts == 1:
+        return on_iteration
+    return lambda done, total: on_iteration(number * total + done, n_parts * total)
 
 
 def _flat(factor: Tensor | None) -> Tensor | None:

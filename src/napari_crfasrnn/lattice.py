@@ -9,6 +9,7 @@ Letters: N points, d feature dimensions, M vertices, V values per point.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -243,8 +244,12 @@ class MeanField:
         unary_scale: float,
         output_scale: float,
         n_iterations: int,
+        on_iteration: Callable[[int, int], None] | None = None,
     ) -> Tensor:  # like unary
         """Return refined logits, float32; the maps take a kernel's message to what is subtracted.
+
+        `on_iteration` is called with (done, total) after each iteration, and what it raises ends the run.
+        A GPU gets all iterations as one submission: there it is called once, when that is queued.
 
         Raises
         ------
@@ -252,7 +257,7 @@ class MeanField:
             For NaN or infinity in `unary`.
         """
         if self._on_cuda:
-            return self._run_on_cuda(
+            refined = self._run_on_cuda(
                 unary,
                 spatial=spatial_map,
                 bilateral=bilateral_map,
@@ -260,6 +265,9 @@ class MeanField:
                 output_scale=output_scale,
                 n_iterations=n_iterations,
             )
+            if on_iteration is not None:
+                on_iteration(n_iterations, n_iterations)
+            return refined
         out = self._native.run(
             _contiguous(unary),
             spatial=_contiguous(spatial_map),
@@ -267,6 +275,7 @@ class MeanField:
             unary_scale=unary_scale,
             output_scale=output_scale,
             n_iterations=n_iterations,
+            on_iteration=on_iteration,
         )
         return torch.from_numpy(out).to(unary.device)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +377,72 @@ def test_kernels_built_in_inference_mode_serve_training() -> None:
     for arguments in ({"image": image}, {"prepared": prepared}):
         crf(unary, **arguments).sum().backward()
     assert crf.spatial_weights.grad is not None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("labels", [2, 5])
+def test_the_caller_hears_of_every_iteration(backend: Any, inference: bool, labels: int) -> None:
+    crf = perturbed(CrfRnn(labels, CrfConfig(theta_alpha=9)))
+    crf.backend = backend
+    image, unary = photo_like(3, 3, 10, 14), logits_like(3, labels, 10, 14)
+    seen: list[tuple[int, int]] = []
+    with torch.inference_mode(inference):
+        expected = crf(unary, image, n_iterations=4)
+        out = crf(unary, image, n_iterations=4, on_iteration=lambda *step: seen.append(step))
+    assert torch.equal(out, expected)
+    # The GPU gets all iterations of the batch as one submission.
+    one_by_one = backend != "cuda" or not inference
+    assert seen == ([(i, 12) for i in range(1, 13)] if one_by_one else [(4, 4)])
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("labels", [2, 5])
+def test_what_the_caller_raises_ends_the_iterations(inference: bool, labels: int) -> None:
+    class EnoughError(Exception):
+        pass
+
+    class Patience:
+        def __init__(self, patience: int) -> None:
+            self.left = patience
+
+        def __call__(self, done: int, total: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise EnoughError(f"{done} of {total}")
+
+    crf = perturbed(CrfRnn(labels, CrfConfig(theta_alpha=9)))
+    image, unary = photo_like(2, 3, 30, 40), logits_like(2, labels, 30, 40)
+    prepared = crf.prepare(image)
+    with torch.inference_mode(inference):
+        expected = crf(unary, prepared=prepared, n_iterations=5)
+        for patience in (1, 3, 5, 6, 10):
+            hook = Patience(patience)
+            with pytest.raises(EnoughError, match=f"^{patience} of 10$"):
+                crf(unary, prepared=prepared, n_iterations=5, on_iteration=hook)
+            assert hook.left == 0
+            trace = weakref.ref(hook)
+            del hook
+            gc.collect()
+            assert trace() is None
+            assert torch.equal(crf(unary, prepared=prepared, n_iterations=5), expected)
+
+
+def test_a_hook_may_itself_run_the_layer() -> None:
+    crf = CrfRnn(3)
+    image, unary = photo_like(1, 3, 20, 30), logits_like(1, 3, 20, 30)
+    prepared = crf.prepare(image)
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        expected = crf(unary, prepared=prepared, n_iterations=2)
+        crf(
+            unary,
+            prepared=prepared,
+            n_iterations=2,
+            on_iteration=lambda *_: seen.append(crf(unary, prepared=prepared, n_iterations=2)),
+        )
+    assert len(seen) == 2
+    assert all(torch.equal(one, expected) for one in seen)
 
 
 def test_copies_and_state_dicts() -> None:

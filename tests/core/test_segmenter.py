@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,7 +265,7 @@ def test_refining_a_plane_of_a_stack_needs_its_index(model, stack):
 # --------------------------------------------------------------------------------- progress and cancel
 
 
-@pytest.mark.parametrize(("crf", "steps"), [(True, 3), (False, 1)])
+@pytest.mark.parametrize(("crf", "steps"), [(True, 7), (False, 1)])  # 5 iterations
 def test_progress_counts_the_steps_of_every_plane(model, stack, crf, steps):
     segmenter = Segmenter(model)
     segmenter.set_image(stack[0], "ZYX")
@@ -278,7 +281,7 @@ def test_a_cancel_stops_at_any_step_and_harms_nothing(model, stack):
     segmenter = Segmenter(model)
     segmenter.set_image(stack, "TZYX")
     expected = segmenter.predict().labels
-    for patience in range(18):
+    for patience in (0, 1, 2, 3, 6, 7, 8, 9, 20, 40, 41):
         left = iter([False] * patience)
         with pytest.raises(Cancelled):
             segmenter.predict(cancel=lambda left=left: next(left, True))
@@ -286,6 +289,40 @@ def test_a_cancel_stops_at_any_step_and_harms_nothing(model, stack):
     with pytest.raises(Cancelled):
         segmenter.refine(expected[0, 0], index=(0, 0), cancel=lambda: True)
     np.testing.assert_array_equal(segmenter.predict().labels, expected)
+
+
+@pytest.mark.parametrize("verb", ["predict", "refine"])
+def test_a_cancel_from_another_thread_is_heard_within_the_iterations(verb):
+    model = undecided_model()
+    # Far more than are done before the cancel comes: it must not wait for the last.
+    model.crf.config = model.crf.config.model_copy(update={"n_iterations": 100_000})
+    segmenter = Segmenter(model)
+    segmenter.set_image(sample("chelsea")[:128, :160])
+    asked_again, wanted = threading.Event(), threading.Event()
+    n_asked = 0
+
+    def cancel() -> bool:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked > 5:  # network and lattices are done, iterations under way
+            asked_again.set()
+        return wanted.is_set()
+
+    def work() -> Any:
+        if verb == "predict":
+            return segmenter.predict(cancel=cancel)
+        return segmenter.refine(np.full((128, 160), 255, np.uint8), cancel=cancel)
+
+    with ThreadPoolExecutor(1) as thread:
+        job = thread.submit(work)
+        assert asked_again.wait(60)
+        wanted.set()
+        with pytest.raises(Cancelled):
+            job.result(60)
+    assert n_asked < 10_000
+
+    model.crf.config = model.crf.config.model_copy(update={"n_iterations": 2})
+    assert segmenter.predict().labels.shape == (128, 160)
 
 
 # ----------------------------------------------------------------------------------------------- refine

@@ -2,7 +2,7 @@
 The permutohedral lattice, compiled. Use napari_crfasrnn.lattice instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import numpy
@@ -58,12 +58,13 @@ class MeanField:
     def n_points(self) -> int:
         """N"""
 
-    def run(self, unary: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, spatial: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bilateral: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unary_scale: float, output_scale: float, n_iterations: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+    def run(self, unary: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, spatial: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bilateral: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unary_scale: float, output_scale: float, n_iterations: int, on_iteration: Callable[[int, int], None] | None = None) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
         """
         Return the refined logits [L, N] of unary [L, N], float32, L <= 64.
 
         The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is
-        released. Raises ValueError for NaN or infinity in unary.
+        released, and taken for on_iteration(done, total) after each iteration; what that raises ends
+        the run. Raises ValueError for NaN or infinity in unary.
         """
 
 def order_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, colour_step: float, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')]) -> None:

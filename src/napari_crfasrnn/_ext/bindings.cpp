@@ -120,8 +120,20 @@ std::unique_ptr<crfasrnn::MeanField> mean_field(SharedLattice spatial, SharedLat
   return std::make_unique<crfasrnn::MeanField>(first, second, order);
 }
 
+using Hook = nb::typed<nb::callable, void(int, int)>;
+
+// A Python function that native code calls while the GIL is released; what it raises goes through.
+crfasrnn::AfterIteration hook_of(const std::optional<Hook>& function) {
+  if (!function) return {};
+  // By reference: the function outlives the run, and counting references would need the GIL.
+  return [&function](int done, int total) {
+    const nb::gil_scoped_acquire locked;
+    (*function)(done, total);
+  };
+}
+
 Result run(const crfasrnn::MeanField& field, Values unary, Matrix spatial, Matrix bilateral, float unary_scale,
-           float output_scale, int n_iterations) {
+           float output_scale, int n_iterations, std::optional<Hook> on_iteration) {
   const std::size_t n_labels = unary.shape(0);
   if (n_labels < 1 || n_labels > crfasrnn::max_width) throw nb::value_error("unary must have 1 to 64 labels");
   if (unary.shape(1) != field.n_points()) throw nb::value_error("unary must be [L, N]");
@@ -131,6 +143,7 @@ Result run(const crfasrnn::MeanField& field, Values unary, Matrix spatial, Matri
   if (n_iterations < 1) throw nb::value_error("n_iterations must be at least 1");
   Result out = new_array(n_labels, unary.shape(1));
   float* target = out.data();
+  const crfasrnn::AfterIteration hook = hook_of(on_iteration);
   bool finite;
   {
     const nb::gil_scoped_release unlocked;
@@ -139,7 +152,7 @@ Result run(const crfasrnn::MeanField& field, Values unary, Matrix spatial, Matri
                         {bilateral.data(), bilateral.size()},
                         unary_scale,
                         output_scale},
-                       n_iterations, {target, unary.size()});
+                       n_iterations, {target, unary.size()}, hook);
   }
   if (!finite) throw nb::value_error("unary must be finite, got NaN or infinity");
   return out;
@@ -237,9 +250,11 @@ NB_MODULE(_lattice, m) {
       .def_prop_ro("n_points", &crfasrnn::MeanField::n_points, "N")
       .def("run", &run, "unary"_a.noconvert(), nb::kw_only(), "spatial"_a.noconvert(),
            "bilateral"_a.noconvert(), "unary_scale"_a, "output_scale"_a, "n_iterations"_a,
+           "on_iteration"_a = nb::none(),
            "Return the refined logits [L, N] of unary [L, N], float32, L <= 64.\n\n"
            "The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is\n"
-           "released. Raises ValueError for NaN or infinity in unary.");
+           "released, and taken for on_iteration(done, total) after each iteration; what that raises ends\n"
+           "the run. Raises ValueError for NaN or infinity in unary.");
 
   m.def("order_pixels", &order_pixels, "image"_a.noconvert(), "space"_a, nb::kw_only(), "colour_step"_a,
         "pixel_of"_a.noconvert(),

@@ -98,9 +98,9 @@ MeanField::MeanField(const Kernel& spatial, const Kernel& bilateral, std::span<c
     : spatial_(spatial), bilateral_(bilateral), pixel_of_(copied(pixel_of)) {}
 
 bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& weights, int n_iterations,
-                    std::span<float> out) const {
+                    std::span<float> out, const AfterIteration& after_iteration) const {
   if (n_labels == 2 && spatial_.averages && bilateral_.averages) {
-    return run_two_labels(unary, weights, n_iterations, out);
+    return run_two_labels(unary, weights, n_iterations, out, after_iteration);
   }
   const std::size_t n = n_points();
   const int width = padded_width(static_cast<std::size_t>(n_labels));
@@ -141,6 +141,7 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
     parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
       k.update(width, logits.data(), messages[0], messages[1], finish, marginals.data(), begin, end);
     });
+    if (after_iteration) after_iteration(iteration + 1, n_iterations);
   }
   parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
     k.unpack(width, planes, marginals.data(), shift.data(), weights.output_scale, out.data(), begin, end);
@@ -151,7 +152,7 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
 // With two labels and kernels that average, q1 = 1 - q0 and the message of label 0 is 1 minus that of
 // label 1: one value per point is enough. The state is the difference of the logits.
 bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weights, int n_iterations,
-                               std::span<float> out) const {
+                               std::span<float> out, const AfterIteration& after_iteration) const {
   const std::size_t n = n_points();
   const Kernels& k = kernels();
   const std::uint32_t* pixel_of = pixel_of_.size() == 0 ? nullptr : pixel_of_.data();
@@ -198,6 +199,7 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
       k.update(1, difference.data(), messages[0], messages[1], Finish::nothing, marginal.data(), begin, end);
       k.sigmoid(marginal.data(), begin, end);
     });
+    if (after_iteration) after_iteration(iteration + 1, n_iterations);
   }
   // The last messages one by one: both labels need them.
   Buffer<float> sliced[2] = {Buffer<float>(n), Buffer<float>(n)};
@@ -219,6 +221,7 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
       out[n + pixel] = weights.output_scale * state[1];
     }
   });
+  if (after_iteration) after_iteration(n_iterations, n_iterations);
   return true;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -11,6 +12,9 @@
 #include "memory.hpp"
 
 namespace crfasrnn {
+
+// Called by the thread that asked for the run with (done, total) after every iteration; may throw.
+using AfterIteration = std::function<void(int, int)>;
 
 class MeanField {
  public:
@@ -33,9 +37,10 @@ class MeanField {
     float output_scale;
   };
   // out [L, N] = output_scale * (state after n_iterations), starting from unary_scale * unary [L, N].
-  // Returns false when a logit is not finite; `out` is then undefined. L <= 64.
+  // Returns false when a logit is not finite; `out` is then undefined. L <= 64. What `after_iteration`
+  // throws ends the run and comes out of it.
   bool run(std::span<const float> unary, int n_labels, const Weights& weights, int n_iterations,
-           std::span<float> out) const;
+           std::span<float> out, const AfterIteration& after_iteration = {}) const;
 
   std::size_t n_points() const { return spatial_.lattice->n_points(); }
 
@@ -50,7 +55,7 @@ class MeanField {
 
  private:
   bool run_two_labels(std::span<const float> unary, const Weights& weights, int n_iterations,
-                      std::span<float> out) const;
+                      std::span<float> out, const AfterIteration& after_iteration) const;
 
   Side spatial_;
   Side bilateral_;

@@ -124,8 +124,8 @@ class Segmenter:
         marginals
             Whether to keep the probabilities of all classes: L times the memory of a float image.
         progress
-            Called as ``progress(done, total)`` after each step: the network, the lattices and the CRF
-            of each plane.
+            Called as ``progress(done, total)`` after each step: the network, the lattices and each
+            iteration of the CRF, of each plane.
         cancel
             Asked between those steps.
 
@@ -146,7 +146,8 @@ class Segmenter:
             len(indices), source.plane_shape, self.model.classes, before_crf=crf, marginals=marginals
         )
         clock = _Clock(self.device)
-        steps = _Steps(len(indices) * (3 if crf else 1), progress, cancel)
+        n_iterations = self.model.crf.config.n_iterations
+        steps = _Steps(len(indices) * (2 + n_iterations if crf else 1), progress, cancel)
         for place, at in enumerate(indices):
             plane, logits = self._logits(self._visit(source, at), clock)
             steps.done()
@@ -156,10 +157,10 @@ class Segmenter:
                     plane, prepared = self._prepare(plane)
                 steps.done()
                 with clock("crf"):
-                    logits = self._mean_field(logits, prepared)
+                    logits = self._mean_field(logits, prepared, steps)
             self._plane = replace(plane, entropy=arrays.write(place, logits[0]))
             if crf:
-                steps.done()
+                steps.done()  # the last iteration, its result written
         return arrays.finish(stack_shape, {**clock.seconds, "total": time.perf_counter() - started})
 
     def refine(
@@ -190,7 +191,7 @@ class Segmenter:
         index
             Which plane of a stack; required there.
         cancel
-            Asked between steps.
+            Asked between steps, of which each iteration of the CRF is one.
 
         Returns
         -------
@@ -237,7 +238,7 @@ class Segmenter:
         with clock("crf"):
             plane, prepared = self._prepare(plane, window)
             steps.done()
-            refined = self._mean_field(unary, prepared)
+            refined = self._mean_field(unary, prepared, steps)
         refined = refined[
             0, :, box[0] - window[0] : box[2] - window[0], box[1] - window[1] : box[3] - window[1]
         ]
@@ -292,9 +293,15 @@ class Segmenter:
         self._plane = plane
         return plane, prepared
 
-    def _mean_field(self, unary: Tensor, prepared: PreparedImage) -> Tensor:
+    def _mean_field(self, unary: Tensor, prepared: PreparedImage, steps: _Steps) -> Tensor:
+        """Run the CRF; all its iterations but the last are steps that are done when it returns."""
+        before = steps.n_done
+
+        def on_iteration(done: int, total: int) -> None:
+            steps.reach(before + min(done, total - 1))
+
         with _evaluating(self.model):
-            refined: Tensor = self.model.crf(unary, prepared=prepared)
+            refined: Tensor = self.model.crf(unary, prepared=prepared, on_iteration=on_iteration)
         return refined
 
 
@@ -319,14 +326,21 @@ class _Steps:
 
     def __init__(self, total: int, progress: Progress | None, cancel: Cancel | None) -> None:
         self._total, self._progress, self._cancel = total, progress, cancel
-        self._done = 0
+        self.n_done = 0
         raise_if_cancelled(cancel)
 
     def done(self) -> None:
-        self._done += 1
+        """Count one more."""
+        self.reach(self.n_done + 1)
+
+    def reach(self, n_done: int) -> None:
+        """Count up to there, if that is any further."""
+        if n_done == self.n_done:
+            return
+        self.n_done = n_done
         if self._progress is not None:
-            self._progress(self._done, self._total)
-        if self._done != self._total:  # a finished job is worth keeping
+            self._progress(n_done, self._total)
+        if n_done != self._total:  # a finished job is worth keeping
             raise_if_cancelled(self._cancel)
 
 
