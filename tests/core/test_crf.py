@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from napari_crfasrnn.config import CrfConfig
-from napari_crfasrnn.crf import CrfRnn, PreparedImage
+from napari_crfasrnn.crf import CrfRnn
+from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.lattice import available_backends
 
 BACKENDS = available_backends()

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import label_dtype
-from napari_crfasrnn.crf import PreparedImage
 from napari_crfasrnn.imaging import ImageSource, open_image
+from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
 from napari_crfasrnn.segmenter.refining import (

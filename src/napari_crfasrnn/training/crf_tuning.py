@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
-from napari_crfasrnn.crf import CrfRnn, PreparedImage
+from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.edits import Box
+from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.planes import LabelledPlane, View

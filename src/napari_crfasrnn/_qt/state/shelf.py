@@ -56,7 +56,6 @@ class Shelf:
 
     def load(self) -> None:
         """Find out which models there are."""
-
         self.loading = True
 
         def done(entries: Any) -> None:
