@@ -4,7 +4,7 @@
 // finds the same simplices. The value loops use it where the instruction set has it.
 #include "kernels.hpp"
 
-#include "simd.hpp"
+#include "row_kernels.hpp"
 
 namespace crfasrnn::CRFASRNN_ISA {
 namespace {
@@ -278,13 +278,13 @@ void slice_rows(const std::uint32_t* vertex_of, const float* weight_of, int n_co
 }
 
 template <int N>
-void map_labels_rows(const LabelMap& map, float* vertices, std::size_t begin, std::size_t end) {
+void map_labels_rows(const LabelMap& map, const float* from, float* to, std::size_t begin, std::size_t end) {
   if (map.kind == LabelMap::Kind::diagonal) {
     const Row<N> weights = Row<N>::load(map.weights);
     for (std::size_t m = begin; m < end; ++m) {
-      Row<N> row = Row<N>::load(vertices + m * N);
+      Row<N> row = Row<N>::load(from + m * N);
       row.multiply(weights);
-      row.store(vertices + m * N);
+      row.store(to + m * N);
     }
     return;
   }
@@ -297,20 +297,21 @@ void map_labels_rows(const LabelMap& map, float* vertices, std::size_t begin, st
     for (int b = 0; b < block; ++b) sums[b] = Row<N>::zero();
     for (int l = 0; l < map.n_labels; ++l) {
       const Row<N> column = Row<N>::load(map.weights + l * N);
-      for (int b = 0; b < block; ++b) sums[b].add_scaled(vertices[(m + static_cast<std::size_t>(b)) * N + static_cast<std::size_t>(l)], column);
+      for (int b = 0; b < block; ++b) {
+        sums[b].add_scaled(from[(m + static_cast<std::size_t>(b)) * N + static_cast<std::size_t>(l)], column);
+      }
     }
-    for (int b = 0; b < block; ++b) sums[b].store(vertices + (m + static_cast<std::size_t>(b)) * N);
+    for (int b = 0; b < block; ++b) sums[b].store(to + (m + static_cast<std::size_t>(b)) * N);
   }
   for (; m < end; ++m) {
     Row<N> sum = Row<N>::zero();
-    for (int l = 0; l < map.n_labels; ++l) sum.add_scaled(vertices[m * N + static_cast<std::size_t>(l)], map.weights + l * N);
-    sum.store(vertices + m * N);
+    for (int l = 0; l < map.n_labels; ++l) {
+      sum.add_scaled(from[m * N + static_cast<std::size_t>(l)], map.weights + l * N);
+    }
+    sum.store(to + m * N);
   }
 }
 
-// So many points are turned between planes and rows at a time. Ordered points lie anywhere in a square of
-// the image: a plane is visited for many of them at once, since every visit touches other pages.
-constexpr int turned = 256;
 constexpr float far_below = -1e30F;  // logit of the labels that only fill up a row
 
 template <int N>
@@ -345,32 +346,6 @@ bool pack_rows(const Planes& planes, const float* unary, float scale, float* row
     }
   }
   return finite != 0;
-}
-
-// C corners, or message.n_corners when C is 0.
-template <int N, int C>
-inline void add_message(const Message& message, std::size_t p, Row<N>& state) {
-  const int n_corners = C > 0 ? C : message.n_corners;
-  const std::uint32_t* vertex = message.vertex_of + p * static_cast<std::size_t>(n_corners);
-  const float* weight = message.weight_of + p * static_cast<std::size_t>(n_corners);
-  Row<N> sum = Row<N>::zero();
-  for (int k = 0; k < n_corners; ++k) {
-    sum.add_scaled(weight[k], message.vertices + static_cast<std::size_t>(vertex[k]) * N);
-  }
-  state.add_scaled(message.factor == nullptr ? message.scale : message.scale * message.factor[p], sum);
-}
-
-template <int N>
-inline void prefetch_message(const Message& message, std::size_t p) {
-#if defined(__GNUC__)
-  const std::uint32_t* vertex = message.vertex_of + p * static_cast<std::size_t>(message.n_corners);
-  for (int k = 0; k < message.n_corners; ++k) {
-    const float* row = message.vertices + static_cast<std::size_t>(vertex[k]) * N;
-    for (int i = 0; i < N; i += 16) __builtin_prefetch(row + i);
-  }
-#else
-  (void)message, (void)p;
-#endif
 }
 
 template <int N, int C1, int C2>
@@ -429,20 +404,6 @@ void unpack_rows(const Planes& planes, const float* rows, const float* shift, fl
   }
 }
 
-#define CRFASRNN_BY_WIDTH(function, ...)       \
-  switch (width) {                             \
-    case 1: return function<1>(__VA_ARGS__);   \
-    case 4: return function<4>(__VA_ARGS__);   \
-    case 8: return function<8>(__VA_ARGS__);   \
-    case 16: return function<16>(__VA_ARGS__); \
-    case 24: return function<24>(__VA_ARGS__); \
-    case 32: return function<32>(__VA_ARGS__); \
-    case 40: return function<40>(__VA_ARGS__); \
-    case 48: return function<48>(__VA_ARGS__); \
-    case 56: return function<56>(__VA_ARGS__); \
-    default: return function<64>(__VA_ARGS__); \
-  }
-
 void splat(int width, const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values,
            float* vertices, std::size_t begin, std::size_t end) {
   CRFASRNN_BY_WIDTH(splat_rows, start, entries, values, vertices, begin, end)
@@ -459,8 +420,8 @@ void slice(int width, const std::uint32_t* vertex_of, const float* weight_of, in
                     end)
 }
 
-void map_labels(int width, const LabelMap& map, float* vertices, std::size_t begin, std::size_t end) {
-  CRFASRNN_BY_WIDTH(map_labels_rows, map, vertices, begin, end)
+void map_labels(int width, const LabelMap& map, const float* from, float* to, std::size_t begin, std::size_t end) {
+  CRFASRNN_BY_WIDTH(map_labels_rows, map, from, to, begin, end)
 }
 
 bool pack(int width, const Planes& planes, const float* unary, float scale, float* rows, float* shift, float* marginals,

@@ -90,8 +90,9 @@ struct Kernels {
                 const float* vertices, float* out, std::size_t out_stride, int n_values, std::size_t begin,
                 std::size_t end);
 
-  // vertices[m] = map * vertices[m], for m in [begin, end).
-  void (*map_labels)(int width, const LabelMap& map, float* vertices, std::size_t begin, std::size_t end);
+  // to[m] = map * from[m], for m in [begin, end); the two may be the same array.
+  void (*map_labels)(int width, const LabelMap& map, const float* from, float* to, std::size_t begin,
+                     std::size_t end);
   // rows[p] = scale * unary of point p - shift[p], padded with very low logits, such that its largest is 0;
   // marginals[p] = softmax of that. Returns whether all logits were finite.
   bool (*pack)(int width, const Planes& planes, const float* unary, float scale, float* rows, float* shift,

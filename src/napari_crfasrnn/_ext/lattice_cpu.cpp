@@ -430,7 +430,7 @@ void Lattice::splat(int width, const SplatEntry* entries, const ValueRows& value
     const auto first = static_cast<std::size_t>(std::lower_bound(start, stop, begin) - start);
     const auto last = static_cast<std::size_t>(std::lower_bound(start, stop, end) - start);
     kernels().splat(width, start, entries, values, vertices, first, last);
-    if (map.kind != LabelMap::Kind::identity) kernels().map_labels(width, map, vertices, first, last);
+    if (map.kind != LabelMap::Kind::identity) kernels().map_labels(width, map, vertices, vertices, first, last);
   });
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 
+#include "label_matrix.hpp"
 #include "parallel.hpp"
 
 namespace crfasrnn {
@@ -18,69 +19,6 @@ Buffer<T> copied(std::span<const T> source) {
   return copy;
 }
 
-// A matrix as the kernels want it. A multiple of the identity (Potts) costs nothing at the vertices:
-// it becomes a factor of the message.
-struct Map {
-  LabelMap map;
-  float scale = -1.0F;
-  Buffer<float> weights;
-
-  Map(std::span<const float> matrix, int n_labels, int width) {
-    const auto n = static_cast<std::size_t>(n_labels);
-    const auto w = static_cast<std::size_t>(width);
-    bool diagonal = true;
-    bool uniform = true;
-    for (std::size_t i = 0; i < n; ++i) {
-      for (std::size_t j = 0; j < n; ++j) {
-        if (i != j && matrix[i * n + j] != 0.0F) diagonal = false;
-      }
-      if (matrix[i * n + i] != matrix[0]) uniform = false;
-    }
-    if (diagonal && uniform) {
-      scale = -matrix[0];
-      return;
-    }
-    weights = Buffer<float>(diagonal ? w : n * w);
-    std::fill(weights.data(), weights.data() + weights.size(), 0.0F);
-    for (std::size_t i = 0; i < n; ++i) {
-      if (diagonal) {
-        weights[i] = matrix[i * n + i];
-      } else {
-        for (std::size_t j = 0; j < n; ++j) weights[j * w + i] = matrix[i * n + j];
-      }
-    }
-    map = {diagonal ? LabelMap::Kind::diagonal : LabelMap::Kind::full, weights.data(), n_labels};
-  }
-};
-
-// The largest sum of absolute values in a row: no message can be larger when the kernel averages.
-float row_bound(std::span<const float> matrix, int n_labels) {
-  const auto n = static_cast<std::size_t>(n_labels);
-  float bound = 0.0F;
-  for (std::size_t i = 0; i < n; ++i) {
-    float sum = 0.0F;
-    for (std::size_t j = 0; j < n; ++j) sum += std::abs(matrix[i * n + j]);
-    bound = std::max(bound, sum);
-  }
-  return bound;
-}
-
-// Shifted logits may be that large before exponentials need their maximum taken away first.
-constexpr float safe_bound = 40.0F;
-
-const SplatEntry* entries_of(const MeanField::Side& side) {
-  return side.entries.size() == 0 ? side.lattice->splat_entries() : side.entries.data();
-}
-
-Message message_of(const MeanField::Side& side, const float* vertices, float scale) {
-  return {side.lattice->vertex_of(),
-          side.lattice->weight_of(),
-          vertices,
-          side.after.size() == 0 ? nullptr : side.after.data(),
-          scale * side.lattice->slice_gain(),
-          side.lattice->n_corners()};
-}
-
 }  // namespace
 
 MeanField::Side::Side(const Kernel& kernel) : lattice(kernel.lattice), after(copied(kernel.after)), averages(kernel.averages) {
@@ -92,6 +30,19 @@ MeanField::Side::Side(const Kernel& kernel) : lattice(kernel.lattice), after(cop
       entries[i] = {source[i].point, source[i].weight * kernel.before[source[i].point]};
     }
   });
+}
+
+const SplatEntry* MeanField::Side::splat_entries() const {
+  return entries.size() == 0 ? lattice->splat_entries() : entries.data();
+}
+
+Message MeanField::Side::message(const float* vertices, float scale) const {
+  return {lattice->vertex_of(),
+          lattice->weight_of(),
+          vertices,
+          after.size() == 0 ? nullptr : after.data(),
+          scale * lattice->slice_gain(),
+          lattice->n_corners()};
 }
 
 MeanField::MeanField(const Kernel& spatial, const Kernel& bilateral, std::span<const std::uint32_t> pixel_of)
@@ -120,21 +71,22 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
   });
   if (!finite.load()) return false;
 
-  const Map maps[2] = {Map(weights.spatial, n_labels, width), Map(weights.bilateral, n_labels, width)};
+  const LabelMatrix maps[2] = {LabelMatrix(weights.spatial, n_labels, width),
+                               LabelMatrix(weights.bilateral, n_labels, width)};
   const Side* sides[2] = {&spatial_, &bilateral_};
   Buffer<float> vertices[2];
   Message messages[2];
   for (int i = 0; i < 2; ++i) {
     vertices[i] = Buffer<float>(sides[i]->lattice->n_vertices() * w);
-    messages[i] = message_of(*sides[i], vertices[i].data(), maps[i].scale);
+    messages[i] = sides[i]->message(vertices[i].data(), maps[i].scale);
   }
   const bool bounded = spatial_.averages && bilateral_.averages &&
-                       row_bound(weights.spatial, n_labels) + row_bound(weights.bilateral, n_labels) <= safe_bound;
+                       largest_row_sum(weights.spatial, n_labels) + largest_row_sum(weights.bilateral, n_labels) <= safe_bound;
   const Finish softmax = bounded ? Finish::softmax_of_bounded : Finish::softmax;
   const ValueRows rows{marginals.data(), w, static_cast<std::uint32_t>(n), nullptr, 0};
   for (int iteration = 0; iteration < n_iterations; ++iteration) {
     for (int i = 0; i < 2; ++i) {
-      sides[i]->lattice->splat(width, entries_of(*sides[i]), rows, maps[i].map, vertices[i].data());
+      sides[i]->lattice->splat(width, sides[i]->splat_entries(), rows, maps[i].map, vertices[i].data());
       sides[i]->lattice->blur(width, vertices[i].data(), false);
     }
     const Finish finish = iteration + 1 == n_iterations ? Finish::nothing : softmax;
@@ -167,7 +119,7 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
     constant += maps[i][2] - maps[i][0];
     const float slope = (maps[i][3] - maps[i][2]) - (maps[i][1] - maps[i][0]);
     vertices[i] = Buffer<float>(sides[i]->lattice->n_vertices());
-    messages[i] = message_of(*sides[i], vertices[i].data(), -slope);
+    messages[i] = sides[i]->message(vertices[i].data(), -slope);
   }
   Buffer<float> difference(n);  // logit of label 1 minus that of label 0, less the constant
   Buffer<float> marginal(n);    // of label 1
@@ -191,7 +143,7 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
   const ValueRows rows{marginal.data(), 1, static_cast<std::uint32_t>(n), nullptr, 0};
   for (int iteration = 0; iteration < n_iterations; ++iteration) {
     for (int i = 0; i < 2; ++i) {
-      sides[i]->lattice->splat(1, entries_of(*sides[i]), rows, LabelMap{}, vertices[i].data());
+      sides[i]->lattice->splat(1, sides[i]->splat_entries(), rows, LabelMap{}, vertices[i].data());
       sides[i]->lattice->blur(1, vertices[i].data(), false);
     }
     if (iteration + 1 == n_iterations) break;

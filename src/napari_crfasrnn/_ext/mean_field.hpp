@@ -51,6 +51,9 @@ class MeanField {
     bool averages;
 
     explicit Side(const Kernel& kernel);
+    const SplatEntry* splat_entries() const;
+    // How a point reads the filter's message, times `scale`, from what was splatted and blurred.
+    Message message(const float* vertices, float scale) const;
   };
 
  private:
