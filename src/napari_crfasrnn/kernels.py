@@ -113,6 +113,29 @@ class PreparedImage:
             for spatial, bilateral, order in zip(self.spatial, self.bilateral, pixel_of, strict=True)
         )
 
+    def bilateral_sums(
+        self,
+        values: Tensor,  # [B, V, *S]
+    ) -> Tensor:  # [B, V, *S]
+        """Return what the bilateral kernel sums up around each pixel, not normalised.
+
+        With values 1 at some pixels and 0 elsewhere: how many of those pixels are near in place and colour.
+        """
+        sums = []
+        groups = groups_of(self.images_per_kernel, values.to(self.dtype))
+        orders = self.pixel_of or (None,) * len(groups)
+        for group, kernel, order in zip(groups, self.bilateral, orders, strict=True):
+            flat = group.flatten(2).transpose(1, 2).flatten(0, 1)  # [N, V]
+            if order is not None:
+                order = order.to(flat.device)
+                flat = flat[order]
+            filtered = kernel.lattice.filter(flat.contiguous())
+            if order is not None:
+                filtered = torch.empty_like(filtered).index_copy(0, order, filtered)
+            filtered = filtered.reshape(len(group), -1, values.shape[1]).transpose(1, 2)
+            sums.append(filtered.reshape(group.shape))
+        return torch.cat(sums)
+
     @property
     def averages(self) -> bool:
         """Whether the rows of the kernels sum to 1, so that messages are averages of marginals."""

@@ -1,9 +1,10 @@
-"""From labels that a person corrected to the logits of a CRF, and which part of a plane it takes."""
+"""From labels that a person corrected to refined logits, on the part of a plane that it takes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import ignore_value, label_dtype
+from napari_crfasrnn.crf import OnIteration
+from napari_crfasrnn.kernels import PreparedImage
+from napari_crfasrnn.network import SegmentationModel
 
 CONFIDENCE = 0.9  # probability of a label that differs from the network's opinion
 HALO_WIDTHS = 2.0  # how far around a region the CRF looks, in theta_alpha: 2 holds 86 % of the kernel
 HALO_GRID = 32  # pixels; the borders of such crops lie on it, so that neighbouring strokes share one
+CRF_CHANNELS = 8  # beyond it, in ever more dimensions, every pixel would be alone with its colour
 _CLAMPED = 1e4  # logit of a held label: above what all messages add up to
+_HALF_TRUST = 3.0  # held pixels around that contradict the network and halve its say
 
 Box = tuple[int, int, int, int]  # (y0, x0, y1, x1), the end excluded
 
@@ -40,25 +46,88 @@ def unary_of_labels(
 
 def hold(
     unary: Tensor,  # [1, L, H, W]
+    logits: Tensor,  # [1, L, H, W]
     labels: NDArray[Any],  # [H, W]
     held: NDArray[np.bool_],  # [H, W]
+    prepared: PreparedImage,
 ) -> Tensor:  # [1, L, H, W]
-    """Return logits that leave no doubt at the held pixels."""
+    """Return logits that leave no doubt at the held pixels, and more of it where these contradict.
+
+    A network that is wrong under a stroke is as wrong, and as sure, beside it: a stroke could spread
+    nowhere. So what `unary` says fades at pixels whose place and colour are like those of held pixels
+    that contradict the network's `logits`, unless others like them agree with it.
+    """
     if not held.any():
         return unary
     rows, columns = (torch.from_numpy(part).to(unary.device) for part in held.nonzero())
     wanted = torch.from_numpy(labels[held].astype(np.int64)).to(unary.device)
-    unary = unary.clone()
+    contradicts = logits[0][:, rows, columns].max(0).indices != wanted
+    if contradicts.any():
+        marks = unary.new_zeros((1, 2, *unary.shape[2:]))
+        marks[0, 0, rows, columns] = contradicts.to(unary.dtype)
+        marks[0, 1, rows, columns] = (~contradicts).to(unary.dtype)
+        against, agreeing = prepared.bilateral_sums(marks)[0]
+        unary = unary * ((_HALF_TRUST + agreeing) / (_HALF_TRUST + agreeing + against))
+    else:
+        unary = unary.clone()
     unary[0, :, rows, columns] = 0.0
     unary[0, wanted, rows, columns] = _CLAMPED
     return unary
 
 
+def prepare_part(
+    model: SegmentationModel,
+    image: Tensor,  # [1, C, H, W]
+    window: Box,
+) -> PreparedImage:
+    """Build the kernels of a part of a plane."""
+    y0, x0, y1, x1 = window
+    image = image[..., y0:y1, x0:x1]
+    if image.shape[1] > CRF_CHANNELS:
+        runs = image.tensor_split(CRF_CHANNELS, dim=1)
+        image = torch.cat([run.mean(1, keepdim=True) for run in runs], dim=1)
+    return model.crf.prepare(model.crf_image(image))
+
+
+def run_crf(
+    model: SegmentationModel,
+    unary: Tensor,  # [1, L, H, W]
+    prepared: PreparedImage,
+    on_iteration: OnIteration | None = None,
+    n_iterations: int | None = None,
+) -> Tensor:  # [1, L, H, W]
+    """Return refined logits, as in prediction whatever mode the model is in."""
+    with evaluating(model):
+        refined: Tensor = model.crf(
+            unary, prepared=prepared, on_iteration=on_iteration, n_iterations=n_iterations
+        )
+    return refined
+
+
+@contextmanager
+def evaluating(model: SegmentationModel) -> Iterator[None]:
+    """Switch dropout and gradients off for a while."""
+    training = [module for module in (model.network, model.crf) if module.training]
+    for module in training:
+        module.eval()
+    try:
+        # Not inference_mode: what is kept for the next call would be of no use to training.
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.train()
+
+
 def with_halo(box: Box, plane_shape: tuple[int, int], theta_alpha: float) -> Box:
     """Return the part of the plane that matters for a region: the region and what its kernels reach."""
-    reach = math.ceil(HALO_WIDTHS * theta_alpha)
-    y0, x0 = ((start - reach) // HALO_GRID * HALO_GRID for start in box[:2])
-    y1, x1 = (-(-(end + reach) // HALO_GRID) * HALO_GRID for end in box[2:])
+    return grown(box, math.ceil(HALO_WIDTHS * theta_alpha), plane_shape)
+
+
+def grown(box: Box, margin: int, plane_shape: tuple[int, int]) -> Box:
+    """Return a box with a margin, its borders on the grid, within the plane."""
+    y0, x0 = ((start - margin) // HALO_GRID * HALO_GRID for start in box[:2])
+    y1, x1 = (-(-(end + margin) // HALO_GRID) * HALO_GRID for end in box[2:])
     return max(y0, 0), max(x0, 0), min(y1, plane_shape[0]), min(x1, plane_shape[1])
 
 

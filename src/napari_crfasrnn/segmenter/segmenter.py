@@ -18,18 +18,20 @@ from napari_crfasrnn.imaging import ImageSource, open_image
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
+from napari_crfasrnn.segmenter.live import LiveRefinement, takes_whole
 from napari_crfasrnn.segmenter.refining import (
     Box,
     check_clamp,
     check_given,
     check_region,
+    evaluating,
     hold,
+    prepare_part,
+    run_crf,
     unary_of_labels,
     with_halo,
 )
 from napari_crfasrnn.segmenter.result import ResultArrays, Segmentation, read_out
-
-CRF_CHANNELS = 8  # beyond it, in ever more dimensions, every pixel would be alone with its colour
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +177,9 @@ class Segmenter:
         """Let the CRF snap labels to the edges of one plane.
 
         Where a label is what the network would say, the network's logits speak; where it differs,
-        the label does, with probability 0.9; where it is the ignore value, the logits again.
+        the label does, with probability 0.9; where it is the ignore value, the logits again. Where a
+        clamped label contradicts the network, both fade around it at pixels of like colour, so that the
+        clamped labels can spread to the edges of the image.
 
         Parameters
         ----------
@@ -206,10 +210,7 @@ class Segmenter:
             If ``cancel`` said so.
         """
         started = time.perf_counter()
-        source = self.source
-        if index is None and source.stack_shape:
-            raise ValueError(f"index must say which plane of the stack {source.stack_shape} to refine")
-        at = source.check_index(() if index is None else index)
+        source, at = self.source, self._index_of_one(index)
         given = check_given(labels_or_unary, source.plane_shape, self.model.n_labels)
         box = check_region(region, source.plane_shape)
         held = check_clamp(clamp, source.plane_shape)
@@ -234,10 +235,10 @@ class Segmenter:
         unary = logits[:, :, seen[0], seen[1]]
         if given.dtype.kind != "f":
             unary = unary_of_labels(unary, given[seen])
-        unary = hold(unary, old[seen], held[seen])
         with clock("crf"):
             plane, prepared = self._prepare(plane, window)
             steps.done()
+            unary = hold(unary, logits[:, :, seen[0], seen[1]], old[seen], held[seen], prepared)
             refined = self._mean_field(unary, prepared, steps)
         refined = refined[
             0, :, box[0] - window[0] : box[2] - window[0], box[1] - window[1] : box[3] - window[1]
@@ -256,6 +257,42 @@ class Segmenter:
             timings={**clock.seconds, "total": time.perf_counter() - started},
         )
 
+    def live(
+        self, *, index: int | Sequence[int] | None = None, cancel: Cancel | None = None
+    ) -> LiveRefinement:
+        """Make ready for refining a plane while somebody paints on it.
+
+        Asks the network and builds the lattices of the plane, if that was not done yet.
+
+        Parameters
+        ----------
+        index
+            Which plane of a stack; required there.
+        cancel
+            Asked between those steps.
+
+        Raises
+        ------
+        ValueError
+            If no image is set, or a stack comes without ``index``.
+        Cancelled
+            If ``cancel`` said so.
+        """
+        source = self.source
+        at = self._index_of_one(index)
+        plane, logits = self._logits(self._visit(source, at), _Clock(self.device))
+        raise_if_cancelled(cancel)
+        whole = None
+        if takes_whole(source.plane_shape):
+            plane, whole = self._prepare(plane)
+        return LiveRefinement(self.model, plane.image, logits, whole)
+
+    def _index_of_one(self, index: int | Sequence[int] | None) -> tuple[int, ...]:
+        source = self.source
+        if index is None and source.stack_shape:
+            raise ValueError(f"index must say which plane of the stack {source.stack_shape} to refine")
+        return source.check_index(() if index is None else index)
+
     def _visit(self, source: ImageSource, index: tuple[int, ...]) -> _Plane:
         """Return what is known of a plane, forgetting the one before if it is another."""
         plane = self._plane
@@ -266,7 +303,7 @@ class Segmenter:
 
     def _logits(self, plane: _Plane, clock: _Clock) -> tuple[_Plane, Tensor]:
         if plane.logits is None:
-            with clock("network"), _evaluating(self.model):
+            with clock("network"), evaluating(self.model):
                 plane = replace(plane, logits=self.model.logits(plane.image))
             self._plane = plane
         assert plane.logits is not None
@@ -280,12 +317,7 @@ class Segmenter:
             return plane, plane.prepared
         if plane.crop is not None and plane.crop[0] == window:
             return plane, plane.crop[1]
-        y0, x0, y1, x1 = window
-        image = plane.image[..., y0:y1, x0:x1]
-        if image.shape[1] > CRF_CHANNELS:
-            runs = image.tensor_split(CRF_CHANNELS, dim=1)
-            image = torch.cat([run.mean(1, keepdim=True) for run in runs], dim=1)
-        prepared = self.model.crf.prepare(self.model.crf_image(image))
+        prepared = prepare_part(self.model, plane.image, window)
         if window == whole:
             plane = replace(plane, prepared=prepared)
         else:
@@ -300,9 +332,7 @@ class Segmenter:
         def on_iteration(done: int, total: int) -> None:
             steps.reach(before + min(done, total - 1))
 
-        with _evaluating(self.model):
-            refined: Tensor = self.model.crf(unary, prepared=prepared, on_iteration=on_iteration)
-        return refined
+        return run_crf(self.model, unary, prepared, on_iteration)
 
 
 class _Clock:
@@ -354,21 +384,6 @@ def _known_entropy(
     entropy = np.empty(plane.source.plane_shape, np.float32)
     read_out(logits[0], np.empty(entropy.shape, np.uint16), entropy, None)
     return entropy
-
-
-@contextmanager
-def _evaluating(model: SegmentationModel) -> Iterator[None]:
-    """Switch dropout and gradients off for a while."""
-    training = [module for module in (model.network, model.crf) if module.training]
-    for module in training:
-        module.eval()
-    try:
-        # Not inference_mode: what is kept for the next call would be of no use to training.
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.train()
 
 
 def _choose_device(device: str | torch.device) -> torch.device:

@@ -1,0 +1,306 @@
+"""Refining while somebody paints: a quick look around the stroke, and the exact answer when it ends.
+
+What is asked is always the same: the labels that the CRF gives to a plane when everything painted on it
+is held. `LiveRefinement.exact` answers that; `LiveRefinement.preview` guesses the answer around a stroke
+from a small crop. A crop knows little of what lies around it, so the crop alone would be wrong far from
+the stroke; but it is run twice, with the stroke and without, and only the *difference* is taken:
+
+    preview = exact logits before the stroke + crop with the stroke - crop without it
+
+What the crop gets wrong is nearly the same in both and goes away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_crfasrnn.classes import ignore_value, label_dtype
+from napari_crfasrnn.kernels import PreparedImage
+from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.segmenter.refining import (
+    HALO_WIDTHS,
+    Box,
+    check_region,
+    grown,
+    hold,
+    prepare_part,
+    run_crf,
+    with_halo,
+)
+from napari_crfasrnn.segmenter.result import read_out
+
+WHOLE_PIXELS = 1 << 20  # a larger plane is refined around the stroke only, not all of it
+PREVIEW_HALO = 24  # pixels; benchmarks/live.py measures what more would bring
+PREVIEW_ITERATIONS = 5  # at most: a preview has 50 ms
+_LARGEST_REACH = 128  # pixels; how far from a stroke a plane that is not refined as a whole may change
+_KEPT_CROPS = 8  # of about 5 MB each
+
+Strokes = NDArray[Any]  # [h, w]: the label where one was painted, the ignore value elsewhere
+
+
+def takes_whole(plane_shape: tuple[int, int]) -> bool:
+    """Return whether a plane is small enough to be refined as a whole after each stroke."""
+    return math.prod(plane_shape) <= WHOLE_PIXELS
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """What a stroke does to a part of a plane."""
+
+    box: Box
+    """The part: ``(y0, x0, y1, x1)``, the end excluded."""
+    labels: NDArray[Any]
+    """``[h, w]`` with the stroke, in the label type of the class table; painted pixels as painted."""
+    changed: NDArray[np.bool_]
+    """``[h, w]``: where the labels would be others without the stroke."""
+    logits: Tensor
+    """``[L, h, w]`` refined, on the device of the model."""
+
+    def entropy(self) -> NDArray[np.float32]:
+        """Return the uncertainty of the marginals, ``[h, w]``: their entropy divided by log L, 0..1."""
+        entropy = np.empty(self.labels.shape, np.float32)
+        read_out(self.logits, np.empty_like(self.labels), entropy, None)
+        return entropy
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """The logits that the CRF gives to a part of the plane with some strokes."""
+
+    strokes: Strokes
+    logits: Tensor  # [1, L, h, w]
+    labels: NDArray[Any]  # [h, w]
+
+
+@dataclass(frozen=True, eq=False)
+class _Crop:
+    prepared: PreparedImage
+    before: _State | None = None
+
+
+class LiveRefinement:
+    """One plane, made ready for refining while somebody paints on it; from `Segmenter.live`.
+
+    Strokes are arrays of labels with the ignore value where nothing was painted. They are given for a
+    window only, that which `preview_window` or `exact_window` names for the box that was painted in, so that
+    the cost depends on the stroke, not on the plane. To be used by one thread at a time.
+
+    Parameters
+    ----------
+    model
+        Its CRF refines.
+    image
+        ``[1, C, H, W]``, 0..255.
+    logits
+        ``[1, L, H, W]``, the network's.
+    whole
+        The kernels of the whole plane, or None where it is too large for that: see `takes_whole`.
+    """
+
+    def __init__(
+        self, model: SegmentationModel, image: Tensor, logits: Tensor, whole: PreparedImage | None
+    ) -> None:
+        self._model, self._image, self._logits, self._whole = model, image, logits, whole
+        self._state: _State | None = None  # of the whole plane, where there are kernels of it
+        self._crops: OrderedDict[Box, _Crop] = OrderedDict()
+        self._iterations = min(model.crf.config.n_iterations, PREVIEW_ITERATIONS)
+
+    @property
+    def plane_shape(self) -> tuple[int, int]:
+        """H and W."""
+        return self._logits.shape[2], self._logits.shape[3]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `exact` refines the whole plane, not only what lies around the stroke."""
+        return self._whole is not None
+
+    def preview_window(self, box: Box) -> Box:
+        """Return the part of the plane that a preview of strokes within a box looks at, and may change."""
+        return grown(check_region(box, self.plane_shape), PREVIEW_HALO, self.plane_shape)
+
+    def exact_window(self, box: Box) -> Box:
+        """Return the part of the plane that the exact answer to strokes within a box looks at."""
+        if self.is_whole:
+            return (0, 0, *self.plane_shape)
+        return with_halo(self.exact_box(box), self.plane_shape, self._model.crf.config.theta_alpha)
+
+    def exact_box(self, box: Box) -> Box:
+        """Return the part of the plane that the exact answer to strokes within a box may change.
+
+        That is the whole plane, or, of one that is too large for that, the box and what the bilateral kernel
+        reaches from there, at most 128 pixels.
+        """
+        check_region(box, self.plane_shape)
+        if self.is_whole:
+            return (0, 0, *self.plane_shape)
+        reach = min(math.ceil(HALO_WIDTHS * self._model.crf.config.theta_alpha), _LARGEST_REACH)
+        return grown(box, reach, self.plane_shape)
+
+    def prepare(self, strokes: Strokes, *, cancel: Cancel | None = None) -> None:
+        """Refine the whole plane with what is painted on it, so that the next stroke finds it done.
+
+        Parameters
+        ----------
+        strokes
+            ``[H, W]``, the ignore value where nothing was painted.
+        cancel
+            Asked after each iteration.
+        """
+        strokes = self._check("strokes", strokes, (0, 0, *self.plane_shape))
+        if self._whole is not None and not self._knows((0, 0, *self.plane_shape), strokes):
+            self._state = self._run((0, 0, *self.plane_shape), strokes, self._whole, cancel)
+
+    def preview(
+        self, box: Box, strokes: Strokes, before: Strokes, *, cancel: Cancel | None = None
+    ) -> Refined:
+        """Guess what strokes within a box do around it.
+
+        Parameters
+        ----------
+        box
+            ``(y0, x0, y1, x1)`` around what was painted; the smaller, the quicker.
+        strokes, before
+            Of ``preview_window(box)``: all that is painted now, and what was before this stroke.
+        cancel
+            Asked between steps.
+
+        Returns
+        -------
+        Refined, of ``preview_window(box)``.
+
+        Raises
+        ------
+        ValueError
+            If the box lies outside the plane, or a shape or a label does not fit.
+        Cancelled
+            If ``cancel`` said so.
+        """
+        window = self.preview_window(box)
+        strokes, before = self._check("strokes", strokes, window), self._check("before", before, window)
+        crop = self._crops.pop(window, None) or _Crop(prepare_part(self._model, self._image, window))
+        raise_if_cancelled(cancel)
+        if crop.before is None or not np.array_equal(crop.before.strokes, before):
+            crop = replace(crop, before=self._run(window, before, crop.prepared, cancel, self._iterations))
+        assert crop.before is not None
+        self._crops[window] = crop
+        if len(self._crops) > _KEPT_CROPS:
+            self._crops.popitem(last=False)
+        now = self._run(window, strokes, crop.prepared, cancel, self._iterations)
+        if not self._knows(window, before):
+            return _difference(window, now, crop.before)
+        assert self._state is not None
+        y0, x0, y1, x1 = window
+        was = self._state.labels[y0:y1, x0:x1]
+        logits = self._state.logits[..., y0:y1, x0:x1] + (now.logits - crop.before.logits)
+        guess = _State(strokes, logits, _labels_of(logits, strokes))
+        return _difference(window, guess, replace(crop.before, labels=was))
+
+    def exact(self, box: Box, strokes: Strokes, before: Strokes, *, cancel: Cancel | None = None) -> Refined:
+        """Tell what strokes within a box do.
+
+        The labels are those of ``Segmenter.refine(strokes, clamp=painted)``, of a plane that is too large for
+        ``is_whole`` those of ``Segmenter.refine(strokes, clamp=painted, region=exact_box(box))``: the
+        same bits, whatever was previewed before.
+
+        Parameters
+        ----------
+        box
+            ``(y0, x0, y1, x1)`` around what was painted.
+        strokes, before
+            Of ``exact_window(box)``: all that is painted now, and what was before this stroke.
+        cancel
+            Asked after each iteration.
+
+        Returns
+        -------
+        Refined, of ``exact_box(box)``.
+
+        Raises
+        ------
+        ValueError
+            If the box lies outside the plane, or a shape or a label does not fit.
+        Cancelled
+            If ``cancel`` said so.
+        """
+        window, inner = self.exact_window(box), self.exact_box(box)
+        strokes, before = self._check("strokes", strokes, window), self._check("before", before, window)
+        if self._whole is not None:
+            known = self._knows(window, before)
+            was = self._state if known else self._run(window, before, self._whole, cancel)
+            assert was is not None
+            self._state = now = self._run(window, strokes, self._whole, cancel)
+            return _difference(window, now, was)
+        prepared = prepare_part(self._model, self._image, window)
+        raise_if_cancelled(cancel)
+        now, was = (self._run(window, painted, prepared, cancel) for painted in (strokes, before))
+        return _difference(inner, _cut(now, window, inner), _cut(was, window, inner))
+
+    def _knows(self, window: Box, strokes: Strokes) -> bool:
+        """Return whether the state of the whole plane is that with these strokes, in a part of it."""
+        y0, x0, y1, x1 = window
+        return self._state is not None and np.array_equal(self._state.strokes[y0:y1, x0:x1], strokes)
+
+    def _run(
+        self,
+        window: Box,
+        strokes: Strokes,
+        prepared: PreparedImage,
+        cancel: Cancel | None,
+        n_iterations: int | None = None,
+    ) -> _State:
+        y0, x0, y1, x1 = window
+        logits = self._logits[..., y0:y1, x0:x1]
+        unary = hold(logits, logits, strokes, strokes != ignore_value(strokes.dtype), prepared)
+        refined = run_crf(self._model, unary, prepared, _asking(cancel), n_iterations)
+        return _State(strokes, refined, _labels_of(refined, strokes))
+
+    def _check(self, name: str, strokes: Strokes, window: Box) -> Strokes:
+        """Return a copy, which the caller cannot write to."""
+        expected = (window[2] - window[0], window[3] - window[1])
+        dtype = np.dtype(label_dtype(self._model.n_labels))
+        if strokes.shape != expected or strokes.dtype != dtype:
+            raise ValueError(
+                f"{name} must be {dtype} of shape {expected}, that of the window of the box, "
+                f"got {strokes.dtype} of shape {strokes.shape}"
+            )
+        painted = strokes[strokes != ignore_value(dtype)]
+        if painted.size and int(painted.max()) >= self._model.n_labels:
+            raise ValueError(
+                f"{name} must be places in the class table, 0 to {self._model.n_labels - 1}, "
+                f"or {ignore_value(dtype)} where nothing is painted, got {int(painted.max())}"
+            )
+        return strokes.copy()
+
+
+def _asking(cancel: Cancel | None) -> Callable[[int, int], None]:
+    return lambda done, total: raise_if_cancelled(cancel) if done < total else None
+
+
+def _labels_of(
+    logits: Tensor,  # [1, L, h, w]
+    strokes: Strokes,
+) -> NDArray[Any]:  # [h, w]
+    labels = logits[0].max(0).indices.cpu().numpy().astype(strokes.dtype)
+    painted = strokes != ignore_value(strokes.dtype)
+    labels[painted] = strokes[painted]
+    return labels
+
+
+def _cut(state: _State, window: Box, inner: Box) -> _State:
+    rows = slice(inner[0] - window[0], inner[2] - window[0])
+    columns = slice(inner[1] - window[1], inner[3] - window[1])
+    return _State(state.strokes[rows, columns], state.logits[..., rows, columns], state.labels[rows, columns])
+
+
+def _difference(box: Box, now: _State, was: _State) -> Refined:
+    return Refined(box, now.labels, now.labels != was.labels, now.logits[0])
