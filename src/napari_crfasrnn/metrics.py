@@ -92,10 +92,10 @@ def frequency_weighted_iou(conf: ArrayLike) -> float:
     return float(np.nan_to_num(iou(counts)) @ share)
 
 
-def band_iou(
+def band_confusion(
     pred: ArrayLike, target: ArrayLike, n_labels: int, width: int = 5, ignore: int | None = 255
-) -> NDArray[np.float64]:
-    """Return the IoU of each class within a band along the edges of the truth (a "trimap").
+) -> NDArray[np.int64]:
+    """Return the `confusion` of the pixels in a band along the edges of the truth (a "trimap").
 
     An edge is where two neighbouring pixels have different true classes. The band holds the
     pixels on both sides of it up to ``width`` deep (Euclidean distance); width 1 is the pixels that
@@ -107,6 +107,10 @@ def band_iou(
         As in `confusion`; the labels have at least two axes, ``[..., H, W]``.
     width
         Pixels, at least 1.
+
+    Returns
+    -------
+    ``[L, L]``; matrices of several images add up.
     """
     given, truth = _planes(pred, target, n_labels, ignore)
     width = _check_width(width)
@@ -118,17 +122,24 @@ def band_iou(
         # The two sides of an edge are at distance 0 of themselves.
         band = ndimage.distance_transform_edt(~edge) < width
         counts += confusion(given_plane[band], true_plane[band], n_labels, ignore)
-    return iou(counts)
+    return counts
 
 
-def boundary_iou(
+def band_iou(
+    pred: ArrayLike, target: ArrayLike, n_labels: int, width: int = 5, ignore: int | None = 255
+) -> NDArray[np.float64]:
+    """Return the IoU of each class within a band along the edges of the truth; see `band_confusion`."""
+    return iou(band_confusion(pred, target, n_labels, width, ignore))
+
+
+def rim_counts(
     pred: ArrayLike,
     target: ArrayLike,
     n_labels: int,
     width: int | None = None,
     ignore: int | None = 255,
-) -> NDArray[np.float64]:
-    """Return the Boundary IoU of each class: the IoU of the rims of the two masks.
+) -> NDArray[np.int64]:
+    """Count the pixels that the rims of the two masks of each class share, and those in either.
 
     The rim of a mask is what lies in it and within ``width`` pixels of its contour (Cheng et al.,
     "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021, equation 2).
@@ -144,13 +155,13 @@ def boundary_iou(
 
     Returns
     -------
-    ``[L]``, summed over all planes before the division; NaN for absent classes.
+    ``[2, L]``: intersection and union, summed over all planes. Counts of several images add up.
     """
     given, truth = _planes(pred, target, n_labels, ignore)
     if width is None:
         width = max(1, round(0.02 * float(np.hypot(*truth.shape[-2:]))))
     width = _check_width(width)
-    both, either = np.zeros(n_labels), np.zeros(n_labels)
+    both, either = counts = np.zeros((2, n_labels), np.int64)
     for given_plane, true_plane in zip(given, truth, strict=True):
         ignored = np.zeros(true_plane.shape, bool) if ignore is None else true_plane == ignore
         confusion(given_plane, true_plane, n_labels, ignore)  # complains about unknown labels
@@ -159,6 +170,18 @@ def boundary_iou(
             true_rim = _rim(true_plane == label, ignored, width)
             both[label] += np.count_nonzero(given_rim & true_rim)
             either[label] += np.count_nonzero(given_rim | true_rim)
+    return counts
+
+
+def boundary_iou(
+    pred: ArrayLike,
+    target: ArrayLike,
+    n_labels: int,
+    width: int | None = None,
+    ignore: int | None = 255,
+) -> NDArray[np.float64]:
+    """Return the Boundary IoU of each class, ``[L]``; NaN for absent classes. See `rim_counts`."""
+    both, either = rim_counts(pred, target, n_labels, width, ignore)
     return _divide(both, either)
 
 

@@ -12,8 +12,10 @@ import typer
 
 from napari_crfasrnn import __version__
 from napari_crfasrnn.cli.demo import demo
+from napari_crfasrnn.cli.evaluate import evaluate
 from napari_crfasrnn.cli.info import info, models_list
 from napari_crfasrnn.cli.segment import segment
+from napari_crfasrnn.cli.train import train
 
 __all__ = ["app"]
 
@@ -27,6 +29,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="The models that can be named.", no_args_is_help=True)
 app.command()(segment)
+app.command()(train)
+app.command()(evaluate)
 app.command()(demo)
 app.command()(info)
 models.command("list")(models_list)

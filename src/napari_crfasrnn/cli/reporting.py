@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -49,3 +49,32 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+class Bar:
+    """How many images are done, and how far the present one is."""
+
+    def __init__(self, show: Callable[[float], None]) -> None:
+        self._show = show
+        self._images = 0
+
+    def within(self, done: int, total: int) -> None:
+        """Show how far the present image is."""
+        self._show(self._images + done / total)
+
+    def next(self) -> None:
+        """Show that an image is done."""
+        self._images += 1
+        self._show(self._images)
+
+
+@contextmanager
+def progress_bar(n_images: int, title: str) -> Iterator[Bar]:
+    """Show a bar over all images on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=n_images)
+        yield Bar(lambda done: progress.update(task, completed=done))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from napari_crfasrnn.cli.reporting import (
     fail,
     one_sentence,
     print_json,
+    progress_bar,
     remark,
 )
 
@@ -92,7 +92,7 @@ def segment(
     done: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     failed_named = False
-    with _progress_bar(len(jobs)) as bar:
+    with progress_bar(len(jobs), "Segmenting") as bar:
         for job in jobs:
             try:
                 done.append(segment_file(segmenter, job, wanted, inputs, bar.within))
@@ -113,16 +113,22 @@ def segment(
 
 def new_segmenter(model: str, device: str, threads: int | None) -> Segmenter:
     """Return a segmenter for a model by name or path."""
+    from napari_crfasrnn.segmenter import Segmenter
+    from napari_crfasrnn.zoo import load_model
+
+    use_threads(threads)
+    return Segmenter(load_model(model), device)
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch and the lattice use so many processors; None leaves them as they are."""
     import torch
 
     from napari_crfasrnn.lattice import set_num_threads
-    from napari_crfasrnn.segmenter import Segmenter
-    from napari_crfasrnn.zoo import load_model
 
     if threads is not None:
         torch.set_num_threads(threads)
         set_num_threads(threads)
-    return Segmenter(load_model(model), device)
 
 
 def find_jobs(images: Sequence[Path]) -> list[Job]:
@@ -245,30 +251,3 @@ def _sentence(result: dict[str, Any]) -> str:
     shares = sorted(result["classes"], key=lambda entry: -entry["share"])
     shown = ", ".join(f"{e['name']} {e['share']:.1%}" for e in shares[:5] if e["share"] >= SHOWN_SHARE)
     return f"{result['image']} -> {result['labels']}  ({shown}; {result['seconds']['total']:.1f} s)"
-
-
-class _Bar:
-    """How many images are done, and how far the present one is."""
-
-    def __init__(self, show: Callable[[float], None]) -> None:
-        self._show = show
-        self._images = 0
-
-    def within(self, done: int, total: int) -> None:
-        self._show(self._images + done / total)
-
-    def next(self) -> None:
-        self._images += 1
-        self._show(self._images)
-
-
-@contextmanager
-def _progress_bar(n_images: int) -> Iterator[_Bar]:
-    """Show a bar over all images on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Segmenting", total=n_images)
-        yield _Bar(lambda done: progress.update(task, completed=done))

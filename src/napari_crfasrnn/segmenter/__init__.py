@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from napari_crfasrnn.segmenter.live import LiveRefinement, Refined
 from napari_crfasrnn.segmenter.result import Segmentation
-from napari_crfasrnn.segmenter.segmenter import Segmenter
+from napari_crfasrnn.segmenter.segmenter import Segmenter, choose_device
 
-__all__ = ["LiveRefinement", "Refined", "Segmentation", "Segmenter"]
+__all__ = ["LiveRefinement", "Refined", "Segmentation", "Segmenter", "choose_device"]

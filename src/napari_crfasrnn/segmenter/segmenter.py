@@ -70,7 +70,7 @@ class Segmenter:
     def __init__(self, model: SegmentationModel, device: str | torch.device = "auto") -> None:
         if not isinstance(model, SegmentationModel):
             raise TypeError(f"model must be a SegmentationModel, got {type(model).__name__}: use load_model")
-        self.device = _choose_device(device)
+        self.device = choose_device(device)
         self.model = model.to(self.device)
         self._source: ImageSource | None = None
         self._plane: _Plane | None = None
@@ -386,7 +386,16 @@ def _known_entropy(
     return entropy
 
 
-def _choose_device(device: str | torch.device) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device that "auto" (a GPU if there is one), "cpu" or "cuda" stands for.
+
+    Raises
+    ------
+    ValueError
+        If it is none of them.
+    RuntimeError
+        If there is no such GPU.
+    """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

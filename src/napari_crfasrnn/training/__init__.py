@@ -1,8 +1,27 @@
-"""Learning from a project: the head of a network first, then its CRF."""
+"""Learning: a round from the corrections in a project, or a whole training from a data set."""
 
 from __future__ import annotations
 
+from napari_crfasrnn.training.data_sets import DataSet, Sample, open_data_set
+from napari_crfasrnn.training.data_training import DataTraining, DivergedError, Iteration, train
+from napari_crfasrnn.training.evaluation import Evaluation, Score, evaluate
 from napari_crfasrnn.training.learning_round import fine_tune
 from napari_crfasrnn.training.report import LockedScore, PlaceOfContradiction, TrainReport, TrainStep
 
-__all__ = ["LockedScore", "PlaceOfContradiction", "TrainReport", "TrainStep", "fine_tune"]
+__all__ = [
+    "DataSet",
+    "DataTraining",
+    "DivergedError",
+    "Evaluation",
+    "Iteration",
+    "LockedScore",
+    "PlaceOfContradiction",
+    "Sample",
+    "Score",
+    "TrainReport",
+    "TrainStep",
+    "evaluate",
+    "fine_tune",
+    "open_data_set",
+    "train",
+]

@@ -1,0 +1,170 @@
+"""``napari-crfasrnn train``: from a folder of images with masks to a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from napari_crfasrnn.cli.evaluate import check_others, parse_classes
+from napari_crfasrnn.cli.reporting import one_sentence, print_json, remark
+
+if TYPE_CHECKING:
+    from napari_crfasrnn.config import Recipe
+    from napari_crfasrnn.training import DataTraining, Iteration
+
+LOG_PACKAGES = {"matplotlib": "curves.png", "tensorboardX": "logs for TensorBoard"}
+
+
+def train(
+    data: Annotated[
+        Path, typer.Option("--data", "-d", help="Folder of images with masks, in VOC's or the plain layout.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for models, logs and the state; made if not there.")
+    ],
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="TOML file of settings.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in the output folder, if there is one.")
+    ] = False,
+    classes: Annotated[
+        str | None, typer.Option(help="Only these classes of the data, separated by commas.")
+    ] = None,
+    others: Annotated[
+        str, typer.Option(help="What pixels of other classes are: background or ignore.")
+    ] = "background",
+    architecture: Annotated[str | None, typer.Option(help="fcn-lite or fcn-8s.")] = None,
+    start: Annotated[str | None, typer.Option(help="Name or file of a model, imagenet, or scratch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows in an iteration of the network alone.")] = None,
+    fcn_iterations: Annotated[int | None, typer.Option(help="Of the first stage: the network alone.")] = None,
+    crf_iterations: Annotated[int | None, typer.Option(help="Of the second stage: the CRF alone.")] = None,
+    joint_iterations: Annotated[int | None, typer.Option(help="Of the third stage: end to end.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the head of the network.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Use at most this many processors; all if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result for machines.")] = False,
+) -> None:
+    """Train a model on images with masks: the network alone, then its CRF, then both end to end.
+
+    Whatever interrupts it, the same command with --resume goes on, and the final weights are the same.
+    For several GPUs: torchrun --nproc-per-node N --no-python napari-crfasrnn train ...
+    """
+    changes = {
+        "architecture": architecture,
+        "start": start,
+        "seed": seed,
+        "batch": batch,
+        "fcn_iterations": fcn_iterations,
+        "crf_iterations": crf_iterations,
+        "joint_iterations": joint_iterations,
+        "learning_rate": learning_rate,
+    }
+    speaks = os.environ.get("RANK", "0") == "0"
+    with one_sentence():
+        settings = _settings(recipe, {name: value for name, value in changes.items() if value is not None})
+        if speaks:
+            _say_what_is_missing()
+        names = parse_classes(classes)
+        with _bar(settings, speaks) as show:
+            result = _train(
+                data, names, check_others(others), output, settings, resume, device, threads, show
+            )
+    if speaks:
+        _report(result, as_json)
+
+
+def _settings(recipe: Path | None, changes: dict[str, Any]) -> Recipe:
+    """Return the recipe of a file with what the command line changes."""
+    from pydantic import ValidationError
+
+    from napari_crfasrnn.config import Recipe, sentence_of
+
+    settings = Recipe() if recipe is None else Recipe.from_toml(recipe)
+    try:
+        return Recipe.model_validate(settings.model_dump() | changes)
+    except ValidationError as error:
+        raise ValueError(sentence_of(error)) from None
+
+
+def _train(
+    data: Path,
+    names: list[str] | None,
+    others: Any,
+    output: Path,
+    settings: Recipe,
+    resume: bool,
+    device: str,
+    threads: int | None,
+    show: Callable[[Iteration], None],
+) -> DataTraining:
+    from napari_crfasrnn.cli.segment import use_threads
+    from napari_crfasrnn.segmenter import choose_device
+    from napari_crfasrnn.training import open_data_set, train
+
+    use_threads(threads)
+    found = open_data_set(data)
+    if names is not None:
+        found = found.with_classes(names, others)
+    return train(found, output, settings, resume=resume, device=choose_device(device), progress=show)
+
+
+def _say_what_is_missing() -> None:
+    from importlib.util import find_spec
+
+    missing = [what for package, what in LOG_PACKAGES.items() if find_spec(package) is None]
+    if missing:
+        remark(f'there will be no {" and no ".join(missing)}: pip install "napari-crfasrnn[train]"')
+
+
+def _report(result: DataTraining, as_json: bool) -> None:
+    scores = result.history.scores
+    last = scores[-1] if scores else None
+    if as_json:
+        print_json(
+            {
+                "model": str(result.folder / "last.safetensors"),
+                "best": str(result.folder / "best.safetensors") if result.best is not None else None,
+                "best mean IoU": result.best,
+                "before": last.before if last else None,
+                "after": last.after if last else None,
+            }
+        )
+        return
+    typer.echo(result.folder / "last.safetensors")
+    if last is not None:
+        before, after = last.before["mean IoU"], last.after["mean IoU"]
+        typer.echo(f"validation images: mean IoU {before:.4f} network alone, {after:.4f} with CRF")
+    if result.best is not None:
+        typer.echo(f"{result.folder / 'best.safetensors'}: mean IoU {result.best:.4f}")
+
+
+@contextmanager
+def _bar(settings: Recipe, speaks: bool) -> Iterator[Callable[[Iteration], None]]:
+    """Show a bar for each stage on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    totals = {
+        "fcn": settings.fcn_iterations,
+        "crf": settings.crf_iterations,
+        "joint": settings.joint_iterations,
+    }
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (speaks and console.is_terminal)) as progress:
+        tasks = {stage: progress.add_task(stage, total=total) for stage, total in totals.items() if total}
+
+        def show(iteration: Iteration) -> None:
+            progress.update(
+                tasks[iteration.stage],
+                completed=iteration.number,
+                description=f"{iteration.stage}, loss {iteration.loss:.3f}",
+            )
+
+        yield show

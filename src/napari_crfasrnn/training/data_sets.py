@@ -1,0 +1,301 @@
+"""Folders of images with masks, as people keep them: in the layout of PASCAL VOC, or simpler.
+
+Two layouts are known by their folders:
+
+- **VOC**: ``JPEGImages/``, ``SegmentationClass/``, lists in ``ImageSets/Segmentation/``.
+- **plain**: ``images/``, ``masks/``, lists beside them.
+
+The lists are ``train.txt`` and ``val.txt``, one name without suffix per line. Without ``val.txt`` about every
+tenth image, chosen by its name, is held for validation; without ``train.txt`` all others are trained on.
+Masks hold label values (indexed or grey PNG), 255 where nobody labelled, or the colours of the classes.
+``classes.txt`` names the classes, one a line, from value 0; a VOC folder without it has VOC's 21.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table
+from napari_crfasrnn.imaging import IMAGE_SUFFIXES, open_image, read_image
+
+IGNORE = 255
+BACKGROUND = "background"
+MAX_CLASSES = 255  # in 8-bit masks
+
+Others = Literal["background", "ignore"]
+
+_LAYOUTS = (("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"), ("images", "masks", "."))
+_VALIDATION_ONE_IN = 10
+_MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its mask.
+
+    Attributes
+    ----------
+    name
+        As in the lists.
+    image_path, mask_path
+        Its files.
+    """
+
+    name: str
+    image_path: Path
+    mask_path: Path
+
+    def image(self) -> NDArray[np.float32]:
+        """Read the image, ``[C, H, W]`` with values 0..255, as `open_image` sees it."""
+        read = read_image(self.image_path)
+        source = open_image(read.array, read.axes, read.spacing)
+        if source.stack_shape:
+            raise ValueError(
+                f"an image to train on must be one plane, got a stack of {source.stack_shape}: "
+                f"{self.image_path}; save its planes as files"
+            )
+        return source.plane()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Images with masks, split into those to train on and those to validate with.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    classes
+        The class table of the labels that `labels` returns.
+    train, val
+        Samples, in the order of the lists.
+    values
+        ``uint8 [256]``, from a mask's value to the label; `IGNORE` for what is not trained on.
+    file_colors
+        Colours of the mask's values, for masks that hold colours.
+    """
+
+    folder: Path
+    classes: tuple[ClassSpec, ...]
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    values: NDArray[np.uint8]
+    file_colors: tuple[tuple[int, int, int], ...]
+
+    @property
+    def n_labels(self) -> int:
+        """Number of classes L."""
+        return len(self.classes)
+
+    def labels(self, sample: Sample) -> NDArray[np.uint8]:
+        """Read the mask of a sample as labels of ``classes``, ``[H, W]``; `IGNORE` where there is none.
+
+        Raises
+        ------
+        ValueError
+            If the file is no mask, or holds a value or colour that is no class.
+        """
+        raw = _read_mask(sample.mask_path, self.file_colors)
+        unknown = np.unique(raw)
+        unknown = unknown[(unknown >= len(self.file_colors)) & (unknown != IGNORE)]
+        if unknown.size:
+            raise ValueError(
+                f"a mask must hold values below {len(self.file_colors)}, the number of classes, or {IGNORE}, "
+                f"got {unknown[0]} in {sample.mask_path}: check classes.txt"
+            )
+        return self.values[raw]
+
+    def load(self, sample: Sample) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Read a sample: image ``[C, H, W]`` and labels ``[H, W]`` of one size.
+
+        Raises
+        ------
+        ValueError
+            If a file is damaged, or the sizes differ.
+        """
+        image, labels = sample.image(), self.labels(sample)
+        if image.shape[1:] != labels.shape:
+            raise ValueError(
+                f"a mask must have the size of its image, {image.shape[1:]}, "
+                f"got {labels.shape} in {sample.mask_path}"
+            )
+        return image, labels
+
+    def with_classes(self, names: Sequence[str], others: Others = "background") -> DataSet:
+        """Return the set with some of its classes only, in the order given.
+
+        Parameters
+        ----------
+        names
+            Names of classes. "background", where there is one, stays value 0 and need not be named.
+        others
+            What becomes of the pixels of all other classes: "background" (added as value 0 if the set has
+            none) or "ignore".
+
+        Raises
+        ------
+        ValueError
+            If a name is not a class, is given twice, or too few classes are left to tell apart.
+        """
+        known = {spec.name: value for value, spec in enumerate(self.classes)}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"classes must be among {', '.join(known)}, got {name!r}")
+        chosen = [name for name in names if name != BACKGROUND]
+        has_background = BACKGROUND in known or others == "background"
+        table = class_table(
+            [ClassSpec(name=BACKGROUND, color=(0, 0, 0))] * has_background
+            + [self.classes[known[name]] for name in chosen]
+        )
+        if len(table) < 2:
+            raise ValueError(f"at least two classes must be left to tell apart, got {', '.join(names)}")
+        rest = 0 if others == "background" else IGNORE
+        onward = np.full(256, IGNORE, np.uint8)
+        onward[: self.n_labels] = rest
+        if BACKGROUND in known:
+            onward[known[BACKGROUND]] = 0
+        for value, name in enumerate(chosen, start=int(has_background)):
+            onward[known[name]] = value
+        return DataSet(self.folder, table, self.train, self.val, onward[self.values], self.file_colors)
+
+
+def open_data_set(folder: str | Path) -> DataSet:
+    """Open a folder of images with masks; see the top of this module for the layouts.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or an image or mask of the lists is missing.
+    ValueError
+        If the folder has neither layout, no image, or no valid class table.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data must be a folder, but there is none at {folder}")
+    images, masks, lists = _layout(folder)
+    classes = _classes(folder, is_voc=images.name == "JPEGImages")
+    image_files, mask_files = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, _MASK_SUFFIXES)
+    train, val = _split(lists, sorted(set(image_files) & set(mask_files)))
+    if not train and not val:
+        raise ValueError(f"data must hold images with masks of the same name, got none in {folder}")
+
+    def samples(names: Sequence[str]) -> tuple[Sample, ...]:
+        for kind, found in (("image", image_files), ("mask", mask_files)):
+            missing = [name for name in names if name not in found]
+            if missing:
+                raise FileNotFoundError(
+                    f"{len(missing)} of the {kind}s in the lists of {folder} are not there, "
+                    f"the first is {missing[0]!r}"
+                )
+        return tuple(Sample(name, image_files[name], mask_files[name]) for name in names)
+
+    return DataSet(
+        folder,
+        classes,
+        samples(train),
+        samples(val),
+        np.arange(256, dtype=np.uint8),
+        tuple(spec.color for spec in classes),
+    )
+
+
+def _layout(folder: Path) -> tuple[Path, Path, Path]:
+    for images, masks, lists in _LAYOUTS:
+        if (folder / images).is_dir() and (folder / masks).is_dir():
+            return folder / images, folder / masks, folder / lists
+    raise ValueError(
+        f"data must hold the folders images and masks, or JPEGImages and SegmentationClass, "
+        f"got neither in {folder}"
+    )
+
+
+def _classes(folder: Path, *, is_voc: bool) -> tuple[ClassSpec, ...]:
+    path = folder / "classes.txt"
+    if path.is_file():
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        table = class_table([name for name in names if name])
+        if len(table) > MAX_CLASSES:
+            raise ValueError(f"8-bit masks hold at most {MAX_CLASSES} classes, got {len(table)} in {path}")
+        return table
+    if is_voc:
+        return VOC_CLASSES
+    raise ValueError(
+        f"data must hold a file classes.txt with the name of a class on each line, got none in {folder}"
+    )
+
+
+def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    return {path.stem: path for path in files if not path.name.startswith(".")}
+
+
+def _split(lists: Path, both: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names to train on and those to validate with; ``both`` have an image and a mask."""
+    read = {name: _read_list(lists / f"{name}.txt") for name in ("train", "val")}
+    val = read["val"]
+    if val is None:
+        pool = both if read["train"] is None else read["train"]
+        val = [name for name in pool if crc32(name.encode()) % _VALIDATION_ONE_IN == 0]
+    held = set(val)
+    train = read["train"] if read["train"] is not None else list(both)
+    if read["train"] is not None and read["val"] is not None and held & set(train):
+        raise ValueError(
+            f"no image may be in both train.txt and val.txt, got {min(held & set(train))!r} in {lists}"
+        )
+    return [name for name in train if name not in held], val
+
+
+def _read_list(path: Path) -> list[str] | None:
+    """Read the names of a list, or None if there is none; VOC's lists per class have a second column."""
+    if not path.is_file():
+        return None
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line[0] for line in lines if line]
+
+
+def _read_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
+    """Read the label values of a mask file, [H, W]."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            mode = image.mode
+            if mode in ("RGB", "RGBA"):
+                return _values_of_colors(np.asarray(image.convert("RGB")), colors, path)
+            values: NDArray[Any] = np.asarray(image)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) or "must hold" in str(error):
+            raise
+        raise ValueError(f"the mask {path} cannot be read: {' '.join(str(error).split())}") from None
+    if mode not in ("P", "L", "I;16", "I"):
+        raise ValueError(f"a mask must hold label values or the colours of its classes, got {mode} in {path}")
+    if values.size and int(values.max()) > IGNORE:
+        raise ValueError(f"a mask must hold values up to {IGNORE}, got {int(values.max())} in {path}")
+    return values.astype(np.uint8)
+
+
+def _values_of_colors(
+    pixels: NDArray[np.uint8],  # [H, W, 3]
+    colors: Sequence[tuple[int, int, int]],
+    path: Path,
+) -> NDArray[np.uint8]:
+    """Find the class of each colour; VOC's pale border colour and white are unlabelled."""
+    packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    value_of = {(224 << 16) + (224 << 8) + 192: IGNORE, 0xFFFFFF: IGNORE}
+    value_of |= {(r << 16) + (g << 8) + b: value for value, (r, g, b) in enumerate(colors)}
+    present, where = np.unique(packed, return_inverse=True)
+    for color in present.tolist():
+        if color not in value_of:
+            raise ValueError(
+                f"a mask in colours must hold those of its classes, got #{color:06x} in {path}: "
+                "save label values instead"
+            )
+    table = np.array([value_of[color] for color in present.tolist()], np.uint8)
+    return table[where].reshape(packed.shape)

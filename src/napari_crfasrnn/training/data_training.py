@@ -1,0 +1,503 @@
+"""`train`: from a folder of images with masks to a model, killed and resumed as often as it may be.
+
+Three stages, as in Zheng et al. (ICCV 2015, section 5.2): the network alone; the CRF; both end to end.
+Nothing random is carried from one iteration to the next: every draw is made by a generator of its
+own, seeded by the recipe's seed, the stage, the iteration and the place in the batch. So the state of
+a training is its weights, its optimiser and its place; and several processes, each of which does some
+places of a batch, draw what one process would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_crfasrnn import metrics
+from napari_crfasrnn.config import CrfConfig, Recipe
+from napari_crfasrnn.crf import CrfRnn
+from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.progress import Cancel, Cancelled
+from napari_crfasrnn.training.data_sets import IGNORE, DataSet, Sample, open_data_set
+from napari_crfasrnn.training.evaluation import Score, judge
+from napari_crfasrnn.training.history import STAGES, History, ScoreEntry, Stage
+from napari_crfasrnn.training.optimizers import StageOptimizer
+from napari_crfasrnn.training.processes import Processes, joined
+from napari_crfasrnn.training.run_folder import RunFolder
+from napari_crfasrnn.training.starts import starting_model
+from napari_crfasrnn.training.widths import search_widths
+from napari_crfasrnn.training.windows import draw_window, stack
+
+_ENOUGH_IMAGES = (
+    4  # a class in fewer of the images keeps its common weight in the CRF: nothing is known of it
+)
+_READERS = 2  # threads that read the next batch while this one is learnt
+_DRAW, _ORDER, _DROPOUT = range(3)  # what a generator is for
+
+
+class DivergedError(RuntimeError):
+    """The loss was no longer a number; the message says when and what to do."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One optimiser iteration: its stage, its number from 1, the stage's total, the mean loss."""
+
+    stage: Stage
+    number: int
+    total: int
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class DataTraining:
+    """What a training from a data set gave.
+
+    Attributes
+    ----------
+    model
+        As it was after the last iteration.
+    folder
+        Where everything is; see `run_folder`.
+    history
+        Losses and scores.
+    best
+        Mean IoU of ``best.safetensors`` on the validation images; None without such images.
+    """
+
+    model: SegmentationModel
+    folder: Path
+    history: History
+    best: float | None
+
+
+def train(
+    data: DataSet | Path | str,
+    output: Path | str,
+    recipe: Recipe | None = None,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Callable[[Iteration], None] | None = None,
+    cancel: Cancel | None = None,
+) -> DataTraining:
+    """Train a model on images with masks.
+
+    Started by ``torchrun``, several processes do it together, each on its GPU. On a CPU, with one number of
+    threads, the same recipe and data give the same weights, interrupted or not.
+
+    Parameters
+    ----------
+    data
+        A data set or its folder.
+    output
+        Folder for state, models and logs.
+    recipe
+        Settings; None: the defaults.
+    resume
+        Go on with the training in ``output`` if there is one.
+    device
+        "cpu" or "cuda".
+    progress
+        Called after every iteration, in the first process only.
+    cancel
+        Asked before every iteration; with several processes all must give the same answer.
+
+    Raises
+    ------
+    ValueError
+        If data or recipe are not fit for training, ``output`` holds another training, or a file is damaged.
+    DivergedError
+        If the loss is no longer a number.
+    Cancelled
+        When asked to stop; the state was saved.
+    """
+    recipe = Recipe() if recipe is None else recipe
+    data = data if isinstance(data, DataSet) else open_data_set(data)
+    with joined(torch.device(device)) as processes:
+        training = _Training(data, RunFolder(Path(output)), recipe, processes, progress, cancel)
+        return training.run(resume=resume)
+
+
+class _Pipeline(nn.Module):
+    """From a batch of windows to the logits that the loss looks at."""
+
+    def __init__(self, model: SegmentationModel, stage: Stage, half: torch.dtype | None) -> None:
+        super().__init__()
+        self.network, self.crf = model.network, model.crf
+        self._model = model
+        self._stage = stage
+        self._half = half
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, C, s, s] → [B, L, s, s]
+        frozen = torch.no_grad() if self._stage == "crf" else nullcontext()
+        with frozen, torch.autocast(images.device.type, self._half, enabled=self._half is not None):
+            logits = self._model.logits(images)
+        logits = logits.float()
+        if self._stage == "fcn" or not bool(torch.isfinite(logits).all()):
+            return logits  # the loss, not finite either, says so
+        refined: Tensor = self.crf(logits, self._model.crf_image(images))
+        return refined
+
+
+class _Training:
+    """A training on its way; `run` brings it to its end."""
+
+    def __init__(
+        self,
+        data: DataSet,
+        folder: RunFolder,
+        recipe: Recipe,
+        processes: Processes,
+        progress: Callable[[Iteration], None] | None,
+        cancel: Cancel | None,
+    ) -> None:
+        for name, count in (("batch", recipe.batch), ("crf_batch", recipe.crf_batch)):
+            if count % processes.size:
+                raise ValueError(f"{name} must be a multiple of the {processes.size} processes, got {count}")
+        if not data.train:
+            raise ValueError(f"there must be images to train on, got none in {data.folder}")
+        self._data, self._folder, self._recipe = data, folder, recipe
+        self._processes, self._progress, self._cancel = processes, progress, cancel
+        self._fit, self._held = _divide(data.train, recipe.held_out)
+        self._uses_crf = recipe.crf_iterations + recipe.joint_iterations > 0
+        self._half = _half_precision(recipe, processes.device)
+        self._history = History()
+        self._best: float | None = None
+        self._stage: Stage = "fcn"
+        self._done = 0  # iterations of the stage
+        self._optimizer_state: dict[str, Any] | None = None
+        self._counts = np.stack([_count_labels(data, sample) for sample in data.train])  # [images, L]
+        if not self._counts.any():
+            raise ValueError(f"the masks to train on must hold labelled pixels, got none in {data.folder}")
+        self._weight = _class_weights(self._counts.sum(0), recipe.class_balance).to(processes.device)
+
+    def run(self, *, resume: bool) -> DataTraining:
+        """Do what is left to do."""
+        if self._folder.has_state and not resume:
+            raise ValueError(
+                f"the folder {self._folder.path} holds a training already: resume it, or choose another one"
+            )
+        self._model = starting_model(self._recipe, self._data.classes).to(self._processes.device)
+        if self._folder.has_state:
+            self._load(self._folder.read_state())
+        elif self._processes.is_first:
+            self._folder.write_recipe(self._recipe)
+        try:
+            for stage in STAGES[STAGES.index(self._stage) :]:
+                self._run_stage(stage)
+        finally:
+            self._folder.close()
+        if self._processes.is_first:
+            self._folder.write_model("last", self._described())
+        return DataTraining(self._model, self._folder.path, self._history, self._best)
+
+    def _run_stage(self, stage: Stage) -> None:
+        total = self._iterations(stage)
+        if stage != self._stage:
+            self._stage, self._done, self._optimizer_state = stage, 0, None
+        if total == 0 or self._done == total:
+            return
+        is_first_with_crf = stage == "crf" or (stage == "joint" and not self._history.losses["crf"])
+        if self._done == 0 and is_first_with_crf and self._recipe.search_images:
+            self._choose_crf()
+        network, crf = self._model.network, self._model.crf
+        for parameter in (*network.parameters(), *crf.parameters()):
+            parameter.requires_grad_(False)
+        optimizer = StageOptimizer(
+            network if stage != "crf" else None,
+            crf if stage != "fcn" else None,
+            self._recipe,
+            self._recipe.joint_share if stage == "joint" else 1.0,
+            torch.amp.GradScaler(self._processes.device.type, enabled=self._half == torch.float16),
+        )
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+        pipeline = self._processes.parallel(_Pipeline(self._model, stage, self._half))
+        known = self._known_pairs() if stage != "fcn" else None
+        with ThreadPoolExecutor(_READERS) as readers:
+            coming = self._read(readers, self._done)
+            while self._done < total:
+                if self._cancel is not None and self._cancel():
+                    self._save(optimizer)
+                    raise Cancelled("cancelled")
+                images, labels = stack([future.result() for future in coming])
+                if self._done + 1 < total:
+                    coming = self._read(readers, self._done + 1)
+                loss = self._learn(pipeline, optimizer, images, labels, known, total)
+                self._done += 1
+                self._tell(stage, total, loss)
+                is_last = self._done == total
+                if is_last or self._done % self._recipe.evaluate_every == 0:
+                    self._evaluate()
+                if is_last and self._processes.is_first:
+                    self._folder.write_model(stage, self._described())
+                if is_last or self._done % self._recipe.save_every == 0:
+                    self._save(optimizer)
+
+    def _iterations(self, stage: Stage) -> int:
+        recipe = self._recipe
+        counts = (recipe.fcn_iterations, recipe.crf_iterations, recipe.joint_iterations)
+        return dict(zip(STAGES, counts, strict=True))[stage]
+
+    def _samples(self) -> tuple[Sample, ...]:
+        """Return what the present stage learns from."""
+        if self._stage == "joint" or not self._uses_crf or not self._held:
+            return self._data.train
+        return self._fit if self._stage == "fcn" else self._held
+
+    def _batch(self) -> int:
+        return self._recipe.batch if self._stage == "fcn" else self._recipe.crf_batch
+
+    def _rng(self, purpose: int, *place: int) -> np.random.Generator:
+        return np.random.default_rng([self._recipe.seed, STAGES.index(self._stage), purpose, *place])
+
+    def _read(self, readers: ThreadPoolExecutor, iteration: int) -> list[Future[Any]]:
+        """Begin to draw this process's windows of an iteration."""
+        samples, batch = self._samples(), self._batch()
+        futures = []
+        for place in self._processes.mine(batch):
+            epoch, number = divmod(iteration * batch + place, len(samples))
+            sample = samples[int(self._rng(_ORDER, epoch).permutation(len(samples))[number])]
+            futures.append(readers.submit(self._window, sample, self._rng(_DRAW, iteration, place)))
+        return futures
+
+    def _window(self, sample: Sample, rng: np.random.Generator) -> Any:
+        image, labels = self._data.load(sample)
+        return draw_window(
+            image,
+            labels,
+            self._recipe.augmentation,
+            rng,
+            largest=self._model.config.preprocessing.long_side,
+            keep_scale=self._stage != "fcn",
+        )
+
+    def _learn(
+        self,
+        pipeline: nn.Module,
+        optimizer: StageOptimizer,
+        images: Tensor,
+        labels: Tensor,
+        known: Tensor | None,
+        total: int,
+    ) -> float:
+        """Do one iteration and return its loss, a mean over the labelled pixels of the whole batch."""
+        device = self._processes.device
+        images, labels = images.to(device), labels.to(device)
+        self._model.network.train(self._stage != "crf")
+        self._model.crf.train()
+        pixels = self._weight[labels[labels != IGNORE]].sum()
+        weight = float(self._processes.total(pixels))
+        if weight == 0:
+            return (
+                math.nan if not self._history.losses[self._stage] else self._history.losses[self._stage][-1]
+            )
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed = self._rng(_DROPOUT, self._done, self._processes.rank).integers(2**31)
+            torch.manual_seed(int(seed))
+            logits = pipeline(images)
+            loss = (
+                F.cross_entropy(logits, labels, self._weight, ignore_index=IGNORE, reduction="sum") / weight
+            )
+        value = float(self._processes.total(loss.detach()))
+        stays_finite = math.isfinite(value)
+        if stays_finite:
+            # data parallelism averages over the processes, where the loss is a sum over them
+            optimizer.backward(loss * self._processes.size)
+            if known is not None:
+                crf = self._model.crf
+                for matrix in (crf.spatial_weights, crf.bilateral_weights, crf.compatibility):
+                    if matrix.grad is not None:
+                        matrix.grad *= known
+            progress = self._done / total
+            warm = min(1.0, (self._done + 1) / max(self._recipe.warm_up, 1))
+            stays_finite = optimizer.step(warm * (1 - progress) ** 0.9)
+        if not stays_finite:
+            raise DivergedError(self._why_diverged())
+        return value
+
+    def _why_diverged(self) -> str:
+        rate = "crf_learning_rate" if self._stage == "crf" else "learning_rate"
+        return (
+            f"the loss was no longer a number in iteration {self._done + 1} of stage {self._stage}, so "
+            f"training stopped; {self._folder.path} keeps what was reached before: start again with a lower "
+            f"{rate} than {getattr(self._recipe, rate):g}"
+        )
+
+    def _tell(self, stage: Stage, total: int, loss: float) -> None:
+        self._history.losses[stage].append(loss)
+        if self._processes.is_first:
+            self._folder.log(self._history.step(stage, self._done), {f"loss/{stage}": loss})
+            if self._progress is not None:
+                self._progress(Iteration(stage, self._done, total, loss))
+
+    def _known_pairs(self) -> Tensor:  # [L, L], 0 or 1
+        """Mark the pairs of classes of which enough images of this stage tell something."""
+        chosen = {sample.name for sample in self._samples()}
+        rows = [place for place, sample in enumerate(self._data.train) if sample.name in chosen]
+        known = (self._counts[rows] > 0).sum(0) >= min(_ENOUGH_IMAGES, len(rows))
+        pairs = torch.from_numpy(np.outer(known, known).astype(np.float32))
+        return pairs.to(self._processes.device)
+
+    def _choose_crf(self) -> None:
+        """Give the model a new CRF with the widths that help most on some held-out images."""
+        pool = self._held or self._data.train
+        samples = _spread(pool, self._recipe.search_images)
+        self._model.network.eval()
+        found = search_widths(self._model, self._data, samples, self._recipe.crf, self._cancel)
+        chosen = self._processes.from_first(  # the others have found the same, but for rounding
+            torch.tensor(
+                [found.theta_alpha, found.theta_beta, found.bilateral_weight],
+                dtype=torch.float64,
+                device=self._processes.device,
+            )
+        ).tolist()
+        widths = dict(zip(("theta_alpha", "theta_beta", "bilateral_weight"), chosen, strict=True))
+        self._set_crf(self._recipe.crf.model_copy(update=widths))
+
+    def _set_crf(self, config: CrfConfig) -> None:
+        crf = CrfRnn(self._data.n_labels, config).to(self._processes.device)
+        self._model = SegmentationModel(self._model.config, self._model.network, crf, self._model.provenance)
+
+    def _evaluate(self) -> None:
+        """Score the model on the validation images and keep it if it is the best."""
+        samples = _spread(self._data.val, self._recipe.evaluate_images or len(self._data.val))
+        if samples:
+            self._model.network.eval()
+            self._model.crf.eval()
+            before = after = Score.nothing(self._data.n_labels)
+            mine = [samples[place] for place in self._processes.mine(len(samples))]
+            for judged in judge(self._model, self._data, mine, crf=self._stage != "fcn"):
+                before += Score.of(judged.before, judged.truth, self._data.n_labels)
+                after += Score.of(judged.after, judged.truth, self._data.n_labels)
+            before, after = self._summed(before), self._summed(after)
+            entry = ScoreEntry(self._stage, self._done, before.summary(), after.summary())
+            self._history.scores.append(entry)
+            merit = metrics.miou(after.confusion)
+            is_best = not math.isnan(merit) and (self._best is None or merit > self._best)
+            if is_best:
+                self._best = merit
+            if self._processes.is_first:
+                step = self._history.step(self._stage, self._done)
+                for when, score in (("before CRF", entry.before), ("after CRF", entry.after)):
+                    self._folder.log(step, {f"{name}/{when}": value for name, value in score.items()})
+                if is_best:
+                    self._folder.write_model("best", self._described())
+        if self._processes.is_first:
+            self._folder.write_model("last", self._described())
+            self._folder.write_history(self._history)
+
+    def _summed(self, score: Score) -> Score:
+        parts = (
+            torch.from_numpy(x).to(self._processes.device) for x in (score.confusion, score.band, score.rims)
+        )
+        return Score(*(self._processes.total(part).cpu().numpy() for part in parts))
+
+    def _described(self) -> SegmentationModel:
+        """Return the model with a word on where it comes from."""
+        model = self._model
+        trained = {
+            "title": f"Trained on {self._data.folder.resolve().name}",
+            "trained_on": self._data.folder.resolve().name,
+            "stage": self._stage,
+            "iterations": {stage: len(losses) for stage, losses in self._history.losses.items()},
+            "recipe": self._recipe.model_dump(mode="json"),
+        }
+        return SegmentationModel(model.config, model.network, model.crf, model.provenance | trained)
+
+    def _save(self, optimizer: StageOptimizer) -> None:
+        if not self._processes.is_first:
+            return
+        self._folder.write_state(
+            {
+                "recipe": self._recipe.model_dump_json(),
+                "data": _fingerprint(self._data),
+                "stage": self._stage,
+                "done": self._done,
+                "network": self._model.network.state_dict(),
+                "crf": self._model.crf.state_dict(),
+                "crf_config": self._model.crf.config.model_dump_json(),
+                "optimizer": optimizer.state_dict(),
+                "history": json.dumps(self._history.as_dict()),
+                "best": self._best,
+            }
+        )
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Go on from a state, if it belongs to this recipe and these data."""
+        theirs = Recipe.model_validate_json(state["recipe"]).model_dump()
+        ours = self._recipe.model_dump()
+        other = [
+            f"{name} ({theirs[name]} there, {ours[name]} here)" for name in ours if ours[name] != theirs[name]
+        ]
+        if other:
+            raise ValueError(
+                f"the training in {self._folder.path} has another recipe, it differs in {', '.join(other)}: "
+                "resume it with its own recipe.toml, or choose another folder"
+            )
+        if state["data"] != _fingerprint(self._data):
+            raise ValueError(
+                f"the training in {self._folder.path} is on other data: other images or classes than in "
+                f"{self._data.folder}"
+            )
+        self._set_crf(CrfConfig.model_validate_json(state["crf_config"]))
+        self._model.network.load_state_dict(state["network"])
+        self._model.crf.load_state_dict(state["crf"])
+        self._stage, self._done = state["stage"], state["done"]
+        self._optimizer_state = state["optimizer"]
+        self._history = History.from_dict(json.loads(state["history"]))
+        self._best = state["best"]
+
+
+def _divide(samples: tuple[Sample, ...], share: float) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Return the images the network alone learns from and those held out; a name always falls on one side."""
+    held = tuple(s for s in samples if crc32(s.name.encode()[::-1]) % 1000 < 1000 * share)
+    fit = tuple(s for s in samples if s not in set(held))
+    return (fit, held) if fit else (samples, ())
+
+
+def _spread(samples: tuple[Sample, ...], count: int) -> list[Sample]:
+    """Return ``count`` samples evenly spread over the list."""
+    count = min(count, len(samples))
+    return [samples[place * len(samples) // count] for place in range(count)]
+
+
+def _count_labels(data: DataSet, sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:  # [L]
+    return np.bincount(data.labels(sample).reshape(-1), minlength=256)[: data.n_labels]
+
+
+def _class_weights(counts: np.ndarray[Any, np.dtype[np.int64]], balance: float) -> Tensor:  # [L]
+    """Return share ** -balance, 1 on average over pixels; a class that is nowhere weighs as the rarest."""
+    share = counts / counts.sum()
+    share = np.maximum(share, share[share > 0].min())
+    weights = share**-balance
+    return torch.from_numpy(weights / (weights * counts).sum() * counts.sum()).float()
+
+
+def _half_precision(recipe: Recipe, device: torch.device) -> torch.dtype | None:
+    """Return the 16-bit type that the network computes in, or None for 32 bits."""
+    if recipe.precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.precision]
+
+
+def _fingerprint(data: DataSet) -> str:
+    """Return what tells data sets apart: the names of images and classes, in order."""
+    names = [[sample.name for sample in part] for part in (data.train, data.val)]
+    table = [spec.name for spec in data.classes]
+    return hashlib.sha256(json.dumps([names, table, data.values.tolist()]).encode()).hexdigest()

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from napari_crfasrnn.classes import VOC_CLASSES
+from napari_crfasrnn.training import open_data_set
+
+MASK = np.array([[0, 1, 2, 255], [2, 2, 1, 0]], np.uint8)
+
+
+def write_mask(path: Path, values: np.ndarray, colors: list[tuple[int, int, int]] | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    if colors is not None:
+        image.putpalette(np.array(colors, np.uint8).tobytes())
+    image.save(path)
+
+
+def write_image(path: Path, shape: tuple[int, ...] = (2, 4, 3)) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(path.stem)).integers(0, 256, shape).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.fixture
+def plain(tmp_path) -> Path:
+    """A plain folder of six images, three classes, with both lists."""
+    for name in "abcdef":
+        write_image(tmp_path / "images" / f"{name}.png")
+        write_mask(tmp_path / "masks" / f"{name}.png", MASK)
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    (tmp_path / "train.txt").write_text("a\nb\nc\nd\n")
+    (tmp_path / "val.txt").write_text("e\nf\n")
+    return tmp_path
+
+
+def test_a_plain_folder(plain):
+    data = open_data_set(plain)
+    assert [spec.name for spec in data.classes] == ["sky", "road", "car"]
+    assert [s.name for s in data.train] == list("abcd")
+    assert [s.name for s in data.val] == ["e", "f"]
+    image, labels = data.load(data.train[0])
+    np.testing.assert_array_equal(labels, MASK)
+    stored = np.asarray(Image.open(plain / "images" / "a.png"))
+    np.testing.assert_array_equal(np.moveaxis(image, 0, -1), stored)
+
+
+def test_a_voc_folder_with_indexed_and_coloured_masks(tmp_path):
+    colors = [spec.color for spec in VOC_CLASSES]
+    palette = colors + [(0, 0, 0)] * (255 - len(colors)) + [(224, 224, 192)]
+    values = np.array([[0, 15, 12, 255], [15, 0, 20, 7]], np.uint8)
+    for name in ("indexed", "coloured"):
+        write_image(tmp_path / "JPEGImages" / f"{name}.jpg")
+    write_mask(tmp_path / "SegmentationClass" / "indexed.png", values, palette)
+    write_mask(tmp_path / "SegmentationClass" / "coloured.png", np.array(palette, np.uint8)[values])
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("indexed 1\n")  # lists of one class have a second column
+    (lists / "val.txt").write_text("coloured\n")
+    data = open_data_set(tmp_path)
+    assert data.classes == VOC_CLASSES
+    for sample in (*data.train, *data.val):
+        np.testing.assert_array_equal(data.labels(sample), values)
+
+
+def test_without_lists_a_share_is_held_for_validation(plain):
+    for name in ("train.txt", "val.txt"):
+        (plain / name).unlink()
+    for number in range(60):
+        write_image(plain / "images" / f"n{number}.png")
+        write_mask(plain / "masks" / f"n{number}.png", MASK)
+    first, again = open_data_set(plain), open_data_set(plain)
+    assert first.val == again.val
+    assert 1 <= len(first.val) <= 15
+    assert len(first.train) + len(first.val) == 66
+    assert not set(first.train) & set(first.val)
+
+
+def test_some_classes_only(plain):
+    data = open_data_set(plain)
+    chosen = data.with_classes(["car", "sky"])
+    assert [spec.name for spec in chosen.classes] == ["background", "car", "sky"]
+    np.testing.assert_array_equal(
+        chosen.labels(chosen.train[0]), [[2, 0, 1, 255], [1, 1, 0, 2]]
+    )  # 255 stays unlabelled: the original scripts made background of it
+    without = data.with_classes(["car", "sky"], "ignore")
+    assert [spec.name for spec in without.classes] == ["car", "sky"]
+    np.testing.assert_array_equal(without.labels(without.train[0]), [[1, 255, 0, 255], [0, 0, 255, 1]])
+
+
+def test_background_stays_where_it_is(tmp_path):
+    write_image(tmp_path / "images" / "a.png")
+    write_mask(tmp_path / "masks" / "a.png", MASK)
+    (tmp_path / "classes.txt").write_text("background\ncat\ndog\n")
+    chosen = open_data_set(tmp_path).with_classes(["dog"])
+    assert [spec.name for spec in chosen.classes] == ["background", "dog"]
+    np.testing.assert_array_equal(
+        chosen.labels([*chosen.train, *chosen.val][0]), [[0, 0, 1, 255], [1, 1, 0, 0]]
+    )
+
+
+def test_bad_folders_are_one_sentence(plain, tmp_path_factory):
+    with pytest.raises(FileNotFoundError, match="none at"):
+        open_data_set(plain / "nowhere")
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(ValueError, match="images and masks"):
+        open_data_set(empty)
+    (plain / "val.txt").write_text("e\nghost\n")
+    with pytest.raises(FileNotFoundError, match="ghost"):
+        open_data_set(plain)
+    (plain / "val.txt").write_text("a\n")
+    with pytest.raises(ValueError, match=r"both train.txt and val.txt, got 'a'"):
+        open_data_set(plain)
+    (plain / "val.txt").unlink()
+    (plain / "classes.txt").unlink()
+    with pytest.raises(ValueError, match=r"classes\.txt"):
+        open_data_set(plain)
+
+
+def test_bad_masks_are_one_sentence(plain):
+    (plain / "classes.txt").write_text("sky\nroad\n")
+    data = open_data_set(plain)
+    with pytest.raises(ValueError, match=r"below 2.*got 2 in .*a\.png"):
+        data.labels(data.train[0])
+    write_mask(plain / "masks" / "a.png", np.zeros((3, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"the size of its image, \(2, 4\), got \(3, 3\)"):
+        data.load(data.train[0])
+    write_mask(plain / "masks" / "b.png", np.full((2, 4, 3), 77, np.uint8))
+    with pytest.raises(ValueError, match="#4d4d4d"):
+        data.labels(data.train[1])
+    (plain / "masks" / "c.png").write_bytes(b"no picture at all")
+    with pytest.raises(ValueError, match=r"c\.png cannot be read"):
+        data.labels(data.train[2])
+    with pytest.raises(ValueError, match="among sky, road, got 'boat'"):
+        data.with_classes(["boat"])
+    with pytest.raises(ValueError, match="at least two classes"):
+        data.with_classes(["sky"], "ignore")
