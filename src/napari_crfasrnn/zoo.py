@@ -6,6 +6,8 @@ A checkpoint put into the user's models folder is in the list from then on, by i
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -13,6 +15,8 @@ from pathlib import Path
 import platformdirs
 
 from napari_crfasrnn.checkpoint import SUFFIX, CheckpointError, load_checkpoint, read_info
+from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.importing import import_model
 from napari_crfasrnn.network import SegmentationModel
 
 STARTER = "starter"
@@ -60,29 +64,55 @@ def list_models() -> tuple[ModelEntry, ...]:
     return tuple(entries)
 
 
-def load_model(name_or_path: str | Path) -> SegmentationModel:
+def load_model(
+    name_or_path: str | Path,
+    *,
+    classes: Iterable[str | ClassSpec] | None = None,
+    allow_partial: bool = False,
+) -> SegmentationModel:
     """Load a model by its name in `list_models`, or from a file.
+
+    Parameters
+    ----------
+    name_or_path
+        A name; or a file of ours, or one of another system that `importing.import_model` reads. What is
+        doubtful about such an import is a ``UserWarning``.
+    classes
+        For a file of another system: its classes, in the order of its outputs. (To change the classes of
+        a model, use `SegmentationModel.with_classes`.)
+    allow_partial
+        For a file of another system: take what matches, though something is missing or left over.
 
     Raises
     ------
     ValueError
         If there is neither a model of that name nor a file at that path; the message lists the names.
+        If ``classes`` are not as many as the outputs of the model, or the file is one of ours.
     CheckpointError
         If the file is not a model that this version can load.
+    RuntimeError
+        If the library that reads a foreign format is not installed.
     """
     path = Path(name_or_path)
     if isinstance(name_or_path, str):
         for entry in list_models():
             if entry.name == name_or_path:
-                return load_checkpoint(entry.path)
-    if path.exists():
+                path = entry.path
+    if not path.exists():
+        names = ", ".join(entry.name for entry in list_models()) or "none"
+        raise ValueError(
+            f"name_or_path must be the name of a model or the path of a {SUFFIX} file, "
+            f"got {str(name_or_path)!r}; the names are: {names}; to add one, put its file into "
+            f"{user_models_dir()}"
+        )
+    if path.suffix == SUFFIX or path.is_dir():
+        if classes is not None:
+            raise ValueError(f"classes are for files of other systems, got {path}: use with_classes instead")
         return load_checkpoint(path)
-    names = ", ".join(entry.name for entry in list_models()) or "none"
-    raise ValueError(
-        f"name_or_path must be the name of a model or the path of a {SUFFIX} file, "
-        f"got {str(name_or_path)!r}; the names are: {names}; to add one, put its file into "
-        f"{user_models_dir()}"
-    )
+    imported = import_model(path, classes=classes, allow_partial=allow_partial)
+    for warning in imported.report.warnings:
+        warnings.warn(f"{path.name}: {warning}", UserWarning, stacklevel=2)
+    return imported.model
 
 
 def _shipped_dir() -> Path:

@@ -24,6 +24,7 @@ CORE_RANKS = [
     {"fcn"},
     {"network"},
     {"checkpoint"},
+    {"importing"},
     {"zoo"},
     {"segmenter", "project"},
     {"training"},

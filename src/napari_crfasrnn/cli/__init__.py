@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from napari_crfasrnn import __version__
+from napari_crfasrnn.cli.convert import convert
 from napari_crfasrnn.cli.demo import demo
 from napari_crfasrnn.cli.evaluate import evaluate
 from napari_crfasrnn.cli.info import info, models_list
@@ -33,6 +34,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(demo)
 app.command()(info)
+app.command()(convert)
 models.command("list")(models_list)
 app.add_typer(models, name="models")
 
