@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table
 
-Normalization = Literal["after", "symmetric", "none"]
+Normalization = Literal["after", "symmetric", "before", "none"]
+WeightForm = Literal["full", "per_class", "scalar"]
+CompatibilityForm = Literal["learned", "potts"]
 Architecture = Literal["fcn-lite", "fcn-8s"]
 
 
@@ -42,11 +44,33 @@ class CrfConfig(_Config):
     n_iterations_train: int = Field(5, ge=1)
     """Mean-field iterations in training: fewer, since gradients vanish and little is gained by more."""
     normalization: Normalization = "after"
-    """How a kernel is normalised by its row sums n: K P / n ("after"), K(P/sqrt n)/sqrt n, or not at all."""
+    """How a kernel is normalised by its row sums n: K P / n ("after"), K(P/sqrt n)/sqrt n ("symmetric"),
+    K(P/n) ("before"), or not at all ("none")."""
     unary_scale: float = Field(1.0, gt=0)
     """Initial scale of the logits going in: below 1 tempers an over-confident network."""
     output_scale: float = Field(1.0, gt=0)
     """Initial scale of the logits coming out: below 1 gives honest probabilities after the CRF."""
+    weight_form: WeightForm = "full"
+    """Which entries of the two weight matrices count and are learned: all ("full"), those of each class
+    with itself ("per_class"), or one number, the mean of the diagonal ("scalar"). All are stored [L, L]."""
+    compatibility_form: CompatibilityForm = "learned"
+    """Whether the compatibility is learned too, or stays -I, the Potts model ("potts"). With "scalar" weights
+    the latter is the dense CRF of Krähenbühl and Koltun: one weight for each kernel."""
+    untied_iterations: int = Field(0, ge=0)
+    """So many mean-field iterations have matrices of their own, the shared ones plus what each learns; those
+    beyond them go on with the last. 0: all share the same. Such a CRF has no compiled inference."""
+    trainable_thetas: bool = False
+    """Whether the three widths are parameters, learned where `CrfRnn` is called with the image itself."""
+    spatial_multiplier: float = Field(1.0, ge=0)
+    """Factor on the learning rate of the spatial weights, see `CrfRnn.parameter_groups`."""
+    bilateral_multiplier: float = Field(1.0, ge=0)
+    """Factor on the learning rate of the bilateral weights."""
+    compatibility_multiplier: float = Field(0.1, ge=0)
+    """Factor on the learning rate of the compatibility, which scales the weights; 0.1 as published."""
+    scale_multiplier: float = Field(0.5, ge=0)
+    """Factor on the learning rate of the two scales."""
+    theta_multiplier: float = Field(0.5, ge=0)
+    """Factor on the learning rate of the logarithms of the widths."""
 
     @classmethod
     def original(cls) -> Self:

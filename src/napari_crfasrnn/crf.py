@@ -14,17 +14,37 @@ Letters: B batch, C image channels, L labels, S the space axes (H W, or Z H W), 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from napari_crfasrnn.config import CrfConfig
-from napari_crfasrnn.kernels import PreparedImage, groups_of, prepare_image
+from napari_crfasrnn.config import CrfConfig, WeightForm
+from napari_crfasrnn.kernels import PreparedImage, Widths, differentiable_image, groups_of, prepare_image
 from napari_crfasrnn.lattice import Backend, MeanField
 
 # What follows the progress of the mean field: (done, total) iterations.
 OnIteration = Callable[[int, int], None]
+
+
+class Potential(Protocol):
+    """A further term of the energy of a batch of images; `higher_order` has two kinds.
+
+    A mean-field iteration asks each for its message. What a potential carries from iteration to
+    iteration, such as the marginals of variables of its own, is its state, which it is handed back.
+    """
+
+    def begin(self, image: int) -> Any:
+        """Return the state before the first iteration on an image of the batch."""
+
+    def support(
+        self,
+        image: int,
+        marginals: Tensor,  # [N, L]
+        state: Any,
+    ) -> tuple[Tensor, Any]:  # [N, L]
+        """Return what is added to the logits of the pixels, and the state after this iteration."""
 
 
 class CrfRnn(nn.Module):
@@ -43,10 +63,21 @@ class CrfRnn(nn.Module):
         Parameters ``[L, L]``.
     log_unary_scale, log_output_scale
         Scalar parameters: logarithms of the factors on the logits going in and coming out.
+    spatial_offsets, bilateral_offsets, compatibility_offsets
+        With untied iterations parameters ``[T, L, L]``, what each adds to the matrices above; else None.
+    log_theta_alpha, log_theta_beta, log_theta_gamma
+        Scalar parameters where the widths are trainable, else None.
     backend
         Which lattice computes, see `Lattice`; "auto" by default. The compiled ones compute in float32
         whatever the dtype of the logits, "reference" in float64 for float64 images.
     """
+
+    spatial_offsets: nn.Parameter | None
+    bilateral_offsets: nn.Parameter | None
+    compatibility_offsets: nn.Parameter | None
+    log_theta_alpha: nn.Parameter | None
+    log_theta_beta: nn.Parameter | None
+    log_theta_gamma: nn.Parameter | None
 
     def __init__(self, n_labels: int, config: CrfConfig | None = None) -> None:
         super().__init__()
@@ -60,6 +91,17 @@ class CrfRnn(nn.Module):
         self.compatibility = nn.Parameter(-eye)
         self.log_unary_scale = nn.Parameter(torch.tensor(self.config.unary_scale).log())
         self.log_output_scale = nn.Parameter(torch.tensor(self.config.output_scale).log())
+        if self.config.compatibility_form == "potts":
+            self.compatibility.requires_grad_(False)
+        n_untied = self.config.untied_iterations
+        for name in ("spatial_offsets", "bilateral_offsets", "compatibility_offsets"):
+            is_used = n_untied > 0 and (name != "compatibility_offsets" or self.compatibility.requires_grad)
+            offsets = nn.Parameter(torch.zeros(n_untied, n_labels, n_labels)) if is_used else None
+            self.register_parameter(name, offsets)
+        for name in ("theta_alpha", "theta_beta", "theta_gamma"):
+            width = torch.tensor(getattr(self.config, name)).log()
+            is_trainable = self.config.trainable_thetas
+            self.register_parameter(f"log_{name}", nn.Parameter(width) if is_trainable else None)
 
     @property
     def n_labels(self) -> int:
@@ -72,19 +114,84 @@ class CrfRnn(nn.Module):
             f"n_labels={self.n_labels}, normalization={self.config.normalization!r}, backend={self.backend!r}"
         )
 
+    @property
+    def settings(self) -> CrfConfig:
+        """The configuration with the kernel widths as they are now, where these are learned."""
+        if self.log_theta_alpha is None:
+            return self.config
+        names = ("theta_alpha", "theta_beta", "theta_gamma")
+        now = {name: float(getattr(self, f"log_{name}").detach().exp()) for name in names}
+        return self.config.model_copy(update=now)
+
+    def maps(self, iteration: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Return what takes the messages of the two kernels to what is subtracted, each ``[L, L]``.
+
+        The compatibility joins the weights: one product per kernel and iteration instead of two.
+
+        Parameters
+        ----------
+        iteration
+            From 0; matters where iterations are untied.
+        dtype
+            What to compute in.
+        """
+        spatial, bilateral, compatibility = (
+            self._matrix(name, iteration).to(dtype) for name in ("spatial", "bilateral", "compatibility")
+        )
+        return compatibility @ spatial, compatibility @ bilateral
+
+    def _matrix(self, name: str, iteration: int) -> Tensor:
+        """Return one of the three matrices as an iteration uses it."""
+        is_weight = name != "compatibility"
+        matrix: Tensor = getattr(self, f"{name}_weights" if is_weight else name)
+        offsets: Tensor | None = getattr(self, f"{name}_offsets")
+        if offsets is not None:
+            matrix = matrix + offsets[min(iteration, len(offsets) - 1)]
+        if is_weight:
+            return _in_form(matrix, self.config.weight_form)
+        is_potts = self.config.compatibility_form == "potts"
+        return -torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) if is_potts else matrix
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the parameters as groups for an optimiser, each with its learning rate and its name.
+
+        The rates are `learning_rate` times the multipliers of the configuration, which stand for the
+        ``lr_mult`` of the original layer; what a configuration keeps constant is left out.
+        """
+        config = self.config
+        thetas = (self.log_theta_alpha, self.log_theta_beta, self.log_theta_gamma)
+        compatibility = (self.compatibility, self.compatibility_offsets)
+        members: tuple[tuple[str, float, tuple[nn.Parameter | None, ...]], ...] = (
+            ("spatial", config.spatial_multiplier, (self.spatial_weights, self.spatial_offsets)),
+            ("bilateral", config.bilateral_multiplier, (self.bilateral_weights, self.bilateral_offsets)),
+            ("compatibility", config.compatibility_multiplier, compatibility),
+            ("scales", config.scale_multiplier, (self.log_unary_scale, self.log_output_scale)),
+            ("thetas", config.theta_multiplier, thetas),
+        )
+        groups = []
+        for name, multiplier, parameters in members:
+            learned = [p for p in parameters if p is not None and p.requires_grad]
+            if learned:
+                groups.append({"name": name, "params": learned, "lr": multiplier * learning_rate})
+        return groups
+
     @torch.inference_mode(False)  # the kernels outlive this call, and training cannot use inference tensors
     @torch.no_grad()
     def prepare(
         self,
         image: Tensor,  # [B, C, *S]
+        extra_features: Tensor | None = None,  # [B, E, *S]
     ) -> PreparedImage:
-        """Build the kernels of a batch of images.
+        """Build the kernels of a batch of images; they are constants, through which no gradient goes.
 
         Parameters
         ----------
         image
             ``[B, C, *S]`` of any real dtype in 0..255 intensity units, one to three space axes, any number
-            of channels as long as C plus the number of space axes is at most 16.
+            of channels as long as C, E and the number of space axes add up to at most 16.
+        extra_features
+            ``[B, E, *S]``: what else tells pixels apart, such as depth or a second image, each already
+            divided by the width that its differences are measured in. They join the bilateral kernel.
 
         Raises
         ------
@@ -93,7 +200,7 @@ class CrfRnn(nn.Module):
         ValueError
             For another shape, an image without pixels, NaN or infinity, or values too large for the lattice.
         """
-        return prepare_image(image, self.config, self.backend)
+        return prepare_image(image, self.settings, self.backend, extra_features)
 
     def forward(
         self,
@@ -101,6 +208,8 @@ class CrfRnn(nn.Module):
         image: Tensor | None = None,  # [B, C, *S]
         *,
         prepared: PreparedImage | None = None,
+        extra_features: Tensor | None = None,  # [B, E, *S]
+        potentials: Sequence[Potential] = (),
         n_iterations: int | None = None,
         on_iteration: OnIteration | None = None,
     ) -> Tensor:  # [B, L, *S]
@@ -114,6 +223,10 @@ class CrfRnn(nn.Module):
             ``[B, C, *S]`` in 0..255 units, or None when `prepared` is given.
         prepared
             What `prepare` returned for the image.
+        extra_features
+            As `prepare` takes them, together with `image`.
+        potentials
+            Further terms of the energy; such a CRF has no compiled inference.
         n_iterations
             None takes ``config.n_iterations`` in evaluation, ``config.n_iterations_train`` in training mode.
         on_iteration
@@ -124,7 +237,9 @@ class CrfRnn(nn.Module):
         Returns
         -------
         Tensor ``[B, L, *S]`` of the dtype of `unary`: refined logits, differentiable with respect to `unary`
-        and all parameters. (The image and the kernel widths are constants.)
+        and all parameters. Where `image` is given and itself, `extra_features` or the kernel widths ask for
+        gradients, they get those of the Gaussian that the lattice approximates, see ``docs/theory.md``; a
+        `prepared` image is a constant.
 
         Raises
         ------
@@ -133,6 +248,8 @@ class CrfRnn(nn.Module):
         """
         if (image is None) == (prepared is None):
             raise ValueError("give either image or prepared, exactly one of them")
+        if extra_features is not None and image is None:
+            raise ValueError("extra_features must come with image: a prepared image holds them already")
         if prepared is None:
             assert image is not None
             _check_unary(unary, self.n_labels)
@@ -141,7 +258,7 @@ class CrfRnn(nn.Module):
                     f"image and unary must have the same batch and space axes, "
                     f"got {tuple(image.shape)} and {tuple(unary.shape)}"
                 )
-            prepared = self.prepare(image)
+            prepared = self._kernels(image, extra_features)
         else:
             _check_unary(unary, self.n_labels)
             expected = (prepared.n_images, self.n_labels, *prepared.space)
@@ -159,11 +276,32 @@ class CrfRnn(nn.Module):
             needs_gradient = torch.is_grad_enabled() and (
                 unary.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
             )
-            if needs_gradient or prepared.fused is None or self.n_labels > MeanField.MAX_LABELS:
-                refined = self._mean_field(logits, prepared, n_iterations, on_iteration)
+            is_plain = not potentials and self.config.untied_iterations == 0
+            if (
+                needs_gradient
+                or not is_plain
+                or prepared.fused is None
+                or self.n_labels > MeanField.MAX_LABELS
+            ):
+                refined = self._mean_field(logits, prepared, n_iterations, on_iteration, potentials)
             else:
                 refined = self._fused_mean_field(logits, prepared.fused, n_iterations, on_iteration)
         return refined.to(unary.dtype)
+
+    def _kernels(self, image: Tensor, extra_features: Tensor | None) -> PreparedImage:
+        """Build the kernels of a batch, differentiable where somebody asks for gradients."""
+        thetas = (self.log_theta_alpha, self.log_theta_beta, self.log_theta_gamma)
+        asking = [image, extra_features, *thetas]
+        if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in asking)):
+            return self.prepare(image, extra_features)
+        constants = (self.config.theta_alpha, self.config.theta_beta, self.config.theta_gamma)
+        widths = [
+            torch.tensor(width, device=image.device) if learned is None else learned.exp().to(image.device)
+            for learned, width in zip(thetas, constants, strict=True)
+        ]
+        return differentiable_image(
+            image, Widths(*widths), self.config.normalization, self.backend, extra_features
+        )
 
     @torch.no_grad()
     def _fused_mean_field(
@@ -173,8 +311,7 @@ class CrfRnn(nn.Module):
         n_iterations: int,
         on_iteration: OnIteration | None,
     ) -> Tensor:  # [B, L, *S]
-        spatial_map = self.compatibility @ self.spatial_weights
-        bilateral_map = self.compatibility @ self.bilateral_weights
+        spatial_map, bilateral_map = self.maps()
         unary_scale, output_scale = self.log_unary_scale.exp().item(), self.log_output_scale.exp().item()
         joint = len(unary) // len(fields)
         refined = [
@@ -197,15 +334,14 @@ class CrfRnn(nn.Module):
         prepared: PreparedImage,
         n_iterations: int,
         on_iteration: OnIteration | None = None,
+        potentials: Sequence[Potential] = (),
     ) -> Tensor:  # [B, L, *S]
         """Iterate in torch: the definition, differentiable. The fused path must agree with it."""
         if not bool(torch.isfinite(unary.detach()).all()):
             raise ValueError("unary must be finite, got NaN or infinity")
         dtype = prepared.dtype
-        compatibility = self.compatibility.to(dtype)
-        # The compatibility joins the weights: one product per kernel and iteration instead of two.
-        spatial_map = (compatibility @ self.spatial_weights.to(dtype)).T
-        bilateral_map = (compatibility @ self.bilateral_weights.to(dtype)).T
+        n_maps = min(n_iterations, max(1, self.config.untied_iterations))
+        maps = [self.maps(iteration, dtype) for iteration in range(n_maps)]
         unary_scale = self.log_unary_scale.to(dtype).exp()
         output_scale = self.log_output_scale.to(dtype).exp()
         refined = []
@@ -222,11 +358,15 @@ class CrfRnn(nn.Module):
                 order = order.to(scaled.device)
                 scaled = scaled[order]
             state = scaled
+            terms = _FurtherTerms(potentials, range(number * joint, (number + 1) * joint), order)
             for iteration in range(n_iterations):
                 marginals = state.softmax(dim=1)
-                message = spatial.apply(marginals) @ spatial_map
-                message = message + bilateral.apply(marginals) @ bilateral_map
+                spatial_map, bilateral_map = maps[min(iteration, n_maps - 1)]
+                message = spatial.apply(marginals) @ spatial_map.T
+                message = message + bilateral.apply(marginals) @ bilateral_map.T
                 state = scaled - message
+                if potentials:
+                    state = state + terms.support(marginals)
                 if after_iteration is not None:
                     after_iteration(iteration + 1, n_iterations)
             if order is not None:
@@ -234,6 +374,42 @@ class CrfRnn(nn.Module):
             state = (output_scale * state).reshape(joint, -1, self.n_labels)
             refined.append(state.transpose(1, 2).reshape(logits.shape))
         return torch.cat(refined)
+
+
+class _FurtherTerms:
+    """The potentials of some images of a batch, with their states."""
+
+    def __init__(self, potentials: Sequence[Potential], images: range, order: Tensor | None) -> None:
+        self._images = images
+        self._order = order
+        self._states = [
+            (potential, image, potential.begin(image)) for image in images for potential in potentials
+        ]
+
+    def support(
+        self,
+        marginals: Tensor,  # [n N, L], the points of the images one behind the other
+    ) -> Tensor:  # [n N, L]
+        """Return what all potentials add to the logits, and go on to their next states."""
+        if self._order is not None:
+            marginals = torch.empty_like(marginals).index_copy(0, self._order, marginals)
+        supports = list(torch.zeros_like(marginals).tensor_split(len(self._images)))
+        parts = marginals.tensor_split(len(self._images))
+        for number, (potential, image, state) in enumerate(self._states):
+            place = image - self._images.start
+            support, state = potential.support(image, parts[place], state)
+            self._states[number] = (potential, image, state)
+            supports[place] = supports[place] + support
+        total = torch.cat(supports)
+        return total if self._order is None else total[self._order]
+
+
+def _in_form(matrix: Tensor, form: WeightForm) -> Tensor:
+    """Return the part of a weight matrix ``[L, L]`` that counts."""
+    if form == "full":
+        return matrix
+    diagonal = matrix.diagonal()
+    return torch.diag(diagonal if form == "per_class" else diagonal.mean().expand(len(matrix)))
 
 
 def _part_of(on_iteration: OnIteration | None, number: int, n_parts: int) -> OnIteration | None:

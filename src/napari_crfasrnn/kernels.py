@@ -9,11 +9,13 @@ Letters: B batch, C image channels, L labels, S the space axes (H W, or Z H W), 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from napari_crfasrnn.config import CrfConfig, Normalization
 from napari_crfasrnn.lattice import (
@@ -40,20 +42,45 @@ class Kernel:
     lattice: Lattice
     before: Tensor | None  # [N, 1], multiplies what goes in
     after: Tensor | None  # [N, 1], multiplies what comes out
+    features: Tensor | None = None  # [N, d] where they are differentiated, else None
+    first_axis: int = 0  # of the features that are
 
     @classmethod
     def build(
-        cls, features: Tensor, normalization: Normalization, backend: Backend, n_groups: int = 1
+        cls,
+        features: Tensor,  # [N, d]
+        normalization: Normalization,
+        backend: Backend,
+        n_groups: int = 1,
+        *,
+        differentiable_from: int | None = None,
     ) -> Kernel:
-        """Build the kernel of features [N, d], of so many images one behind the other."""
-        lattice = Lattice(features, backend=backend, n_groups=n_groups)
+        """Build the kernel of so many images, one behind the other.
+
+        From the axis `differentiable_from` on, the features get gradients; None: none does.
+        """
+        lattice = Lattice(features.detach(), backend=backend, n_groups=n_groups)
+        wanted = features if features.requires_grad and differentiable_from is not None else None
+        kernel = cls(lattice, None, None, wanted, differentiable_from or 0)
         if normalization == "none":
-            return cls(lattice, None, None)
-        row_sums = lattice.filter(torch.ones_like(features[:, :1]))
-        if normalization == "after":
-            return cls(lattice, None, 1.0 / row_sums)
-        root = row_sums.rsqrt()
-        return cls(lattice, root, root)
+            return kernel
+        row_sums = kernel.filter(torch.ones_like(features[:, :1]))
+        if normalization == "symmetric":
+            root = row_sums.rsqrt()
+            return cls(lattice, root, root, wanted, kernel.first_axis)
+        inverse = 1.0 / row_sums
+        before, after = (inverse, None) if normalization == "before" else (None, inverse)
+        return cls(lattice, before, after, wanted, kernel.first_axis)
+
+    def filter(
+        self,
+        values: Tensor,  # [N, V]
+    ) -> Tensor:  # [N, V]
+        """Return what the lattice makes of values, without normalisation."""
+        if self.features is None:
+            return self.lattice.filter(values)
+        filtered: Tensor = _FeatureFilter.apply(values, self.features, self.lattice, self.first_axis)  # type: ignore[no-untyped-call]
+        return filtered
 
     def apply(
         self,
@@ -61,8 +88,45 @@ class Kernel:
     ) -> Tensor:  # [N, L]
         """Pass messages: return the filtered and normalised marginals."""
         values = marginals if self.before is None else marginals * self.before
-        message = self.lattice.filter(values)
+        message = self.filter(values)
         return message if self.after is None else message * self.after
+
+
+class _FeatureFilter(torch.autograd.Function):
+    """The filter as a differentiable function of its values and of the features.
+
+    The lattice approximates out_i = sum_j k_ij v_j with k_ij = exp(-|f_i - f_j|^2 / 2). The derivative of
+    that Gaussian, dk_ij / df_i = k_ij (f_j - f_i), is again made of Gaussian filters, of v and of v f:
+
+        dE/df_i = g_i . (K(v f) - f K v)_i + v_i . (K'(g f) - f K' g)_i
+
+    for the gradient g of the output. It is the derivative of the Gaussian, filtered by the same lattice, not
+    that of the lattice's own approximation, which jumps where a point enters another simplex.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, features: Tensor, lattice: Lattice, first_axis: int) -> Tensor:
+        filtered = lattice.filter(values.detach())
+        ctx.save_for_backward(values, features, filtered)
+        ctx.lattice, ctx.first_axis = lattice, first_axis
+        return filtered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        lattice: Lattice = ctx.lattice
+        values, features, filtered = ctx.saved_tensors
+        returned = lattice.filter(gradient, transpose=True)
+        if not ctx.needs_input_grad[1]:
+            return returned, None, None, None
+        centred = features - features.mean(dim=0)  # smaller numbers to subtract from each other
+        wanted = torch.zeros_like(features)
+        for axis in range(ctx.first_axis, features.shape[1]):
+            f = centred[:, axis : axis + 1]
+            as_receiver = gradient * (lattice.filter(values * f) - f * filtered)
+            as_sender = values * (lattice.filter(gradient * f, transpose=True) - f * returned)
+            wanted[:, axis] = (as_receiver + as_sender).sum(dim=1)
+        return returned, wanted, None, None
 
 
 @dataclass(frozen=True)
@@ -97,8 +161,8 @@ class PreparedImage:
 
     @functools.cached_property
     def fused(self) -> tuple[MeanField, ...] | None:
-        """The compiled inference of each bilateral kernel, or None where the backend has none."""
-        if self.backend == "reference":
+        """The compiled inference of each bilateral kernel, or None where there is none."""
+        if self.backend == "reference" or self.is_differentiable:
             return None
         pixel_of = self.pixel_of or (None,) * len(self.bilateral)
         return tuple(
@@ -137,39 +201,82 @@ class PreparedImage:
         return torch.cat(sums)
 
     @property
+    def is_differentiable(self) -> bool:
+        """Whether gradients go to the image or to the widths of the kernels."""
+        return any(kernel.features is not None for kernel in (*self.spatial, *self.bilateral))
+
+    @property
     def averages(self) -> bool:
         """Whether the rows of the kernels sum to 1, so that messages are averages of marginals."""
         return all(kernel.before is None and kernel.after is not None for kernel in self.spatial)
+
+
+class Widths(NamedTuple):
+    """The three widths as tensors, for kernels that are differentiated with respect to them."""
+
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
 
 
 def prepare_image(
     image: Tensor,  # [B, C, *S]
     config: CrfConfig,
     backend: Backend,
+    extra_features: Tensor | None = None,  # [B, E, *S]
 ) -> PreparedImage:
     """Build the kernels of a batch of images; see `CrfRnn.prepare`."""
-    _check_image(image)
-    dtype = torch.float64 if backend == "reference" and image.dtype == torch.float64 else torch.float32
-    image = image.to(dtype)
-    if not bool(torch.isfinite(image).all()):
-        raise ValueError("image must be finite, got NaN or infinity; replace those pixels first")
+    image, extra_features = _checked(image, extra_features, backend)
+    if extra_features is not None:  # channels whose width is 1
+        image = torch.cat([image, extra_features * config.theta_beta], dim=1)
     space = tuple(image.shape[2:])
     if choose_backend(backend, image.device) == "cpu":
         return _prepare_ordered(image, space, config, backend)
-    n_pixels = image[0, 0].numel() * len(image)
-    is_joint = n_pixels <= _LARGEST_JOINT and choose_backend(backend, image.device) == "cuda"
-    joint = len(image) if is_joint else 1
-    key = (space, config.theta_gamma, config.normalization, backend, dtype, image.device, joint)
-    n_points = n_pixels // len(image) * joint
+    joint = _n_joint(image, backend)
+    key = (space, config.theta_gamma, config.normalization, backend, image.dtype, image.device, joint)
+    n_points = image[0, 0].numel() * joint
     spatial = (_kept_spatial_kernel if n_points <= _LARGEST_KEPT else _spatial_kernel)(*key)
-    position = (_positions(space, dtype, image.device) / config.theta_alpha).repeat(joint, 1)
-    bilateral = []
-    for images in groups_of(joint, image):
-        colour = images.flatten(2).transpose(1, 2).flatten(0, 1) / config.theta_beta
-        features = torch.cat([position, colour], dim=1)
-        bilateral.append(Kernel.build(features, config.normalization, backend, joint))
+    position = _positions(space, image.dtype, image.device) / config.theta_alpha
+    bilateral = [
+        Kernel.build(
+            torch.cat([position.repeat(joint, 1), _by_pixel(images) / config.theta_beta], dim=1),
+            config.normalization,
+            backend,
+            joint,
+        )
+        for images in groups_of(joint, image)
+    ]
     spatials = (spatial,) * len(bilateral)
-    return PreparedImage(space, dtype, image.device, spatials, tuple(bilateral), joint)
+    return PreparedImage(space, image.dtype, image.device, spatials, tuple(bilateral), joint)
+
+
+def differentiable_image(
+    image: Tensor,  # [B, C, *S]
+    widths: Widths,
+    normalization: Normalization,
+    backend: Backend,
+    extra_features: Tensor | None = None,  # [B, E, *S]
+) -> PreparedImage:
+    """Build kernels through which gradients go to the image, the further features and the widths."""
+    image, extra_features = _checked(image, extra_features, backend)
+    space = tuple(image.shape[2:])
+    joint = _n_joint(image, backend)
+    alpha, beta, gamma = (width.to(image.dtype) for width in widths)
+    position = _positions(space, image.dtype, image.device).repeat(joint, 1)
+    spatial = Kernel.build(position / gamma, normalization, backend, joint, differentiable_from=0)
+    bilateral = []
+    groups = groups_of(joint, image)
+    extras: Sequence[Tensor | None] = (
+        (None,) * len(groups) if extra_features is None else groups_of(joint, extra_features)
+    )
+    for images, extra in zip(groups, extras, strict=True):
+        parts = [position / alpha, _by_pixel(images) / beta]
+        parts += [] if extra is None else [_by_pixel(extra)]
+        first = 0 if alpha.requires_grad else len(space)
+        features = torch.cat(parts, dim=1)
+        bilateral.append(Kernel.build(features, normalization, backend, joint, differentiable_from=first))
+    spatials = (spatial,) * len(bilateral)
+    return PreparedImage(space, image.dtype, image.device, spatials, tuple(bilateral), joint)
 
 
 def _prepare_ordered(
@@ -187,6 +294,17 @@ def _prepare_ordered(
         bilateral.append(Kernel.build(features, config.normalization, backend))
         orders.append(order)
     return PreparedImage(space, image.dtype, image.device, tuple(spatial), tuple(bilateral), 1, tuple(orders))
+
+
+def _n_joint(image: Tensor, backend: Backend) -> int:
+    """Return how many images of a batch one kernel takes."""
+    n_pixels = image[0, 0].numel() * len(image)
+    is_joint = n_pixels <= _LARGEST_JOINT and choose_backend(backend, image.device) == "cuda"
+    return len(image) if is_joint else 1
+
+
+def _by_pixel(images: Tensor) -> Tensor:  # [B, C, *S] → [B N, C]
+    return images.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def groups_of(size: int, batch: Tensor) -> list[Tensor]:
@@ -223,14 +341,35 @@ def _kept_spatial_kernel(*key: Any) -> Kernel:
     return _spatial_kernel(*key)
 
 
-def _check_image(image: object) -> None:
+def _checked(image: Tensor, extra_features: Tensor | None, backend: Backend) -> tuple[Tensor, Tensor | None]:
+    """Return image and further features in the type that the lattice takes."""
+    _check_image("image", image)
+    dtype = torch.float64 if backend == "reference" and image.dtype == torch.float64 else torch.float32
+    image = image.to(dtype)
+    if not bool(torch.isfinite(image.detach()).all()):
+        raise ValueError("image must be finite, got NaN or infinity; replace those pixels first")
+    if extra_features is None:
+        return image, None
+    _check_image("extra_features", extra_features)
+    if image.shape[:1] + image.shape[2:] != extra_features.shape[:1] + extra_features.shape[2:]:
+        raise ValueError(
+            f"extra_features must have the batch and space axes of image, "
+            f"got {tuple(extra_features.shape)} and {tuple(image.shape)}"
+        )
+    extra_features = extra_features.to(image)
+    if not bool(torch.isfinite(extra_features.detach()).all()):
+        raise ValueError("extra_features must be finite, got NaN or infinity; replace those pixels first")
+    return image, extra_features
+
+
+def _check_image(name: str, image: object) -> None:
     if not isinstance(image, Tensor):
-        raise TypeError(f"image must be a torch tensor [B, C, *space], got {type(image).__name__}")
+        raise TypeError(f"{name} must be a torch tensor [B, C, *space], got {type(image).__name__}")
     if image.is_complex():
-        raise TypeError(f"image must be real, got {image.dtype}")
+        raise TypeError(f"{name} must be real, got {image.dtype}")
     if not 3 <= image.ndim <= 5:
         raise ValueError(
-            f"image must be [B, C, *space] with 1 to 3 space axes, got shape {tuple(image.shape)}"
+            f"{name} must be [B, C, *space] with 1 to 3 space axes, got shape {tuple(image.shape)}"
         )
     if image.numel() == 0:
-        raise ValueError(f"image must have pixels and channels, got shape {tuple(image.shape)}")
+        raise ValueError(f"{name} must have pixels and channels, got shape {tuple(image.shape)}")

@@ -325,15 +325,17 @@ def _regrown_crf(old: CrfRnn, origin: list[int | None]) -> CrfRnn:
     A new class relates to itself as the others do on average, and to no other class.
     """
     crf = CrfRnn(len(origin), old.config)
-    for name in ("spatial_weights", "bilateral_weights", "compatibility"):
-        matrix, source = getattr(crf, name), getattr(old, name)
-        matrix.zero_()
+    source = dict(old.named_parameters())
+    for name, parameter in crf.named_parameters():
+        if parameter.ndim == 0:
+            parameter.copy_(source[name])
+            continue
+        matrix = source[name]  # [L, L], or [T, L, L] for untied iterations
+        parameter.zero_()
         for i, source_i in enumerate(origin):
             if source_i is None:
-                matrix[i, i] = source.diagonal().mean()
+                parameter[..., i, i] = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
             for j, source_j in enumerate(origin):
                 if source_i is not None and source_j is not None:
-                    matrix[i, j] = source[source_i, source_j]
-    crf.log_unary_scale.copy_(old.log_unary_scale)
-    crf.log_output_scale.copy_(old.log_output_scale)
+                    parameter[..., i, j] = matrix[..., source_i, source_j]
     return crf.eval()

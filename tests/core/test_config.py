@@ -28,7 +28,7 @@ def test_json_round_trip(model: CrfConfig | Preprocessing | ModelConfig | TrainC
         ({"theta_alpha": 0}, "theta_alpha"),
         ({"theta_beta": float("nan")}, "theta_beta"),
         ({"n_iterations": 0}, "n_iterations"),
-        ({"normalization": "before"}, "normalization"),
+        ({"normalization": "sideways"}, "normalization"),
         ({"treshold": 2}, "treshold"),
     ],
 )

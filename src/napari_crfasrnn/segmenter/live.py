@@ -132,7 +132,7 @@ class LiveRefinement:
         """Return the part of the plane that the exact answer to strokes within a box looks at."""
         if self.is_whole:
             return (0, 0, *self.plane_shape)
-        return with_halo(self.exact_box(box), self.plane_shape, self._model.crf.config.theta_alpha)
+        return with_halo(self.exact_box(box), self.plane_shape, self._model.crf.settings.theta_alpha)
 
     def exact_box(self, box: Box) -> Box:
         """Return the part of the plane that the exact answer to strokes within a box may change.
@@ -143,7 +143,7 @@ class LiveRefinement:
         check_region(box, self.plane_shape)
         if self.is_whole:
             return (0, 0, *self.plane_shape)
-        reach = min(math.ceil(HALO_WIDTHS * self._model.crf.config.theta_alpha), _LARGEST_REACH)
+        reach = min(math.ceil(HALO_WIDTHS * self._model.crf.settings.theta_alpha), _LARGEST_REACH)
         return grown(box, reach, self.plane_shape)
 
     def prepare(self, strokes: Strokes, *, cancel: Cancel | None = None) -> None:

@@ -230,7 +230,7 @@ class Segmenter:
         held = held & (old < self.model.n_labels)
         labels, entropy = old.copy(), _known_entropy(plane, logits)
 
-        window = with_halo(box, source.plane_shape, self.model.crf.config.theta_alpha)
+        window = with_halo(box, source.plane_shape, self.model.crf.settings.theta_alpha)
         seen = (slice(window[0], window[2]), slice(window[1], window[3]))
         unary = logits[:, :, seen[0], seen[1]]
         if given.dtype.kind != "f":

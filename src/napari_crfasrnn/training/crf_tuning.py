@@ -34,7 +34,6 @@ _TILE_SIDE = 256  # pixels, with few classes
 _TILE_VALUES = 8 * _TILE_SIDE**2  # pixels times classes; more classes take smaller tiles
 _MIN_TILE_SIDE = 96
 _BALANCE = 0.25  # classes weigh frequency to the power of minus this; more would undo the CRF's priors
-_SCALE_SHARE = 0.5  # of the learning rate, for the scales of the logits
 _MAX_GRADIENT = 5.0
 
 
@@ -152,15 +151,14 @@ class CrfTuning:
             counts += torch.bincount(tile.training[tile.training >= 0].cpu(), minlength=n_labels)
         self._weight = (counts.clamp_min(1) ** -_BALANCE).to(crf.compatibility.device)
         # The compatibility multiplies both weight matrices: learning it, too, would be redundant.
-        matrices = [crf.spatial_weights, crf.bilateral_weights]
-        scales = [crf.log_unary_scale, crf.log_output_scale]
-        rate = config.crf_learning_rate
-        self._parameters: list[nn.Parameter] = [*matrices, *scales]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": matrices, "lr": rate}, {"params": scales, "lr": rate * _SCALE_SHARE}],
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-        )
+        # The tiles are prepared: the widths are constants here.
+        groups = [
+            group
+            for group in crf.parameter_groups(config.crf_learning_rate)
+            if group["name"] in ("spatial", "bilateral", "scales")
+        ]
+        self._parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
         self._iteration = 0
 
     def step(self) -> float:
