@@ -1,154 +1,14 @@
 // Compiled once per instruction set (see CMakeLists.txt); simd.hpp names the namespace.
 //
-// The simplex code is free of fused multiply-add (-ffp-contract=off, no intrinsics): every machine
-// finds the same simplices. The value loops use it where the instruction set has it.
+// The simplex code (simplex.hpp) is free of fused multiply-add: every machine finds the same simplices.
+// The value loops use it where the instruction set has it.
 #include "kernels.hpp"
 
 #include "row_kernels.hpp"
+#include "simplex.hpp"
 
 namespace crfasrnn::CRFASRNN_ISA {
 namespace {
-
-constexpr int lanes = simplex_lanes;
-
-// Adding and taking away 1.5 * 2^23 rounds a float below 2^22 to the nearest integer, ties to even.
-inline float round_to_even(float x) {
-  constexpr float magic = 12582912.0F;
-  return (x + magic) - magic;
-}
-
-template <int D>
-inline void load_block(const float* features, int count, int dims, float (*f)[lanes]) {
-  const int d = D > 0 ? D : dims;
-  for (int l = 0; l < lanes; ++l) {
-    const float* row = features + static_cast<std::size_t>(l < count ? l : 0) * static_cast<std::size_t>(d);
-    for (int j = 0; j < d; ++j) f[j][l] = row[j];
-  }
-}
-
-// Map features to the hyperplane whose d + 1 coordinates sum to 0 (p. 5 in Adams et al. 2010).
-template <int D>
-inline void elevate(const float (*f)[lanes], int dims, const float* scale, float (*e)[lanes]) {
-  const int d = D > 0 ? D : dims;
-  float sum[lanes];
-  for (int l = 0; l < lanes; ++l) sum[l] = 0.0F;
-  for (int j = d; j > 0; --j) {
-    const float s = scale[j - 1];
-    const float steps = static_cast<float>(j);
-    for (int l = 0; l < lanes; ++l) {
-      const float c = f[j - 1][l] * s;
-      e[j][l] = sum[l] - steps * c;
-      sum[l] += c;
-    }
-  }
-  for (int l = 0; l < lanes; ++l) e[0][l] = sum[l];
-}
-
-template <int D>
-void measure_dims(const float* features, std::size_t begin, std::size_t end, int dims, const float* scale,
-                  float limit, Bounds& bounds) {
-  const int d = D > 0 ? D : dims;
-  float f[max_dims][lanes];
-  float e[max_dims + 1][lanes];
-  float low[max_dims + 1][lanes];
-  float high[max_dims + 1][lanes];
-  std::int32_t outside[lanes];
-  for (int l = 0; l < lanes; ++l) outside[l] = 0;
-  for (int j = 0; j <= d; ++j) {
-    for (int l = 0; l < lanes; ++l) {
-      low[j][l] = bounds.low[j];
-      high[j][l] = bounds.high[j];
-    }
-  }
-  for (std::size_t p = begin; p < end; p += lanes) {
-    const int count = end - p < lanes ? static_cast<int>(end - p) : lanes;
-    load_block<D>(features + p * static_cast<std::size_t>(d), count, d, f);
-    elevate<D>(f, d, scale, e);
-    for (int j = 0; j <= d; ++j) {
-      for (int l = 0; l < lanes; ++l) {
-        const float x = e[j][l];
-        low[j][l] = x < low[j][l] ? x : low[j][l];
-        high[j][l] = x > high[j][l] ? x : high[j][l];
-        // Written so that NaN counts as outside.
-        outside[l] |= (x <= limit && x >= -limit) ? 0 : 1;
-      }
-    }
-  }
-  for (int l = 0; l < lanes; ++l) {
-    if (outside[l] != 0) bounds.usable = false;
-  }
-  for (int j = 0; j <= d; ++j) {
-    for (int l = 0; l < lanes; ++l) {
-      if (low[j][l] < bounds.low[j]) bounds.low[j] = low[j][l];
-      if (high[j][l] > bounds.high[j]) bounds.high[j] = high[j][l];
-    }
-  }
-}
-
-template <int D>
-void simplices_dims(const float* features, int count, int dims, const float* scale, SimplexBlock& block) {
-  const int d = D > 0 ? D : dims;
-  float f[max_dims][lanes];
-  float e[max_dims + 1][lanes];
-  float origin[max_dims + 1][lanes];
-  float residual[max_dims + 1][lanes];
-  std::int32_t rank[max_dims + 1][lanes];
-  load_block<D>(features, count, d, f);
-  elevate<D>(f, d, scale, e);
-
-  // The nearest point whose coordinates are multiples of d + 1.
-  const float down = 1.0F / static_cast<float>(d + 1);
-  const float up = static_cast<float>(d + 1);
-  float excess[lanes];
-  for (int l = 0; l < lanes; ++l) excess[l] = 0.0F;
-  for (int j = 0; j <= d; ++j) {
-    for (int l = 0; l < lanes; ++l) {
-      const float rounded = round_to_even(e[j][l] * down);
-      origin[j][l] = rounded * up;
-      excess[l] += rounded;
-      residual[j][l] = e[j][l] - origin[j][l];
-      rank[j][l] = 0;
-    }
-  }
-  // rank = how many residuals are larger; of equal ones the earlier coordinate goes first.
-  for (int i = 0; i < d; ++i) {
-    for (int j = i + 1; j <= d; ++j) {
-      for (int l = 0; l < lanes; ++l) {
-        const std::int32_t less = residual[i][l] < residual[j][l] ? 1 : 0;
-        rank[i][l] += less;
-        rank[j][l] += 1 - less;
-      }
-    }
-  }
-  // When the rounded coordinates do not sum to 0, walk back to the hyperplane along the coordinates
-  // that rounding moved most (p. 4 in Adams et al. 2010).
-  std::int32_t n_over[lanes];
-  for (int l = 0; l < lanes; ++l) n_over[l] = static_cast<std::int32_t>(excess[l]);
-  for (int j = 0; j <= d; ++j) {
-    for (int l = 0; l < lanes; ++l) {
-      const std::int32_t moved = rank[j][l] + n_over[l];
-      const std::int32_t wrap = moved < 0 ? 1 : moved > d ? -1 : 0;
-      // The mask only matters for input that `measure` has refused: it keeps the index in the arrays.
-      const std::int32_t r = moved + wrap * (d + 1);
-      rank[j][l] = r < 0 ? 0 : r > d ? d : r;
-      origin[j][l] += static_cast<float>(wrap) * up;
-      block.origin[j][l] = static_cast<std::int32_t>(origin[j][l]);
-      residual[j][l] = (e[j][l] - origin[j][l]) * down;
-    }
-  }
-  // Barycentric coordinates are differences of the residuals in the order of rank (p. 10).
-  float sorted[max_dims + 1][lanes];
-  for (int j = 0; j <= d; ++j) {
-    for (int l = 0; l < lanes; ++l) {
-      block.order[rank[j][l]][l] = j;
-      sorted[rank[j][l]][l] = residual[j][l];
-    }
-  }
-  for (int l = 0; l < lanes; ++l) block.barycentric[0][l] = sorted[d][l] + (1.0F - sorted[0][l]);
-  for (int k = 1; k <= d; ++k) {
-    for (int l = 0; l < lanes; ++l) block.barycentric[k][l] = sorted[d - k][l] - sorted[d + 1 - k][l];
-  }
-}
 
 // Call F<D> for the dimensions that images and volumes need, with the loop bounds known.
 #define CRFASRNN_BY_DIMS(function, ...)      \
@@ -161,13 +21,12 @@ void simplices_dims(const float* features, int count, int dims, const float* sca
     default: return function<0>(__VA_ARGS__); \
   }
 
-void measure(const float* features, std::size_t begin, std::size_t end, int d, const float* scale, float limit,
-             Bounds& bounds) {
-  CRFASRNN_BY_DIMS(measure_dims, features, begin, end, d, scale, limit, bounds)
+void measure(const FeatureBlock& features, int d, const float* scale, float limit, Bounds& bounds) {
+  CRFASRNN_BY_DIMS(measure_dims, features, d, scale, limit, bounds)
 }
 
-void simplices(const float* features, int count, int d, const float* scale, SimplexBlock& block) {
-  CRFASRNN_BY_DIMS(simplices_dims, features, count, d, scale, block)
+void simplices(const FeatureBlock& features, std::size_t first, int d, const float* scale, SimplexBlock& block) {
+  CRFASRNN_BY_DIMS(simplices_dims, features, first, d, scale, block)
 }
 
 // A long sum is taken in pieces: its rounding error grows with the length of a piece, not of the sum.

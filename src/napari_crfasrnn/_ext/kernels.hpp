@@ -9,6 +9,13 @@ namespace crfasrnn {
 inline constexpr int max_dims = 16;
 inline constexpr int simplex_lanes = 16;
 
+// Features of up to 256 points, one dimension behind the other. A block that is not full repeats its
+// first point.
+inline constexpr std::size_t block_points = 256;
+struct FeatureBlock {
+  alignas(64) float of[max_dims][block_points];
+};
+
 // One contribution of a point to a vertex.
 struct SplatEntry {
   std::uint32_t point;
@@ -74,11 +81,10 @@ enum class Finish {
 struct Kernels {
   const char* name;
 
-  // Elevated coordinates of [begin, end) points; merges into `bounds`.
-  void (*measure)(const float* features, std::size_t begin, std::size_t end, int d, const float* scale, float limit,
-                  Bounds& bounds);
-  // Simplices of `count` <= 16 points that lie one behind the other at `features`.
-  void (*simplices)(const float* features, int count, int d, const float* scale, SimplexBlock& block);
+  // Elevated coordinates of a block of points; merges into `bounds`.
+  void (*measure)(const FeatureBlock& features, int d, const float* scale, float limit, Bounds& bounds);
+  // Simplices of the 16 points from `first` of a block.
+  void (*simplices)(const FeatureBlock& features, std::size_t first, int d, const float* scale, SimplexBlock& block);
 
   // vertices[m] = sum of weight * value over the entries of vertex m, for m in [begin, end).
   void (*splat)(int width, const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values,

@@ -39,14 +39,13 @@ struct BlurGroup {
 };
 
 struct KeyLayout;
-class VertexFilter;
-template <int Words>
-class VertexTable;
+class PointSource;
 
 class Lattice {
  public:
-  // features: [N, d] row-major, already divided by the widths of the Gaussian.
   // Returns the error when there is one; throws std::bad_alloc when memory runs out.
+  static std::optional<BuildError> build(const PointSource& points, std::unique_ptr<Lattice>& result);
+  // features: [N, d] row-major, already divided by the widths of the Gaussian.
   static std::optional<BuildError> build(std::span<const float> features, std::size_t n_points, int n_dims,
                                          std::unique_ptr<Lattice>& result);
 
@@ -76,14 +75,7 @@ class Lattice {
  private:
   Lattice() = default;
   template <int Words>
-  void number_vertices(const float* features, const KeyLayout& layout);
-  void transpose_corners(std::size_t n_chunks);
-  template <int Words>
-  void link_chains(const KeyLayout& layout, const VertexTable<Words>& table);
-  template <int Words>
-  BlurGroup::Axis link_axis(int axis, const KeyLayout& layout, const VertexTable<Words>& table,
-                            const VertexFilter& filter, const Buffer<std::uint32_t>& block_of,
-                            std::size_t n_blocks) const;
+  void number_vertices(const PointSource& points, const KeyLayout& layout);
 
   std::size_t n_points_ = 0;
   std::size_t n_vertices_ = 0;

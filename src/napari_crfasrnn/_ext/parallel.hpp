@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstddef>
+#include <exception>
+#include <mutex>
 #include <type_traits>
 
 namespace crfasrnn {
@@ -28,5 +30,26 @@ void parallel_for(std::size_t total, std::size_t grain, Body&& body) {
       [](void* context, std::size_t begin, std::size_t end) { (*static_cast<Plain*>(context))(begin, end); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
+
+// Exceptions (only std::bad_alloc) must not leave a pool thread: the first is kept and thrown later.
+class FirstException {
+ public:
+  template <class Body>
+  void guard(Body&& body) noexcept {
+    try {
+      body();
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!first_) first_ = std::current_exception();
+    }
+  }
+  void rethrow() const {
+    if (first_) std::rethrow_exception(first_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr first_;
+};
 
 }  // namespace crfasrnn

@@ -77,16 +77,10 @@ struct KeyLayout {
     return key;
   }
 
-  // All d + 1 coordinates of a vertex.
+  // Coordinate j < d of a vertex, less low[j].
   template <int Words>
-  void unpack(const Key<Words>& key, std::int32_t* coordinates) const {
-    std::int32_t sum = 0;
-    for (int j = 0; j < n_dims; ++j) {
-      const std::uint64_t field = (key.words[word[j]] >> shift[j]) & ((std::uint64_t{1} << width[j]) - 1);
-      coordinates[j] = static_cast<std::int32_t>(field) + low[j];
-      sum += coordinates[j];
-    }
-    coordinates[n_dims] = -sum;
+  std::uint64_t field(const Key<Words>& key, int j) const {
+    return (key.words[word[j]] >> shift[j]) & ((std::uint64_t{1} << width[j]) - 1);
   }
 
   // One step along axis j: +1 in every coordinate but -d in coordinate j.
@@ -100,37 +94,63 @@ struct KeyLayout {
   }
 };
 
-// Open addressing with linear probing; vertices are numbered as they come.
+// Open addressing with linear probing; vertices are numbered as they come. Keys are looked up many at
+// a time: their slots are on the way to the processor meanwhile, and what most of them find is decided
+// without a branch, which could not be predicted.
 template <int Words>
 class VertexTable {
  public:
   static constexpr std::uint32_t absent = 0xFFFFFFFFU;
+  static constexpr std::size_t most_at_once = 272;  // the corners of 16 points with 16 dimensions
 
-  explicit VertexTable(std::size_t expected) { resize(std::bit_ceil(std::max<std::size_t>(2 * expected, 256))); }
+  explicit VertexTable(std::size_t expected) { resize(std::bit_ceil(std::max<std::size_t>(2 * expected, 512))); }
 
   std::size_t size() const { return size_; }
   const Key<Words>* keys() const { return keys_.data(); }
 
-  void prefetch(std::uint64_t hash) const {
-#if defined(__GNUC__)
-    __builtin_prefetch(&slots_[hash >> shift_]);
-#else
-    (void)hash;
-#endif
-  }
-
-  std::uint32_t find(const Key<Words>& key, std::uint64_t hash) const {
-    for (std::size_t i = hash >> shift_;; i = (i + 1) & mask_) {
-      const Slot& slot = slots_[i];
-      if (slot.id == absent || slot.key == key) return slot.id;
+  // numbers[i] of wanted[i], or absent.
+  void find(const Key<Words>* wanted, std::size_t count, std::uint32_t* numbers) const {
+    Positions position;
+    prefetch(wanted, count, position);
+    std::uint32_t others[most_at_once + 1];
+    std::size_t n_others = 0;
+    for (std::size_t k = 0; k < count; ++k) {
+      const Slot& slot = slots_[position[k]];
+      numbers[k] = slot.id;
+      others[n_others] = static_cast<std::uint32_t>(k);
+      n_others += static_cast<std::size_t>(!(slot.key == wanted[k]) & (slot.id != absent));
+    }
+    for (std::size_t o = 0; o < n_others; ++o) {
+      const std::uint32_t k = others[o];
+      std::size_t i = position[k];
+      do i = (i + 1) & mask_;
+      while (slots_[i].id != absent && !(slots_[i].key == wanted[k]));
+      numbers[k] = slots_[i].id;
     }
   }
 
-  std::uint32_t find_or_add(const Key<Words>& key, std::uint64_t hash) {
-    for (std::size_t i = hash >> shift_;; i = (i + 1) & mask_) {
-      Slot& slot = slots_[i];
-      if (slot.id == absent) return add(i, key, hash);
-      if (slot.key == key) return slot.id;
+  // The same for keys of which those that are not there are added.
+  void find_or_add(const Key<Words>* wanted, std::size_t count, std::uint32_t* numbers) {
+    while (2 * (size_ + count) > slots_.size()) resize(2 * slots_.size());
+    Positions position;
+    prefetch(wanted, count, position);
+    std::uint32_t others[most_at_once + 1];
+    std::size_t n_others = 0;
+    for (std::size_t k = 0; k < count; ++k) {
+      const Slot& slot = slots_[position[k]];
+      numbers[k] = slot.id;
+      others[n_others] = static_cast<std::uint32_t>(k);
+      n_others += static_cast<std::size_t>(!(slot.key == wanted[k]));
+    }
+    for (std::size_t o = 0; o < n_others; ++o) {
+      const std::uint32_t k = others[o];
+      std::size_t i = position[k];
+      while (slots_[i].id != absent && !(slots_[i].key == wanted[k])) i = (i + 1) & mask_;
+      if (slots_[i].id == absent) {
+        slots_[i] = {wanted[k], static_cast<std::uint32_t>(size_)};
+        keys_[size_++] = wanted[k];
+      }
+      numbers[k] = slots_[i].id;
     }
   }
 
@@ -139,17 +159,15 @@ class VertexTable {
     Key<Words> key;
     std::uint32_t id;
   };
+  using Positions = std::uint32_t[most_at_once];
 
-  std::uint32_t add(std::size_t at, const Key<Words>& key, std::uint64_t hash) {
-    if (2 * (size_ + 1) > slots_.size()) {
-      resize(2 * slots_.size());
-      for (at = hash >> shift_; slots_[at].id != absent; at = (at + 1) & mask_) {
-      }
+  void prefetch(const Key<Words>* wanted, std::size_t count, Positions& position) const {
+    for (std::size_t k = 0; k < count; ++k) {
+      position[k] = static_cast<std::uint32_t>(wanted[k].hash() >> shift_);
+#if defined(__GNUC__)
+      __builtin_prefetch(&slots_[position[k]]);
+#endif
     }
-    const auto id = static_cast<std::uint32_t>(size_);
-    slots_[at] = {key, id};
-    keys_[size_++] = key;
-    return id;
   }
 
   void resize(std::size_t n_slots) {
@@ -157,7 +175,10 @@ class VertexTable {
     Buffer<Key<Words>> keys(n_slots / 2 + 1);
     mask_ = n_slots - 1;
     shift_ = 64 - std::bit_width(mask_);
-    for (std::size_t i = 0; i < n_slots; ++i) slots[i].id = absent;
+    // The margins of a layout keep every field of a key below its largest value: no vertex has this key.
+    Slot empty{{}, absent};
+    empty.key.words.fill(~std::uint64_t{0});
+    std::fill(slots.data(), slots.data() + n_slots, empty);
     if (size_ != 0) std::memcpy(keys.data(), keys_.data(), size_ * sizeof(Key<Words>));
     for (std::size_t id = 0; id < size_; ++id) {
       std::size_t i = keys[id].hash() >> shift_;
@@ -173,23 +194,6 @@ class VertexTable {
   std::size_t size_ = 0;
   std::size_t mask_ = 0;
   int shift_ = 0;
-};
-
-// A set of hashes that answers "not in it" from a small array of bits, 16 to 32 of them per vertex:
-// it stays in the cache while the table of a large image does not.
-class VertexFilter {
- public:
-  explicit VertexFilter(std::size_t n_vertices)
-      : bits_(std::bit_ceil(std::max<std::size_t>(16 * n_vertices, 512)) / 64),
-        shift_(64 - std::bit_width(64 * bits_.size() - 1)) {
-    for (std::size_t i = 0; i < bits_.size(); ++i) bits_[i] = 0;
-  }
-  void add(std::uint64_t hash) { bits_[hash >> shift_ >> 6] |= std::uint64_t{1} << (hash >> shift_ & 63); }
-  bool may_contain(std::uint64_t hash) const { return (bits_[hash >> shift_ >> 6] >> (hash >> shift_ & 63) & 1) != 0; }
-
- private:
-  Buffer<std::uint64_t> bits_;
-  int shift_;
 };
 
 }  // namespace crfasrnn
