@@ -14,7 +14,8 @@ from napari_crfasrnn import __version__
 from napari_crfasrnn.cli.convert import convert
 from napari_crfasrnn.cli.demo import demo
 from napari_crfasrnn.cli.evaluate import evaluate
-from napari_crfasrnn.cli.info import info, models_list
+from napari_crfasrnn.cli.info import info
+from napari_crfasrnn.cli.models import models
 from napari_crfasrnn.cli.segment import segment
 from napari_crfasrnn.cli.train import train
 
@@ -28,14 +29,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models = typer.Typer(help="The models that can be named.", no_args_is_help=True)
 app.command()(segment)
 app.command()(train)
 app.command()(evaluate)
 app.command()(demo)
 app.command()(info)
 app.command()(convert)
-models.command("list")(models_list)
 app.add_typer(models, name="models")
 
 

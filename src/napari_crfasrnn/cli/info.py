@@ -1,4 +1,4 @@
-"""``napari-crfasrnn info`` and ``napari-crfasrnn models list``."""
+"""``napari-crfasrnn info``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from napari_crfasrnn.cli.models import model_facts
 from napari_crfasrnn.cli.reporting import one_sentence, print_json
 
 PACKAGES = (
@@ -32,27 +33,6 @@ def info(as_json: AsJson = False) -> None:
         for name, value in lines:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             typer.echo(f"  {name}: {'-' if shown in (None, '') else shown}")
-
-
-def models_list(as_json: AsJson = False) -> None:
-    """List the models that --model takes by name."""
-    with one_sentence():
-        models = _models()
-    if as_json:
-        print_json(models)
-        return
-    for model in models:
-        typer.echo(f"{model['name']}: {model['title']}")
-        typer.echo(f"  {model['path']}")
-        if model["problem"]:
-            typer.echo(f"  cannot be loaded: {model['problem']}")
-            continue
-        typer.echo(f"  {len(model['classes'])} classes: {', '.join(model['classes'])}")
-        typer.echo(f"  licence: {model['licence']}")
-    if not models:
-        from napari_crfasrnn.zoo import user_models_dir
-
-        typer.echo(f"There are none; put .safetensors files into {user_models_dir()}.")
 
 
 def _facts() -> dict[str, Any]:
@@ -78,7 +58,7 @@ def _facts() -> dict[str, Any]:
             "CUDA devices": [torch.cuda.get_device_name(number) for number in cuda],
         },
         "folders": {"your models": str(user_models_dir())},
-        "models": _models(),
+        "models": model_facts(),
     }
 
 
@@ -87,20 +67,3 @@ def _version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _models() -> list[dict[str, Any]]:
-    from napari_crfasrnn.zoo import list_models
-
-    return [
-        {
-            "name": entry.name,
-            "title": entry.title,
-            "path": str(entry.path),
-            "classes": list(entry.class_names),
-            "licence": entry.licence,
-            "shipped": entry.shipped,
-            "problem": entry.problem,
-        }
-        for entry in list_models()
-    ]

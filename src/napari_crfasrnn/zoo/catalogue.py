@@ -1,27 +1,25 @@
-"""Models by name: the starter in the package, and the user's own in a folder.
+"""The list of models, and loading one of them.
 
 A checkpoint put into the user's models folder is in the list from then on, by its file name.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import platformdirs
-
 from napari_crfasrnn.checkpoint import SUFFIX, CheckpointError, load_checkpoint, read_info
-from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec
 from napari_crfasrnn.importing import import_model
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.zoo.downloads import download_path, not_here
+from napari_crfasrnn.zoo.places import user_models_dir
+from napari_crfasrnn.zoo.published import PUBLISHED, Published
 
 STARTER = "starter"
-MODELS_VARIABLE = "NAPARI_CRFASRNN_MODELS"
-"""Environment variable that names another folder for the user's models."""
 
 _NOT_STATED = "not stated"
 
@@ -42,25 +40,31 @@ class ModelEntry:
     """Whether it came with the package."""
     problem: str | None = None
     """Why it cannot be loaded, if it cannot."""
+    published: Published | None = None
+    """For a model that others publish: where it comes from and on which terms."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this computer, or has to be downloaded first."""
+        return self.published is None or self.path.exists()
 
 
-def user_models_dir() -> Path:
-    """Return the folder of the user's models; it need not exist yet."""
-    override = os.environ.get(MODELS_VARIABLE)
-    if override:
-        return Path(override)
-    return Path(platformdirs.user_data_path("napari-crfasrnn", appauthor=False)) / "models"
+def list_models(*, downloadable: bool = False) -> tuple[ModelEntry, ...]:
+    """List the models that can be named: those of the package, the user's own, and downloaded ones.
 
-
-def list_models() -> tuple[ModelEntry, ...]:
-    """List every model that can be named, those of the package first."""
+    Parameters
+    ----------
+    downloadable
+        Whether to list published models that are not on this computer yet, too.
+    """
     shipped = sorted(_shipped_dir().glob(f"*{SUFFIX}"))
     folder = user_models_dir()
     own = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
-    taken = {path.stem for path in shipped}
+    taken = {path.stem for path in shipped} | {model.name for model in PUBLISHED}
     entries = [_entry(path, shipped=True) for path in shipped]
     # the package's names keep their meaning: a file of the same name is reached by its path
     entries += [_entry(path, shipped=False) for path in own if path.stem not in taken]
+    entries += [entry for entry in _published_entries() if downloadable or entry.is_here]
     return tuple(entries)
 
 
@@ -87,17 +91,20 @@ def load_model(
     ------
     ValueError
         If there is neither a model of that name nor a file at that path; the message lists the names.
+        If the model has to be downloaded first, which `zoo.download_model` does.
         If ``classes`` are not as many as the outputs of the model, or the file is one of ours.
     CheckpointError
         If the file is not a model that this version can load.
     RuntimeError
         If the library that reads a foreign format is not installed.
     """
-    path = Path(name_or_path)
+    path, found = Path(name_or_path), None
     if isinstance(name_or_path, str):
-        for entry in list_models():
+        for entry in list_models(downloadable=True):
             if entry.name == name_or_path:
-                path = entry.path
+                path, found = entry.path, entry.published
+                if not entry.is_here and entry.published is not None:
+                    raise ValueError(not_here(entry.published))
     if not path.exists():
         names = ", ".join(entry.name for entry in list_models()) or "none"
         raise ValueError(
@@ -112,7 +119,24 @@ def load_model(
     imported = import_model(path, classes=classes, allow_partial=allow_partial)
     for warning in imported.report.warnings:
         warnings.warn(f"{path.name}: {warning}", UserWarning, stacklevel=2)
+    if found is not None:
+        imported.model.provenance |= {"title": found.title, "licence": found.licence.title}
     return imported.model
+
+
+def _published_entries() -> list[ModelEntry]:
+    return [
+        ModelEntry(
+            name=model.name,
+            title=model.title,
+            path=download_path(model),
+            licence=model.licence.title,
+            class_names=tuple(spec.name for spec in VOC_CLASSES),
+            shipped=False,
+            published=model,
+        )
+        for model in PUBLISHED
+    ]
 
 
 def _shipped_dir() -> Path:
