@@ -16,6 +16,7 @@ from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table
 Normalization = Literal["after", "symmetric", "before", "none"]
 WeightForm = Literal["full", "per_class", "scalar"]
 CompatibilityForm = Literal["learned", "potts"]
+Frame = Literal["free", "caffe", "pytorch"]
 Architecture = Literal["fcn-lite", "fcn-8s"]
 
 
@@ -104,7 +105,10 @@ class Preprocessing(_Config):
     """The original VGG-16 takes blue first."""
     long_side: int | None = Field(512, ge=32)
     """Images with a longer side are shrunk to it for the network (pixels); None keeps every size.
-    The CRF always works at the image's own size."""
+    The CRF always works at the image's own size, unless ``frame`` says otherwise."""
+    frame: Frame = "free"
+    """"free": as the settings above say. "caffe" and "pytorch": prediction as in the demos of the original,
+    network and CRF on 500×500 padded pixels, for numbers that compare with theirs; see `frames`."""
 
     @classmethod
     def vgg(cls) -> Self:

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_crfasrnn.classes import ClassSpec, class_table
-from napari_crfasrnn.config import ModelConfig
+from napari_crfasrnn.config import Frame, ModelConfig, Preprocessing
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, bilinear_kernel
+from napari_crfasrnn.frames import FramedImage, put_in_frame
 
 __all__ = ["Fcn8s", "FcnLite", "Features", "Network", "SegmentationModel", "build_network"]
 
@@ -115,12 +116,32 @@ class SegmentationModel:
             copy.deepcopy(self.provenance),
         )
 
+    def with_frame(self, frame: str) -> SegmentationModel:
+        """Return a model that shares all with this one but how it looks at an image in prediction.
+
+        Parameters
+        ----------
+        frame
+            "free", or "caffe" or "pytorch" for what the demos of the original did; see `frames`.
+
+        Raises
+        ------
+        ValueError
+            If there is no such frame.
+        """
+        if frame not in get_args(Frame):
+            raise ValueError(f"frame must be one of {', '.join(get_args(Frame))}, got {frame!r}")
+        preprocessing = Preprocessing.model_validate({**dict(self.config.preprocessing), "frame": frame})
+        config = self.config.model_copy(update={"preprocessing": preprocessing})
+        return SegmentationModel(config, self.network, self.crf, self.provenance)
+
     def preprocess(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
         """Return what the network reads, [B, 3, h, w]: three channels, shrunk, centred, scaled.
 
         One channel is repeated, two become (first, second, mean), more than three become the means of
         three runs of neighbouring channels. An image whose longer side exceeds the preprocessing's
-        ``long_side`` is shrunk to it; none is enlarged.
+        ``long_side`` is shrunk to it; none is enlarged. (The frame of a demo is a matter of prediction, and
+        not used here.)
 
         Raises
         ------
@@ -133,10 +154,27 @@ class SegmentationModel:
         size = _shrunk(x.shape[-2], x.shape[-1], settings.long_side)
         if size != x.shape[-2:]:
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        return self._centred(x)
+
+    def _centred(self, x: Tensor) -> Tensor:  # [B, 3, H, W], red first
+        settings = self.config.preprocessing
         if settings.channel_order == "bgr":
             x = x.flip(1)
         mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (settings.mean, settings.std))
         return (x - mean) / std
+
+    def framed(self, image: Tensor) -> FramedImage | None:  # [B, C, H, W], 0..255
+        """Return the image in the frame of the demo that the preprocessing names; None if it names none."""
+        settings = self.config.preprocessing
+        if settings.frame == "free":
+            return None
+        _check_image(image)
+        red, green, blue = settings.mean if settings.channel_order == "rgb" else settings.mean[::-1]
+        return put_in_frame(_three_channels(image), settings.frame, (red, green, blue))
+
+    def framed_input(self, framed: FramedImage) -> Tensor:  # [B, 3, 500, 500]
+        """Return what both the network and the CRF read in the frame of a demo."""
+        return self._centred(framed.image.to(self.device))
 
     def crf_image(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
         """Return the image as the bilateral kernel of the CRF sees it, [B, C, H, W].
@@ -151,7 +189,13 @@ class SegmentationModel:
         return x * (3 / channels) ** 0.5 if channels > 3 else x
 
     def logits(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
-        """Return the logits of the network alone, [B, L, H, W], enlarged bilinearly where it saw less."""
+        """Return the logits of the network alone, [B, L, H, W], enlarged bilinearly where it saw less.
+
+        In the frame of a demo they are enlarged as the demos enlarged labels: to the nearest.
+        """
+        framed = self.framed(image)
+        if framed is not None:
+            return framed.restore(self.network(self.framed_input(framed)))
         logits: Tensor = self.network(self.preprocess(image))
         size = (image.shape[-2], image.shape[-1])
         if logits.shape[-2:] != size:

@@ -20,7 +20,7 @@ CORE_RANKS = [
     {"config", "imaging", "metrics", "edits", "_ext", "_reference"},
     {"lattice"},
     {"kernels"},
-    {"crf", "encoder"},
+    {"crf", "encoder", "frames"},
     {"fcn"},
     {"network"},
     {"checkpoint"},

@@ -71,6 +71,13 @@ def segment(
     entropy: Annotated[
         bool, typer.Option("--entropy", help="Also write the uncertainty, a TIFF of values 0 to 1.")
     ] = False,
+    frame: Annotated[
+        str | None,
+        typer.Option(
+            help="How to look at an image: free; or caffe or pytorch, as the demos of the original CRF-RNN "
+            "did, on 500×500 padded pixels. As the model says if not given."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results for machines.")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Use at most this many processors; all if not given.")
@@ -86,7 +93,7 @@ def segment(
     """
     jobs = find_jobs(images)
     with one_sentence():
-        segmenter = new_segmenter(model, device, threads)
+        segmenter = new_segmenter(model, device, threads, frame)
     wanted = Wanted(output, axes, crf, overlay, entropy)
     inputs = {job.image.resolve() for job in jobs}
     done: list[dict[str, Any]] = []
@@ -111,13 +118,14 @@ def segment(
         raise typer.Exit(BAD_INPUT)
 
 
-def new_segmenter(model: str, device: str, threads: int | None) -> Segmenter:
-    """Return a segmenter for a model by name or path."""
+def new_segmenter(model: str, device: str, threads: int | None, frame: str | None = None) -> Segmenter:
+    """Return a segmenter for a model by name or path, with another frame if one is given."""
     from napari_crfasrnn.segmenter import Segmenter
     from napari_crfasrnn.zoo import load_model
 
     use_threads(threads)
-    return Segmenter(load_model(model), device)
+    loaded = load_model(model)
+    return Segmenter(loaded if frame is None else loaded.with_frame(frame), device)
 
 
 def use_threads(threads: int | None) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import label_dtype
+from napari_crfasrnn.frames import FramedImage
 from napari_crfasrnn.imaging import ImageSource, open_image
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
@@ -42,6 +43,7 @@ class _Plane:
     index: tuple[int, ...]
     image: Tensor  # [1, C, H, W], 0..255
     logits: Tensor | None = None  # [1, L, H, W], the network's
+    framed: tuple[FramedImage, Tensor] | None = None  # in the frame of a demo, with logits [1, L, 500, 500]
     prepared: PreparedImage | None = None  # of the whole plane
     crop: tuple[Box, PreparedImage] | None = None  # of a part of it
     entropy: NDArray[np.float32] | None = None  # [H, W], of the last result
@@ -156,10 +158,14 @@ class Segmenter:
             if crf:
                 arrays.write_before_crf(place, logits[0])
                 with clock("crf"):
-                    plane, prepared = self._prepare(plane)
+                    plane, prepared = self._prepare_prediction(plane)
                 steps.done()
                 with clock("crf"):
-                    logits = self._mean_field(logits, prepared, steps)
+                    if plane.framed is None:
+                        logits = self._mean_field(logits, prepared, steps)
+                    else:
+                        framed, unary = plane.framed
+                        logits = framed.restore(self._mean_field(unary, prepared, steps))
             self._plane = replace(plane, entropy=arrays.write(place, logits[0]))
             if crf:
                 steps.done()  # the last iteration, its result written
@@ -304,10 +310,21 @@ class Segmenter:
     def _logits(self, plane: _Plane, clock: _Clock) -> tuple[_Plane, Tensor]:
         if plane.logits is None:
             with clock("network"), evaluating(self.model):
-                plane = replace(plane, logits=self.model.logits(plane.image))
+                framed = self.model.framed(plane.image)
+                if framed is None:
+                    plane = replace(plane, logits=self.model.logits(plane.image))
+                else:
+                    logits = self.model.network(self.model.framed_input(framed))
+                    plane = replace(plane, logits=framed.restore(logits), framed=(framed, logits))
             self._plane = plane
         assert plane.logits is not None
         return plane, plane.logits
+
+    def _prepare_prediction(self, plane: _Plane) -> tuple[_Plane, PreparedImage]:
+        """Return the lattices for the segmentation of a plane: its own, or those of the frame of a demo."""
+        if plane.framed is None:
+            return self._prepare(plane)
+        return plane, self.model.crf.prepare(self.model.framed_input(plane.framed[0]))
 
     def _prepare(self, plane: _Plane, window: Box | None = None) -> tuple[_Plane, PreparedImage]:
         """Return the lattices of a plane or of a part of it, from the last time if they still fit."""
