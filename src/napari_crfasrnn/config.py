@@ -200,14 +200,7 @@ class Recipe(_Config):
     joint_share: float = Field(0.1, ge=0, le=1)
     """Of these two rates, in the third stage: more of it wrecks the network there."""
     crf_learning_rate: float = Field(3e-2, ge=0)
-    """AdamW, matrices of the CRF; its scales take half of it."""
-    spatial_multiplier: float = Field(1.0, ge=0)
-    """Factor on the rate of the spatial weights."""
-    bilateral_multiplier: float = Field(1.0, ge=0)
-    """Factor on the rate of the bilateral weights."""
-    compatibility_multiplier: float = Field(0.0, ge=0)
-    """Factor on the rate of the compatibility. It multiplies both weight matrices, so learning it too is
-    redundant; the original took 0.1."""
+    """AdamW, the CRF; `crf` has a multiplier for each of its parts."""
     weight_decay: float = Field(1e-4, ge=0)
     """AdamW, head of the network."""
     warm_up: int = Field(50, ge=0)
@@ -224,8 +217,11 @@ class Recipe(_Config):
     save_every: int = Field(50, ge=1)
     """Iterations between two states from which an interrupted training goes on."""
 
-    crf: CrfConfig = CrfConfig.starter().model_copy(update={"n_iterations": 10})
-    """The CRF before it is trained: 5 mean-field iterations in training, 10 in prediction."""
+    crf: CrfConfig = CrfConfig.starter().model_copy(
+        update={"n_iterations": 10, "compatibility_multiplier": 0.0}
+    )
+    """The CRF before it is trained: 5 mean-field iterations in training, 10 in prediction. The compatibility
+    multiplies both weight matrices, so learning it too is redundant; the original did, at 0.1 of the rate."""
 
     @classmethod
     def from_toml(cls, path: Path | str) -> Self:

@@ -210,8 +210,7 @@ def test_multipliers_belong_to_their_matrices(folder, tmp_path):
             "joint_iterations": 0,
             "held_out": 0.0,  # all eight images: every class is in enough of them
             "search_images": 0,
-            "spatial_multiplier": 0.0,
-            "compatibility_multiplier": 0.1,
+            "crf": TINY.crf.model_copy(update={"spatial_multiplier": 0.0, "compatibility_multiplier": 0.1}),
         }
     )
     model = train(folder, tmp_path, recipe).model

@@ -136,7 +136,9 @@ class _Pipeline(nn.Module):
 
     def __init__(self, model: SegmentationModel, stage: Stage, half: torch.dtype | None) -> None:
         super().__init__()
-        self.network, self.crf = model.network, model.crf
+        # Registered is only what learns: data parallelism waits for the gradients of all the rest, too.
+        self.network = model.network if stage != "crf" else None
+        self.crf = model.crf if stage != "fcn" else None
         self._model = model
         self._stage = stage
         self._half = half
@@ -146,7 +148,7 @@ class _Pipeline(nn.Module):
         with frozen, torch.autocast(images.device.type, self._half, enabled=self._half is not None):
             logits = self._model.logits(images)
         logits = logits.float()
-        if self._stage == "fcn" or not bool(torch.isfinite(logits).all()):
+        if self.crf is None or not bool(torch.isfinite(logits).all()):
             return logits  # the loss, not finite either, says so
         refined: Tensor = self.crf(logits, self._model.crf_image(images))
         return refined
@@ -214,8 +216,6 @@ class _Training:
         if self._done == 0 and is_first_with_crf and self._recipe.search_images:
             self._choose_crf()
         network, crf = self._model.network, self._model.crf
-        for parameter in (*network.parameters(), *crf.parameters()):
-            parameter.requires_grad_(False)
         optimizer = StageOptimizer(
             network if stage != "crf" else None,
             crf if stage != "fcn" else None,
@@ -318,9 +318,8 @@ class _Training:
             # data parallelism averages over the processes, where the loss is a sum over them
             optimizer.backward(loss * self._processes.size)
             if known is not None:
-                crf = self._model.crf
-                for matrix in (crf.spatial_weights, crf.bilateral_weights, crf.compatibility):
-                    if matrix.grad is not None:
+                for matrix in self._model.crf.parameters():
+                    if matrix.grad is not None and matrix.ndim >= 2:
                         matrix.grad *= known
             progress = self._done / total
             warm = min(1.0, (self._done + 1) / max(self._recipe.warm_up, 1))

@@ -7,7 +7,6 @@ absolute step would shatter the small ones and never move the large.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from napari_crfasrnn.fcn import Fcn8s
 from napari_crfasrnn.network import Network
 
 _CRF_BETAS = (0.9, 0.99)
-_SCALE_SHARE = 0.5  # of the CRF's rate, for the scales of its logits
 _SMALLEST_WEIGHT, _SMALLEST_BIAS = 1e-4, 0.05
 
 
@@ -29,7 +27,7 @@ class StageOptimizer:
     Parameters
     ----------
     network, crf
-        What to train; None: not in this stage. Their parameters get ``requires_grad`` accordingly.
+        What to train; None: not in this stage. The network's parameters get ``requires_grad`` accordingly.
     recipe
         Rates.
     share
@@ -55,12 +53,17 @@ class StageOptimizer:
             rate = recipe.learning_rate * share
             groups.append({"params": head, "lr": rate, "weight_decay": recipe.weight_decay})
         if crf is not None:
-            groups += _crf_groups(crf, recipe)
+            groups += [
+                {name: value for name, value in group.items() if name != "name"} | {"betas": _CRF_BETAS}
+                for group in crf.parameter_groups(recipe.crf_learning_rate)
+            ]
         encoder_rate = recipe.encoder_learning_rate * share
         layers = layers if encoder_rate > 0 else []
         self._relative = [p for layer in layers for p in layer.parameters()]
         self._sizes = [_size(p) for p in self._relative]
         self._groups: list[list[nn.Parameter]] = [group["params"] for group in groups]
+        if network is not None:
+            network.requires_grad_(False)
         for parameter in (p for group in [*self._groups, self._relative] for p in group):
             parameter.requires_grad_(True)
         self._optimizers = [torch.optim.AdamW(groups, weight_decay=0.0)] if groups else []
@@ -133,21 +136,6 @@ def _parts(network: Network) -> tuple[list[nn.Parameter], list[nn.Module]]:
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and id(layer) not in fixed
     ]
     return head, layers
-
-
-def _crf_groups(crf: CrfRnn, recipe: Recipe) -> list[dict[str, Any]]:
-    rate = recipe.crf_learning_rate
-    parts: Sequence[tuple[list[nn.Parameter], float]] = (
-        ([crf.spatial_weights], recipe.spatial_multiplier),
-        ([crf.bilateral_weights], recipe.bilateral_multiplier),
-        ([crf.compatibility], recipe.compatibility_multiplier),
-        ([crf.log_unary_scale, crf.log_output_scale], _SCALE_SHARE),
-    )
-    return [
-        {"params": parameters, "lr": rate * multiplier, "betas": _CRF_BETAS}
-        for parameters, multiplier in parts
-        if rate * multiplier > 0
-    ]
 
 
 @torch.no_grad()
