@@ -1,6 +1,6 @@
 """What a CRF adds to a network, piece by piece: train in three stages, measure each on validation images.
 
-    python benchmarks/ablation.py ../shared/data/camvid11 --recipe benchmarks/recipes/camvid11.toml -o runs/camvid
+    python benchmarks/ablation.py ../shared/data/camvid11 --recipe benchmarks/recipes/camvid11.toml -o run
 
 Prints the table of docs/results.md. A training that was interrupted goes on; a finished one is only measured.
 The gains are over the network alone of the first stage; in brackets the 5th and 95th percentile of the gain

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.progress import Progress
     from napari_crfasrnn.segmenter import Segmentation, Segmenter
 
-OUTPUT_KINDS = ("labels", "overlay", "entropy")
+OUTPUT_KINDS = ("labels", "overlay", "entropy", "probabilities")
 SHOWN_SHARE = 0.005  # classes below it are not worth a word on the terminal
 
 
@@ -51,11 +51,12 @@ class Wanted:
     crf: bool = True
     overlay: bool = False
     entropy: bool = False
+    probabilities: bool = False
 
 
 def segment(
     images: Annotated[
-        list[Path], typer.Argument(help="Image files (PNG, JPEG, TIFF, ...) and folders of them.")
+        list[Path], typer.Argument(help="Image files (PNG, JPEG, TIFF, ...), videos, and folders of them.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the label files; made if it is not there.")
@@ -78,6 +79,10 @@ def segment(
             "did, on 500×500 padded pixels. As the model says if not given."
         ),
     ] = None,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="Also write those of all classes, a TIFF of values 0 to 1."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results for machines.")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Use at most this many processors; all if not given.")
@@ -88,13 +93,15 @@ def segment(
     NAME_labels.png is an indexed PNG in the colours of the classes, of the size of the image; stacks and
     models of more than 256 classes give NAME_labels.tif. Label values are places in the model's class table.
 
+    A video gives a folder NAME_labels of indexed PNG files, one for each frame, and NAME_overlay.mp4.
+
     Files in folders that cannot be read are skipped and reported. The exit code is 2 if a file that was named
     could not be segmented, or none at all.
     """
     jobs = find_jobs(images)
     with one_sentence():
         segmenter = new_segmenter(model, device, threads, frame)
-    wanted = Wanted(output, axes, crf, overlay, entropy)
+    wanted = Wanted(output, axes, crf, overlay, entropy, probabilities)
     inputs = {job.image.resolve() for job in jobs}
     done: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
@@ -103,7 +110,7 @@ def segment(
         for job in jobs:
             try:
                 done.append(segment_file(segmenter, job, wanted, inputs, bar.within))
-            except (ValueError, TypeError, OSError, MemoryError) as error:
+            except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
                 reason = describe(error)
                 skipped.append({"image": str(job.image), "reason": reason})
                 failed_named |= job.named
@@ -144,6 +151,7 @@ def find_jobs(images: Sequence[Path]) -> list[Job]:
 
     In folders, what an earlier run wrote (``..._labels.png`` and so on) is no image.
     """
+    from napari_crfasrnn.cli.video import VIDEO_SUFFIXES
     from napari_crfasrnn.imaging import IMAGE_SUFFIXES
 
     found: dict[Path, bool] = {}
@@ -152,7 +160,7 @@ def find_jobs(images: Sequence[Path]) -> list[Job]:
             inside = [
                 file
                 for file in sorted(path.iterdir())
-                if file.suffix.lower() in IMAGE_SUFFIXES
+                if file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
                 and not file.name.startswith(".")
                 and not file.stem.endswith(tuple(f"_{kind}" for kind in OUTPUT_KINDS))
                 and file.is_file()
@@ -176,8 +184,11 @@ def segment_file(
     segmenter: Segmenter, job: Job, wanted: Wanted, inputs: set[Path], progress: Progress | None = None
 ) -> dict[str, Any]:
     """Segment one image, write its files, and return what is to be told about it."""
+    from napari_crfasrnn.cli.video import VIDEO_SUFFIXES
     from napari_crfasrnn.imaging import open_image, read_image
 
+    if job.image.suffix.lower() in VIDEO_SUFFIXES:
+        return _segment_video(segmenter, job, wanted, inputs, progress)
     started = time.perf_counter()
     read = read_image(job.image)
     spacing = read.spacing if wanted.axes in (None, read.axes) else None
@@ -189,7 +200,7 @@ def segment_file(
                 f"{path} is one of the images and must not be overwritten: choose another folder"
             )
     segmenter.set_image(source)
-    result = segmenter.predict(crf=wanted.crf, progress=progress)
+    result = segmenter.predict(crf=wanted.crf, marginals=wanted.probabilities, progress=progress)
     _write(result, source, paths)
     if source.n_nonfinite:
         remark(
@@ -210,10 +221,39 @@ def segment_file(
     }
 
 
+def _segment_video(
+    segmenter: Segmenter, job: Job, wanted: Wanted, inputs: set[Path], progress: Progress | None
+) -> dict[str, Any]:
+    from napari_crfasrnn.cli.video import segment_video
+
+    for kind, is_wanted in (("entropy", wanted.entropy), ("probabilities", wanted.probabilities)):
+        if is_wanted:
+            raise ValueError(f"--{kind} is for images, not for a video: {job.image}")
+    if wanted.axes is not None:
+        raise ValueError(f"--axes is for images; those of a video are known: {job.image}")
+    pictures = wanted.output / f"{job.name}_overlay.mp4" if wanted.overlay else None
+    if pictures is not None and pictures.resolve() in inputs:
+        raise ValueError(
+            f"{pictures} is one of the images and must not be overwritten: choose another folder"
+        )
+    folder = wanted.output / f"{job.name}_labels"
+    return segment_video(segmenter, job.image, folder, pictures, crf=wanted.crf, progress=progress)
+
+
 def _output_paths(job: Job, wanted: Wanted, is_stack: bool, n_labels: int) -> dict[str, Path]:
     picture = "tif" if is_stack else "png"
-    suffixes = {"labels": "tif" if n_labels > 256 else picture, "overlay": picture, "entropy": "tif"}
-    asked = {"labels": True, "overlay": wanted.overlay, "entropy": wanted.entropy}
+    suffixes = {
+        "labels": "tif" if n_labels > 256 else picture,
+        "overlay": picture,
+        "entropy": "tif",
+        "probabilities": "tif",
+    }
+    asked = {
+        "labels": True,
+        "overlay": wanted.overlay,
+        "entropy": wanted.entropy,
+        "probabilities": wanted.probabilities,
+    }
     return {
         kind: wanted.output / f"{job.name}_{kind}.{suffixes[kind]}" for kind in OUTPUT_KINDS if asked[kind]
     }
@@ -233,6 +273,8 @@ def _write(result: Segmentation, source: ImageSource, paths: dict[str, Path]) ->
         save_tiff(paths["labels"], result.labels, axes, spacing)
     if "entropy" in paths:
         save_tiff(paths["entropy"], result.entropy, axes, spacing)
+    if result.marginals is not None:
+        save_tiff(paths["probabilities"], result.marginals, "C" + axes, spacing)
     if "overlay" in paths:
         background = 0 if result.classes[0].name.lower() == "background" else None
         pictures = np.stack(
