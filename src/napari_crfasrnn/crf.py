@@ -14,15 +14,25 @@ Letters: B batch, C image channels, L labels, S the space axes (H W, or Z H W), 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from napari_crfasrnn.config import CrfConfig, WeightForm
-from napari_crfasrnn.kernels import PreparedImage, Widths, differentiable_image, groups_of, prepare_image
+from napari_crfasrnn.kernels import (
+    Kernel,
+    PreparedImage,
+    Widths,
+    differentiable_image,
+    groups_of,
+    prepare_image,
+)
 from napari_crfasrnn.lattice import Backend, MeanField
+from napari_crfasrnn.mean_field import DifferentiableMeanField
 
 # What follows the progress of the mean field: (done, total) iterations.
 OnIteration = Callable[[int, int], None]
@@ -276,13 +286,16 @@ class CrfRnn(nn.Module):
             needs_gradient = torch.is_grad_enabled() and (
                 unary.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
             )
-            is_plain = not potentials and self.config.untied_iterations == 0
-            if (
-                needs_gradient
-                or not is_plain
-                or prepared.fused is None
-                or self.n_labels > MeanField.MAX_LABELS
-            ):
+            is_plain = (
+                not potentials
+                and self.config.untied_iterations == 0
+                and self.n_labels <= MeanField.MAX_LABELS
+                and not _has_tangents(unary, *self.parameters())
+            )
+            if is_plain and needs_gradient and prepared.fused_training is not None:
+                fields = prepared.fused_training
+                refined = self._trained_mean_field(logits, prepared, fields, n_iterations, on_iteration)
+            elif needs_gradient or not is_plain or prepared.fused is None:
                 refined = self._mean_field(logits, prepared, n_iterations, on_iteration, potentials)
             else:
                 refined = self._fused_mean_field(logits, prepared.fused, n_iterations, on_iteration)
@@ -328,6 +341,33 @@ class CrfRnn(nn.Module):
         ]
         return torch.cat(refined) if len(refined) > 1 else refined[0]
 
+    def _trained_mean_field(
+        self,
+        unary: Tensor,
+        prepared: PreparedImage,
+        fields: tuple[DifferentiableMeanField, ...],
+        n_iterations: int,
+        on_iteration: OnIteration | None,
+    ) -> Tensor:  # [B, L, *S]
+        """Iterate in compiled code that has a compiled gradient."""
+        spatial_map, bilateral_map = self.maps(dtype=prepared.dtype)
+        log_unary_scale, log_output_scale = self._log_scales(prepared.dtype)
+        images = zip(groups_of(1, unary), fields, _kernels_of(prepared), strict=True)
+        refined = [
+            field.run(
+                logits,
+                spatial_map=spatial_map,
+                bilateral_map=bilateral_map,
+                log_unary_scale=log_unary_scale,
+                log_output_scale=log_output_scale,
+                n_iterations=n_iterations,
+                on_iteration=_part_of(on_iteration, number, len(fields)),
+                definition=functools.partial(_define, kernels, n_iterations),
+            )
+            for number, (logits, field, kernels) in enumerate(images)
+        ]
+        return torch.cat(refined) if len(refined) > 1 else refined[0]
+
     def _mean_field(
         self,
         unary: Tensor,
@@ -336,44 +376,87 @@ class CrfRnn(nn.Module):
         on_iteration: OnIteration | None = None,
         potentials: Sequence[Potential] = (),
     ) -> Tensor:  # [B, L, *S]
-        """Iterate in torch: the definition, differentiable. The fused path must agree with it."""
+        """Iterate in torch: the definition, differentiable. The compiled paths must agree with it."""
         if not bool(torch.isfinite(unary.detach()).all()):
             raise ValueError("unary must be finite, got NaN or infinity")
-        dtype = prepared.dtype
         n_maps = min(n_iterations, max(1, self.config.untied_iterations))
-        maps = [self.maps(iteration, dtype) for iteration in range(n_maps)]
-        unary_scale = self.log_unary_scale.to(dtype).exp()
-        output_scale = self.log_output_scale.to(dtype).exp()
+        maps = [self.maps(iteration, prepared.dtype) for iteration in range(n_maps)]
+        scales = self._log_scales(prepared.dtype)
         refined = []
         joint = prepared.images_per_kernel
         groups = groups_of(joint, unary)
-        orders = prepared.pixel_of or (None,) * len(groups)
-        for number, (logits, spatial, bilateral, order) in enumerate(
-            zip(groups, prepared.spatial, prepared.bilateral, orders, strict=True)
-        ):
+        for number, (logits, kernels) in enumerate(zip(groups, _kernels_of(prepared), strict=True)):
+            images = range(number * joint, (number + 1) * joint)
+            terms = _FurtherTerms(potentials, images, kernels[2]) if potentials else None
             after_iteration = _part_of(on_iteration, number, len(groups))
-            # [N, L]: the values of a pixel side by side, the images one behind the other.
-            scaled = unary_scale * logits.flatten(2).transpose(1, 2).flatten(0, 1)
-            if order is not None:
-                order = order.to(scaled.device)
-                scaled = scaled[order]
-            state = scaled
-            terms = _FurtherTerms(potentials, range(number * joint, (number + 1) * joint), order)
-            for iteration in range(n_iterations):
-                marginals = state.softmax(dim=1)
-                spatial_map, bilateral_map = maps[min(iteration, n_maps - 1)]
-                message = spatial.apply(marginals) @ spatial_map.T
-                message = message + bilateral.apply(marginals) @ bilateral_map.T
-                state = scaled - message
-                if potentials:
-                    state = state + terms.support(marginals)
-                if after_iteration is not None:
-                    after_iteration(iteration + 1, n_iterations)
-            if order is not None:
-                state = torch.empty_like(state).index_copy(0, order, state)
-            state = (output_scale * state).reshape(joint, -1, self.n_labels)
-            refined.append(state.transpose(1, 2).reshape(logits.shape))
+            refined.append(_iterate(kernels, logits, maps, scales, n_iterations, after_iteration, terms))
         return torch.cat(refined)
+
+    def _log_scales(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self.log_unary_scale.to(dtype), self.log_output_scale.to(dtype)
+
+
+# The spatial and the bilateral kernel, and the pixel of each of their points (None: in order).
+_Kernels = tuple[Kernel, Kernel, Tensor | None]
+
+
+def _kernels_of(prepared: PreparedImage) -> list[_Kernels]:
+    orders = prepared.pixel_of or (None,) * len(prepared.bilateral)
+    return list(zip(prepared.spatial, prepared.bilateral, orders, strict=True))
+
+
+def _iterate(
+    kernels: _Kernels,
+    logits: Tensor,  # [J, L, *S], the images of one kernel
+    maps: Sequence[tuple[Tensor, Tensor]],  # [L, L]; the last serves all iterations that have none
+    log_scales: tuple[Tensor, Tensor],
+    n_iterations: int,
+    on_iteration: OnIteration | None = None,
+    terms: _FurtherTerms | None = None,
+) -> Tensor:  # [J, L, *S]
+    """Run the mean field in torch."""
+    spatial, bilateral, order = kernels
+    unary_scale, output_scale = (scale.exp() for scale in log_scales)
+    # [N, L]: the values of a pixel side by side, the images one behind the other.
+    scaled = unary_scale * logits.flatten(2).transpose(1, 2).flatten(0, 1)
+    if order is not None:
+        order = order.to(scaled.device)
+        scaled = scaled[order]
+    state = scaled
+    for iteration in range(n_iterations):
+        marginals = state.softmax(dim=1)
+        spatial_map, bilateral_map = maps[min(iteration, len(maps) - 1)]
+        message = spatial.apply(marginals) @ spatial_map.T
+        message = message + bilateral.apply(marginals) @ bilateral_map.T
+        state = scaled - message
+        if terms is not None:
+            state = state + terms.support(marginals)
+        if on_iteration is not None:
+            on_iteration(iteration + 1, n_iterations)
+    if order is not None:
+        state = torch.empty_like(state).index_copy(0, order, state)
+    state = (output_scale * state).reshape(len(logits), -1, logits.shape[1])
+    return state.transpose(1, 2).reshape(logits.shape)
+
+
+def _define(
+    kernels: _Kernels,
+    n_iterations: int,
+    logits: Tensor,
+    spatial_map: Tensor,
+    bilateral_map: Tensor,
+    log_unary_scale: Tensor,
+    log_output_scale: Tensor,
+) -> Tensor:
+    """Run the mean field in torch as a function of tensors alone."""
+    maps = [(spatial_map, bilateral_map)]
+    return _iterate(kernels, logits, maps, (log_unary_scale, log_output_scale), n_iterations)
+
+
+def _has_tangents(*tensors: Tensor) -> bool:
+    """Return whether a forward-mode derivative is asked for, which has no compiled path."""
+    duals = [forward_ad.unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
+    return any(dual.tangent is not None for dual in duals)
 
 
 class _FurtherTerms:

@@ -26,6 +26,7 @@ from napari_crfasrnn.lattice import (
     order_pixels,
     pixel_features,
 )
+from napari_crfasrnn.mean_field import DifferentiableMeanField
 
 # Spatial lattices depend on the image's size only and are kept for the next image; larger ones
 # would hold too much memory (about 75 bytes a pixel).
@@ -205,6 +206,24 @@ class PreparedImage:
         """Whether gradients go to the image or to the widths of the kernels."""
         return any(kernel.features is not None for kernel in (*self.spatial, *self.bilateral))
 
+    @functools.cached_property
+    def fused_training(self) -> tuple[DifferentiableMeanField, ...] | None:
+        """The compiled training of each bilateral kernel, or None where there is none."""
+        if self.backend != "cpu" or self.is_differentiable:
+            return None
+        pixel_of = self.pixel_of or (None,) * len(self.bilateral)
+        return tuple(
+            DifferentiableMeanField(
+                spatial.lattice,
+                bilateral.lattice,
+                (_flat(spatial.before), _flat(spatial.after)),
+                (_flat(bilateral.before), _flat(bilateral.after)),
+                pixel_of=order,
+                averages=self.averages,
+            )
+            for spatial, bilateral, order in zip(self.spatial, self.bilateral, pixel_of, strict=True)
+        )
+
     @property
     def averages(self) -> bool:
         """Whether the rows of the kernels sum to 1, so that messages are averages of marginals."""
@@ -309,6 +328,8 @@ def _by_pixel(images: Tensor) -> Tensor:  # [B, C, *S] → [B N, C]
 
 def groups_of(size: int, batch: Tensor) -> list[Tensor]:
     """Cut a batch into pieces of so many images."""
+    if size == len(batch):
+        return [batch]  # the gradient of a slice is copied into zeros
     return [batch[first : first + size] for first in range(0, len(batch), size)]
 
 

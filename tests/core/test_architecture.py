@@ -19,6 +19,7 @@ CORE_RANKS = [
     {"classes", "progress", "samples"},
     {"config", "imaging", "metrics", "edits", "_ext", "_reference"},
     {"lattice"},
+    {"mean_field"},
     {"kernels"},
     {"crf", "encoder", "frames"},
     {"fcn"},

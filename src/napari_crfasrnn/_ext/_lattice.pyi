@@ -67,6 +67,35 @@ class MeanField:
         the run. Raises ValueError for NaN or infinity in unary.
         """
 
+class MeanFieldTraining:
+    """The mean field with a backward run."""
+
+    def __init__(self, spatial: Lattice, bilateral: Lattice, *, spatial_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, spatial_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, averages: bool = False) -> None:
+        """As MeanField."""
+
+    @property
+    def n_points(self) -> int:
+        """N"""
+
+    def forward(self, unary: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, spatial: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bilateral: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unary_scale: float, output_scale: float, n_iterations: int, with_vertices: bool, on_iteration: Callable[[int, int], None] | None = None) -> tuple[Annotated[NDArray[numpy.float32], dict(shape=(None, None))], Annotated[NDArray[numpy.float32], dict(shape=(None, None))]]:
+        """
+        Return what MeanField.run returns, and a trace [n_iterations, floats] for backward.
+
+        Only a trace with vertices serves gradients of the matrices.
+        """
+
+    def backward(self, trace: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, spatial: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bilateral: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unary_scale: float, output_scale: float, for_unary: bool, for_spatial: bool, for_bilateral: bool) -> tuple[Annotated[NDArray[numpy.float32], dict(shape=(None, None))] | None, Annotated[NDArray[numpy.float32], dict(shape=(None, None))] | None, Annotated[NDArray[numpy.float32], dict(shape=(None, None))] | None]:
+        """
+        Return the gradients of unary [L, N] and both matrices [L, L], those that are wanted.
+
+        gradient [L, N] is that of what forward returned with the same matrices and scales.
+        """
+
+def dot(a: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], b: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> float:
+    """
+    Return the sum of a * b, float32 [R, C], in an order that does not depend on the number of threads.
+    """
+
 def order_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, colour_step: float, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """
     Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].

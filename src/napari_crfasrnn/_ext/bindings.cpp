@@ -3,8 +3,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
@@ -16,6 +18,7 @@
 #include "kernels.hpp"
 #include "lattice.hpp"
 #include "mean_field.hpp"
+#include "mean_field_training.hpp"
 #include "memory.hpp"
 #include "parallel.hpp"
 
@@ -90,12 +93,11 @@ std::span<const float> factors_for(const std::optional<Factors>& factors, const 
 
 using SharedLattice = std::shared_ptr<crfasrnn::Lattice>;
 
-std::unique_ptr<crfasrnn::MeanField> mean_field(SharedLattice spatial, SharedLattice bilateral,
-                                                std::optional<Factors> spatial_before,
-                                                std::optional<Factors> spatial_after,
-                                                std::optional<Factors> bilateral_before,
-                                                std::optional<Factors> bilateral_after,
-                                                std::optional<Order> pixel_of, bool averages) {
+template <class Field>
+std::unique_ptr<Field> mean_field(SharedLattice spatial, SharedLattice bilateral,
+                                  std::optional<Factors> spatial_before, std::optional<Factors> spatial_after,
+                                  std::optional<Factors> bilateral_before, std::optional<Factors> bilateral_after,
+                                  std::optional<Order> pixel_of, bool averages) {
   if (spatial->n_points() != bilateral->n_points()) {
     throw nb::value_error("spatial and bilateral must be lattices of the same points");
   }
@@ -117,7 +119,7 @@ std::unique_ptr<crfasrnn::MeanField> mean_field(SharedLattice spatial, SharedLat
   const crfasrnn::MeanField::Kernel second{bilateral, factors_for(bilateral_before, *bilateral),
                                            factors_for(bilateral_after, *bilateral), averages};
   const nb::gil_scoped_release unlocked;
-  return std::make_unique<crfasrnn::MeanField>(first, second, order);
+  return std::make_unique<Field>(first, second, order);
 }
 
 using Hook = nb::typed<nb::callable, void(int, int)>;
@@ -132,14 +134,20 @@ crfasrnn::AfterIteration hook_of(const std::optional<Hook>& function) {
   };
 }
 
-Result run(const crfasrnn::MeanField& field, Values unary, Matrix spatial, Matrix bilateral, float unary_scale,
-           float output_scale, int n_iterations, std::optional<Hook> on_iteration) {
-  const std::size_t n_labels = unary.shape(0);
+crfasrnn::MeanField::Weights weights_of(const Matrix& spatial, const Matrix& bilateral, float unary_scale,
+                                        float output_scale, std::size_t n_labels) {
   if (n_labels < 1 || n_labels > crfasrnn::max_width) throw nb::value_error("unary must have 1 to 64 labels");
-  if (unary.shape(1) != field.n_points()) throw nb::value_error("unary must be [L, N]");
   for (const Matrix* matrix : {&spatial, &bilateral}) {
     if (matrix->shape(0) != n_labels || matrix->shape(1) != n_labels) throw nb::value_error("matrices must be [L, L]");
   }
+  return {{spatial.data(), spatial.size()}, {bilateral.data(), bilateral.size()}, unary_scale, output_scale};
+}
+
+Result run(const crfasrnn::MeanField& field, Values unary, Matrix spatial, Matrix bilateral, float unary_scale,
+           float output_scale, int n_iterations, std::optional<Hook> on_iteration) {
+  const std::size_t n_labels = unary.shape(0);
+  const crfasrnn::MeanField::Weights weights = weights_of(spatial, bilateral, unary_scale, output_scale, n_labels);
+  if (unary.shape(1) != field.n_points()) throw nb::value_error("unary must be [L, N]");
   if (n_iterations < 1) throw nb::value_error("n_iterations must be at least 1");
   Result out = new_array(n_labels, unary.shape(1));
   float* target = out.data();
@@ -147,15 +155,74 @@ Result run(const crfasrnn::MeanField& field, Values unary, Matrix spatial, Matri
   bool finite;
   {
     const nb::gil_scoped_release unlocked;
-    finite = field.run({unary.data(), unary.size()}, static_cast<int>(n_labels),
-                       {{spatial.data(), spatial.size()},
-                        {bilateral.data(), bilateral.size()},
-                        unary_scale,
-                        output_scale},
-                       n_iterations, {target, unary.size()}, hook);
+    finite = field.run({unary.data(), unary.size()}, static_cast<int>(n_labels), weights, n_iterations,
+                       {target, unary.size()}, hook);
   }
   if (!finite) throw nb::value_error("unary must be finite, got NaN or infinity");
   return out;
+}
+
+std::pair<Result, Result> forward(const crfasrnn::MeanFieldTraining& field, Values unary, Matrix spatial,
+                                  Matrix bilateral, float unary_scale, float output_scale, int n_iterations,
+                                  bool with_vertices, std::optional<Hook> on_iteration) {
+  const std::size_t n_labels = unary.shape(0);
+  const crfasrnn::MeanField::Weights weights = weights_of(spatial, bilateral, unary_scale, output_scale, n_labels);
+  if (unary.shape(1) != field.n_points()) throw nb::value_error("unary must be [L, N]");
+  if (n_iterations < 1) throw nb::value_error("n_iterations must be at least 1");
+  const std::size_t size = field.trace_size(static_cast<int>(n_labels), with_vertices);
+  Result out = new_array(n_labels, unary.shape(1));
+  Result trace = new_array(static_cast<std::size_t>(n_iterations), size);
+  const std::span<float> out_span{out.data(), unary.size()};
+  const std::span<float> trace_span{trace.data(), static_cast<std::size_t>(n_iterations) * size};
+  const crfasrnn::AfterIteration hook = hook_of(on_iteration);
+  bool finite;
+  {
+    const nb::gil_scoped_release unlocked;
+    finite = field.forward({unary.data(), unary.size()}, static_cast<int>(n_labels), weights, n_iterations, out_span,
+                           trace_span, with_vertices, hook);
+  }
+  if (!finite) throw nb::value_error("unary must be finite, got NaN or infinity");
+  return {out, trace};
+}
+
+using MaybeResult = std::optional<Result>;
+
+std::tuple<MaybeResult, MaybeResult, MaybeResult> backward(const crfasrnn::MeanFieldTraining& field, Values trace,
+                                                           Values gradient, Matrix spatial, Matrix bilateral,
+                                                           float unary_scale, float output_scale, bool for_unary,
+                                                           bool for_spatial, bool for_bilateral) {
+  const std::size_t n_labels = gradient.shape(0);
+  const crfasrnn::MeanField::Weights weights = weights_of(spatial, bilateral, unary_scale, output_scale, n_labels);
+  if (gradient.shape(1) != field.n_points()) throw nb::value_error("gradient must be [L, N]");
+  const bool with_vertices = trace.shape(1) == field.trace_size(static_cast<int>(n_labels), true);
+  if (!with_vertices && (for_spatial || for_bilateral ||
+                         trace.shape(1) != field.trace_size(static_cast<int>(n_labels), false))) {
+    throw nb::value_error("trace must be what forward returned, with vertices for gradients of matrices");
+  }
+  crfasrnn::MeanFieldTraining::Gradients wanted;
+  const auto wish = [](bool wish_for_it, std::size_t rows, std::size_t columns, std::span<float>& target) {
+    MaybeResult array;
+    if (wish_for_it) {
+      array = new_array(rows, columns);
+      target = {array->data(), rows * columns};
+    }
+    return array;
+  };
+  MaybeResult unary_array = wish(for_unary, n_labels, gradient.shape(1), wanted.unary);
+  MaybeResult spatial_array = wish(for_spatial, n_labels, n_labels, wanted.spatial);
+  MaybeResult bilateral_array = wish(for_bilateral, n_labels, n_labels, wanted.bilateral);
+  {
+    const nb::gil_scoped_release unlocked;
+    field.backward({trace.data(), trace.size()}, with_vertices, static_cast<int>(n_labels), weights,
+                   static_cast<int>(trace.shape(0)), {gradient.data(), gradient.size()}, wanted);
+  }
+  return {unary_array, spatial_array, bilateral_array};
+}
+
+double dot(Values a, Values b) {
+  if (a.shape(0) != b.shape(0) || a.shape(1) != b.shape(1)) throw nb::value_error("a and b must have the same shape");
+  const nb::gil_scoped_release unlocked;
+  return crfasrnn::dot({a.data(), a.size()}, {b.data(), b.size()});
 }
 
 using Image = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -240,7 +307,7 @@ NB_MODULE(_lattice, m) {
            "transpose applies the adjoint. The GIL is released; several threads may call at once.");
 
   nb::class_<crfasrnn::MeanField>(m, "MeanField", "Mean-field inference with two kernels, without gradients.")
-      .def(nb::new_(&mean_field), "spatial"_a, "bilateral"_a, nb::kw_only(), "spatial_before"_a.noconvert() = nb::none(),
+      .def(nb::new_(&mean_field<crfasrnn::MeanField>), "spatial"_a, "bilateral"_a, nb::kw_only(), "spatial_before"_a.noconvert() = nb::none(),
            "spatial_after"_a.noconvert() = nb::none(), "bilateral_before"_a.noconvert() = nb::none(),
            "bilateral_after"_a.noconvert() = nb::none(), "pixel_of"_a.noconvert() = nb::none(), "averages"_a = false,
            "Join two lattices of the same N points.\n\n"
@@ -255,6 +322,25 @@ NB_MODULE(_lattice, m) {
            "The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is\n"
            "released, and taken for on_iteration(done, total) after each iteration; what that raises ends\n"
            "the run. Raises ValueError for NaN or infinity in unary.");
+
+  nb::class_<crfasrnn::MeanFieldTraining>(m, "MeanFieldTraining", "The mean field with a backward run.")
+      .def(nb::new_(&mean_field<crfasrnn::MeanFieldTraining>), "spatial"_a, "bilateral"_a, nb::kw_only(),
+           "spatial_before"_a.noconvert() = nb::none(), "spatial_after"_a.noconvert() = nb::none(),
+           "bilateral_before"_a.noconvert() = nb::none(), "bilateral_after"_a.noconvert() = nb::none(),
+           "pixel_of"_a.noconvert() = nb::none(), "averages"_a = false, "As MeanField.")
+      .def_prop_ro("n_points", &crfasrnn::MeanFieldTraining::n_points, "N")
+      .def("forward", &forward, "unary"_a.noconvert(), nb::kw_only(), "spatial"_a.noconvert(),
+           "bilateral"_a.noconvert(), "unary_scale"_a, "output_scale"_a, "n_iterations"_a, "with_vertices"_a,
+           "on_iteration"_a = nb::none(),
+           "Return what MeanField.run returns, and a trace [n_iterations, floats] for backward.\n\n"
+           "Only a trace with vertices serves gradients of the matrices.")
+      .def("backward", &backward, "trace"_a.noconvert(), "gradient"_a.noconvert(), nb::kw_only(),
+           "spatial"_a.noconvert(), "bilateral"_a.noconvert(), "unary_scale"_a, "output_scale"_a, "for_unary"_a,
+           "for_spatial"_a, "for_bilateral"_a,
+           "Return the gradients of unary [L, N] and both matrices [L, L], those that are wanted.\n\n"
+           "gradient [L, N] is that of what forward returned with the same matrices and scales.");
+  m.def("dot", &dot, "a"_a.noconvert(), "b"_a.noconvert(),
+        "Return the sum of a * b, float32 [R, C], in an order that does not depend on the number of threads.");
 
   m.def("order_pixels", &order_pixels, "image"_a.noconvert(), "space"_a, nb::kw_only(), "colour_step"_a,
         "pixel_of"_a.noconvert(),

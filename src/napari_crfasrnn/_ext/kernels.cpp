@@ -320,8 +320,9 @@ void sigmoid(float* values, std::size_t begin, std::size_t end) {
 
 }  // namespace
 
+extern const TrainingKernels training_table;
 extern const Kernels table;
 const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat, blur, slice,
-                    map_labels, pack, update, unpack, sigmoid};
+                    map_labels, pack, update, unpack, sigmoid, &training_table};
 
 }  // namespace crfasrnn::CRFASRNN_ISA

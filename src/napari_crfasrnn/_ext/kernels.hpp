@@ -78,6 +78,8 @@ enum class Finish {
   softmax_of_bounded,  // no exponential can overflow, nor all of a pixel's vanish
 };
 
+struct TrainingKernels;
+
 struct Kernels {
   const char* name;
 
@@ -111,6 +113,8 @@ struct Kernels {
                  std::size_t begin, std::size_t end);
   // values[p] = 1 / (1 + exp(-values[p]))
   void (*sigmoid)(float* values, std::size_t begin, std::size_t end);
+
+  const TrainingKernels* training;  // what gradients need, see kernels_training.hpp
 };
 
 // The mark of a chain's first node; the other bits are the vertex.
