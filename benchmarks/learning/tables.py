@@ -33,7 +33,7 @@ def show(results: Path) -> None:
     groups = _read(results)
     for labels, k in sorted(groups, key=lambda group: (group[0] != "strokes", group[1])):
         print(f"\n### {labels}, k = {k}\n")
-        _head("set", "ours − best", "seeds", "learning, s", "prediction, s")
+        _head("set", "ours − best", "seeds", "learning, CPU s", "prediction, CPU s")
         rows = []
         for name, runs in groups[labels, k].items():
             means = [float(np.mean([run["miou"][column] for run in runs])) for column in (*RIVALS, *OURS)]

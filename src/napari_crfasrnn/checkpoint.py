@@ -23,6 +23,7 @@ from torch import Tensor
 
 from napari_crfasrnn.config import Architecture, ModelConfig
 from napari_crfasrnn.crf import CrfRnn
+from napari_crfasrnn.experts import Panel
 from napari_crfasrnn.network import SegmentationModel, build_network
 
 FORMAT_VERSION = 1
@@ -98,13 +99,19 @@ def load_checkpoint(path: Path | str) -> SegmentationModel:
         tensors = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}  # noqa: SIM118
     with torch.device("meta"):  # the weights come from the file: none are drawn
         network = build_network(info.config)
-    crf = CrfRnn(len(info.config.classes), info.config.crf)
+    n_labels = len(info.config.classes)
+    crf = CrfRnn(n_labels, info.config.crf)
+    panel = None if info.config.panel is None else Panel(info.config.panel, n_labels)
     expected = {f"network.{name}": t for name, t in network.state_dict().items()}
     expected |= {f"crf.{name}": t for name, t in crf.state_dict().items()}
+    if panel is not None:
+        expected |= {f"panel.{name}": t for name, t in panel.state_dict().items()}
     _check_match(path, expected, tensors)
     network.load_state_dict(_part(tensors, "network."), assign=True)
     crf.load_state_dict(_part(tensors, "crf."))
-    return SegmentationModel(info.config, network, crf, info.provenance)
+    if panel is not None:
+        panel.load_state_dict(_part(tensors, "panel."))
+    return SegmentationModel(info.config, network, crf, info.provenance, panel)
 
 
 def read_info(path: Path | str) -> CheckpointInfo:
@@ -123,7 +130,10 @@ def round_to_half(module: torch.nn.Module) -> None:
 
 def _tensors(model: SegmentationModel) -> dict[str, Tensor]:
     named = {f"network.{name}": t for name, t in model.network.state_dict().items()}
-    return named | {f"crf.{name}": t for name, t in model.crf.state_dict().items()}
+    named |= {f"crf.{name}": t for name, t in model.crf.state_dict().items()}
+    if model.panel is not None:
+        named |= {f"panel.{name}": t for name, t in model.panel.state_dict().items()}
+    return named
 
 
 def _smallest(name: str, tensor: Tensor) -> Tensor:

@@ -116,6 +116,38 @@ class Preprocessing(_Config):
         return cls(mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0), channel_order="bgr", long_side=500)
 
 
+class ForestConfig(_Config):
+    """The shape of a forest of decision trees over pixel features."""
+
+    groups: tuple[int, ...]
+    """Which features: 1 for those made by hand, else the stride of a map of the encoder."""
+    n_trees: int = Field(ge=1)
+    n_nodes: int = Field(ge=1)
+    """Of all trees together."""
+    n_leaves: int = Field(ge=1)
+    """Nodes that end a path, of all trees together."""
+    depth: int = Field(ge=0)
+    """Decisions on the longest path."""
+
+
+class PerceptronsConfig(_Config):
+    """The shape of a few small perceptrons over pixel features."""
+
+    groups: tuple[int, ...]
+    """Which features, as in `ForestConfig`."""
+    n_members: int = Field(ge=1)
+    """How many there are."""
+    hidden: int = Field(ge=1)
+    """Hidden units of each."""
+
+
+class PanelConfig(_Config):
+    """The experts that judge single pixels by fine features."""
+
+    forests: tuple[ForestConfig, ...] = ()
+    perceptrons: tuple[PerceptronsConfig, ...] = ()
+
+
 class ModelConfig(_Config):
     """What a `SegmentationModel` is, apart from its weights."""
 
@@ -125,6 +157,8 @@ class ModelConfig(_Config):
     classes: tuple[ClassSpec, ...] = VOC_CLASSES
     preprocessing: Preprocessing = Preprocessing()
     crf: CrfConfig = CrfConfig.starter()
+    panel: PanelConfig | None = None
+    """Experts for pixels, which speak for the network of a model that learnt its classes from few labels."""
 
     @field_validator("classes")
     @classmethod

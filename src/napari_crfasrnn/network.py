@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from napari_crfasrnn.classes import ClassSpec, class_table
 from napari_crfasrnn.config import Frame, ModelConfig, Preprocessing
 from napari_crfasrnn.crf import CrfRnn
+from napari_crfasrnn.experts import Panel
 from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, bilinear_kernel
 from napari_crfasrnn.frames import FramedImage, put_in_frame
 
@@ -57,11 +58,15 @@ class SegmentationModel:
     provenance
         Where the weights come from: anything JSON holds. The keys ``title`` and ``licence`` are shown
         in lists of models.
+    panel
+        Experts for single pixels. Where there are some, their logits are the model's, and the network
+        serves by its encoder; it has to be an `FcnLite`.
 
     Raises
     ------
     ValueError
-        If the network or the CRF has another number of classes than ``config``.
+        If the network, the CRF or the panel has another number of classes than ``config``, or there is a
+        panel beside another network than `FcnLite`.
     """
 
     def __init__(
@@ -70,21 +75,31 @@ class SegmentationModel:
         network: Network | None = None,
         crf: CrfRnn | None = None,
         provenance: Mapping[str, Any] | None = None,
+        panel: Panel | None = None,
     ) -> None:
         config = ModelConfig() if config is None else config
         n_labels = len(config.classes)
         self.network = build_network(config) if network is None else network
         self.crf = CrfRnn(n_labels, config.crf) if crf is None else crf
-        for name, module in (("network", self.network), ("crf", self.crf)):
-            if module.n_labels != n_labels:
+        self.panel = panel
+        if panel is not None and not isinstance(self.network, FcnLite):
+            raise ValueError(
+                f"a panel reads the encoder of an FcnLite, got one beside an {type(self.network).__name__}"
+            )
+        for name, module in (("network", self.network), ("crf", self.crf), ("panel", panel)):
+            if module is not None and module.n_labels != n_labels:
                 raise ValueError(
                     f"{name} must have as many classes as config, {n_labels}, got {module.n_labels}: "
                     "use with_classes to change the classes of a model"
                 )
-        self.config = config.model_copy(update={"crf": self.crf.config})
+        self.config = config.model_copy(
+            update={"crf": self.crf.config, "panel": None if panel is None else panel.config}
+        )
         self.provenance: dict[str, Any] = dict(provenance or {})
         self.network.eval()
         self.crf.eval()
+        if panel is not None:
+            panel.eval()
 
     @property
     def classes(self) -> tuple[ClassSpec, ...]:
@@ -105,6 +120,8 @@ class SegmentationModel:
         """Move the weights to a device, in place."""
         self.network.to(device)
         self.crf.to(device)
+        if self.panel is not None:
+            self.panel.to(device)
         return self
 
     def copy(self) -> SegmentationModel:
@@ -114,6 +131,7 @@ class SegmentationModel:
             copy.deepcopy(self.network),
             copy.deepcopy(self.crf),
             copy.deepcopy(self.provenance),
+            copy.deepcopy(self.panel),
         )
 
     def with_frame(self, frame: str) -> SegmentationModel:
@@ -133,7 +151,15 @@ class SegmentationModel:
             raise ValueError(f"frame must be one of {', '.join(get_args(Frame))}, got {frame!r}")
         preprocessing = Preprocessing.model_validate({**dict(self.config.preprocessing), "frame": frame})
         config = self.config.model_copy(update={"preprocessing": preprocessing})
-        return SegmentationModel(config, self.network, self.crf, self.provenance)
+        return SegmentationModel(config, self.network, self.crf, self.provenance, self.panel)
+
+    def with_panel(self, panel: Panel | None) -> SegmentationModel:
+        """Return a model with other experts (or none) that shares the rest with this one."""
+        return SegmentationModel(self.config, self.network, self.crf, self.provenance, panel)
+
+    def with_crf(self, crf: CrfRnn) -> SegmentationModel:
+        """Return a model with another CRF that shares the rest with this one."""
+        return SegmentationModel(self.config, self.network, crf, self.provenance, self.panel)
 
     def preprocess(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
         """Return what the network reads, [B, 3, h, w]: three channels, shrunk, centred, scaled.
@@ -189,14 +215,19 @@ class SegmentationModel:
         return x * (3 / channels) ** 0.5 if channels > 3 else x
 
     def logits(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
-        """Return the logits of the network alone, [B, L, H, W], enlarged bilinearly where it saw less.
+        """Return the logits before the CRF, [B, L, H, W], enlarged bilinearly where the network saw less.
 
         In the frame of a demo they are enlarged as the demos enlarged labels: to the nearest.
         """
         framed = self.framed(image)
         if framed is not None:
             return framed.restore(self.network(self.framed_input(framed)))
-        logits: Tensor = self.network(self.preprocess(image))
+        seen = self.preprocess(image)
+        if self.panel is None:
+            logits: Tensor = self.network(seen)
+        else:
+            assert isinstance(self.network, FcnLite)
+            logits = torch.cat([self.panel.logits(self.network, one) for one in seen[:, None]])
         size = (image.shape[-2], image.shape[-1])
         if logits.shape[-2:] != size:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
@@ -232,7 +263,8 @@ class SegmentationModel:
         with torch.no_grad():
             network = _regrown_network(self, config, origin)
             crf = _regrown_crf(self.crf, origin).to(self.device)
-        return SegmentationModel(config, network, crf, copy.deepcopy(self.provenance))
+            panel = None if self.panel is None else self.panel.with_origin(origin)
+        return SegmentationModel(config, network, crf, copy.deepcopy(self.provenance), panel)
 
     def save(self, path: Path | str) -> None:
         """Write the model to one file; see `checkpoint.save_checkpoint`."""

@@ -23,6 +23,7 @@ CORE_RANKS = [
     {"kernels"},
     {"crf", "encoder", "frames"},
     {"fcn"},
+    {"experts"},
     {"network"},
     {"checkpoint"},
     {"importing"},

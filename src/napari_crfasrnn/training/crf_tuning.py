@@ -22,11 +22,12 @@ from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.edits import Box
+from napari_crfasrnn.experts.sampling import Positions, values_at
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.planes import LabelledPlane, View
-from napari_crfasrnn.training.positions import Positions, locate, logits_at, score_map
+from napari_crfasrnn.training.positions import locate, score_map
 from napari_crfasrnn.training.report import LockedScore
 
 _MAX_TILES = 8
@@ -62,7 +63,7 @@ class Tile:
     def logits(self, scores: Tensor) -> Tensor:  # [L, gh, gw] → [1, L, h, w]
         """Return the network's logits of the tile."""
         height, width = self.training.shape
-        return logits_at(scores, self.positions).T.reshape(1, -1, height, width)
+        return values_at(scores, self.positions).T.reshape(1, -1, height, width)
 
 
 class CrfTuner:
@@ -97,7 +98,7 @@ class CrfTuner:
         self._config = config
         self._cancel = cancel
         self._tiles: list[Tile] = []
-        for number, box in _choose_tiles(planes, model.n_labels):
+        for number, box in choose_tiles(planes, model.n_labels):
             raise_if_cancelled(cancel)
             self._tiles.append(_cut(model, planes[number], views[number], box))
 
@@ -198,7 +199,7 @@ class CrfTuning:
         return F.cross_entropy(refined, tile.training[None], weight=self._weight, ignore_index=-1)
 
 
-def _choose_tiles(planes: Sequence[LabelledPlane], n_labels: int) -> list[tuple[int, Box]]:
+def choose_tiles(planes: Sequence[LabelledPlane], n_labels: int) -> list[tuple[int, Box]]:
     """Return up to `_MAX_TILES` tiles as (plane, box), those first that add most to the rarest labels."""
     side = max(_MIN_TILE_SIDE, min(_TILE_SIDE, int((_TILE_VALUES / n_labels) ** 0.5)))
     candidates: list[tuple[int, Box, NDArray[np.float64]]] = []

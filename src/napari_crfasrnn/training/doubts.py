@@ -9,10 +9,11 @@ import torch
 
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.edits import contradictions
+from napari_crfasrnn.experts.sampling import Grid, values_at
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.planes import LabelledPlane
-from napari_crfasrnn.training.positions import Grid, locate, logits_at, score_map
+from napari_crfasrnn.training.positions import locate, score_map
 from napari_crfasrnn.training.report import PlaceOfContradiction
 
 _MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims are always in doubt
@@ -38,7 +39,7 @@ def find_contradictions(
             seen = model.preprocess(plane.image)
             grid = Grid(plane.size, (int(seen.shape[-2]), int(seen.shape[-1])))
             scores = score_map(model.network, model.network.encode(seen), grid)
-            logits = logits_at(scores, locate(model.network, grid, y, x).to(model.device))
+            logits = values_at(scores, locate(model.network, grid, y, x).to(model.device))
         prediction = plane.training.copy()
         prediction[y, x] = logits.argmax(1).cpu().numpy()
         found += [

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from napari_crfasrnn import metrics
 from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.experts.sampling import values_at
 from napari_crfasrnn.network import Fcn8s, SegmentationModel
 from napari_crfasrnn.training.planes import PixelSample, View
-from napari_crfasrnn.training.positions import logits_at, score_map
+from napari_crfasrnn.training.positions import score_map
 from napari_crfasrnn.training.report import LockedScore
 from napari_crfasrnn.training.teacher import Advice
 
@@ -142,7 +143,7 @@ class HeadLearner:
         n_labels = self._model.n_labels
         counts = np.zeros((n_labels, n_labels), np.int64)
         for view, sample in self._locked:
-            logits = logits_at(self._scores(view), sample.positions)
+            logits = values_at(self._scores(view), sample.positions)
             given, truth = logits.argmax(1).cpu().numpy(), sample.target.cpu().numpy()
             counts += metrics.confusion(given, truth, n_labels, ignore=None)
         return LockedScore.from_confusion(counts, tuple(spec.name for spec in self._model.classes)).miou
@@ -180,12 +181,12 @@ class HeadLearner:
         if len(sample) > _BATCH:
             chosen = self._choose(len(sample), _BATCH)
             positions, target, weight = positions.select(chosen), target[chosen], weight[chosen]
-        losses = F.cross_entropy(logits_at(scores, positions), target, reduction="none")
+        losses = F.cross_entropy(values_at(scores, positions), target, reduction="none")
         loss = lesson.say * (losses * weight).sum() / weight.sum()
         advice = lesson.advice
         if advice is not None and len(advice.weight):
             chosen = self._choose(len(advice.weight), _UNTOUCHED_BATCH)
-            now = logits_at(scores, lesson.view.untouched.positions.select(chosen)).log_softmax(1)
+            now = values_at(scores, lesson.view.untouched.positions.select(chosen)).log_softmax(1)
             divergence = F.kl_div(now, advice.marginals[chosen], reduction="none").sum(1)
             loss = loss + (advice.weight[chosen] * divergence).mean()
         return loss

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from napari_crfasrnn.config import TrainConfig
-from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.network import FcnLite, SegmentationModel
 from napari_crfasrnn.progress import Cancel, Cancelled, raise_if_cancelled
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions
 from napari_crfasrnn.training.head import HeadLearner
+from napari_crfasrnn.training.panel_round import PanelRound
 from napari_crfasrnn.training.planes import (
     LOOKS,
     LabelledPlane,
@@ -45,6 +46,7 @@ _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
 _SCORES_AFTER = 2.0  # scores on all tiles that come after the last head iteration
 _TITLE = "Fine-tuned from "
 TAUGHT = "taught"  # in a model's provenance: the classes that it knows from the labels of one project only
+_FROM_ELSEWHERE = "the model came with labels of another project: only those of this one were learnt"
 _DIVERGED = "the loss was no longer a number, so learning stopped and the best weights before that were kept"
 
 
@@ -117,6 +119,8 @@ class _Round:
         self.project, self.config, self.progress, self.cancel = project, config, progress, cancel
         self.knows = _n_known_classes(model, project) > 1
         self.student = _with_classes_of(model, project)
+        if self.config.thaw:
+            self.student = self.student.with_panel(None)  # what is trained must also speak
         self.planes: list[LabelledPlane] = []
         self.labelled: list[bool] = []
         self.history: list[TrainStep] = []
@@ -124,15 +128,15 @@ class _Round:
         self.before: LockedScore | None = None
         self.after: LockedScore | None = None
         self.crf_learnt = False
+        self.found: tuple[PlaceOfContradiction, ...] = ()
 
     def run(self) -> TrainReport:
         """Learn, and report."""
         stopped_by: StoppedBy
-        found: tuple[PlaceOfContradiction, ...] = ()
         try:
             stopped_by = self._learn()
-            if not self.clock.is_over():
-                found = find_contradictions(self.student, self.planes, self.cancel)
+            if self.student.panel is None and not self.clock.is_over():
+                self.found = find_contradictions(self.student, self.planes, self.cancel)
         except Cancelled:
             stopped_by = "cancelled"
         self._note_provenance()
@@ -146,7 +150,7 @@ class _Round:
             n_training_pixels=sum(plane.n_training for plane in self.planes),
             n_locked_pixels=sum(plane.n_locked for plane in self.planes),
             crf_learnt=self.crf_learnt,
-            contradictions=found,
+            contradictions=self.found,
             notes=tuple(self.notes),
             config=self.config,
             seconds=self.clock.seconds(),
@@ -160,6 +164,8 @@ class _Round:
                 "project must hold labelled pixels to learn from, got none: paint or accept some first"
             )
         self._note_missing_classes()
+        if self._takes_panel():
+            return self._learn_panel()
         views = self._draw_views()
         tuner = CrfTuner(self.student, self.planes, views[: len(self.planes)], self.config, self.cancel)
         begun = self.clock.seconds()
@@ -175,6 +181,59 @@ class _Round:
             self.after = tuner.score()
         return stopped_by
 
+    def _takes_panel(self) -> bool:
+        """Return whether experts for pixels shall learn, and not the head of the network.
+
+        They do for classes that the model knows nothing of, and where they have spoken for it before.
+        """
+        if self.config.thaw or not isinstance(self.student.network, FcnLite):
+            return False
+        return not self.knows or self.student.panel is not None
+
+    def _learn_panel(self) -> StoppedBy:
+        """Teach experts from the start: the project holds all labels that there are."""
+        if self.knows:
+            self.notes.append(_FROM_ELSEWHERE)
+        work = PanelRound(self.student, self.planes, self.config, self.cancel, self._is_late)
+        if work.n_read < len(self.planes):
+            self._note_left_out(work.n_read)
+        self.before = work.tiles.score(self.student)
+        learner = work.start()
+        stopped_by: StoppedBy = "iterations"
+        total = self.config.max_iterations
+        try:
+            while learner.iteration < total:
+                raise_if_cancelled(self.cancel)
+                if learner.iteration and self.clock.is_over():
+                    stopped_by = "time"
+                    break
+                loss = learner.step()
+                if not math.isfinite(loss):
+                    self.notes.append(_DIVERGED)
+                    stopped_by = "diverged"
+                    break
+                self._report(learner.iteration, loss, work.measure(learner.panel, learner.iteration))
+        finally:
+            learner.finish()
+            if learner.iteration:
+                self.student = self.student.with_panel(learner.panel)
+        crf = work.tiles.choose_crf(learner.panel)
+        self.student = self.student.with_crf(crf)
+        self.crf_learnt = True
+        self.after = work.tiles.score(self.student)
+        if not self.clock.is_over():
+            self.found = work.contradictions(learner.panel)
+        return stopped_by
+
+    def _is_late(self) -> bool:
+        limit = self.clock.limit
+        return limit is not None and self.clock.is_over((1 - _FIRST_LOOK_SHARE) * limit)
+
+    def _note_left_out(self, n_read: int) -> None:
+        left_out = f"{len(self.planes) - n_read} of {len(self.planes)} labelled images"
+        self.notes.append(f"{left_out} were left out for lack of time: give it more seconds")
+        del self.planes[n_read:]
+
     def _draw_views(self) -> list[View]:
         """Return a view of every plane as it is, and then others, as far as there is time."""
         random = np.random.default_rng([self.config.seed, 0])
@@ -189,9 +248,7 @@ class _Round:
                 share = _FIRST_LOOK_SHARE if look == LOOKS[0] else _LOOK_SHARE
                 if views and self.clock.is_over((1 - share) * limit):
                     if look == LOOKS[0]:
-                        left_out = f"{len(self.planes) - number} of {len(self.planes)} labelled images"
-                        self.notes.append(f"{left_out} were left out for lack of time: give it more seconds")
-                        del self.planes[number:]
+                        self._note_left_out(number)
                     return views
                 views.append(make_view(self.student, number, plane, pixels[number], look, encode=encode))
         return views
@@ -255,7 +312,7 @@ class _Round:
         return stopped_by
 
     def _report(self, iteration: int, loss: float, locked_miou: float | None) -> None:
-        total = self.config.max_iterations + self.config.crf_iterations
+        total = self.config.max_iterations + (0 if self._takes_panel() else self.config.crf_iterations)
         step = TrainStep(iteration, total, loss, locked_miou, self.clock.seconds())
         self.history.append(step)
         if self.progress is not None:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.edits import Labels, Mask, labelled_mask, split_locked
+from napari_crfasrnn.experts.sampling import Grid, Positions
 from napari_crfasrnn.imaging import open_image
 from napari_crfasrnn.network import Features, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.project import Project
-from napari_crfasrnn.training.positions import Grid, Positions, locate
+from napari_crfasrnn.training.positions import locate
 
 # The pattern of the locked share belongs to the project, not to a round: another seed of a later round
 # must not hold back what an earlier one trained on.
@@ -196,9 +197,9 @@ def draw_pixels(plane: LabelledPlane, generator: np.random.Generator) -> PlanePi
     """Draw the pixels of a plane that take part."""
     ignore = ignore_value(plane.training.dtype)
     y, x = np.nonzero(plane.training != ignore)
-    chosen = _balanced(plane.training[y, x], _MAX_TRAINING, generator)
+    chosen = balanced(plane.training[y, x], _MAX_TRAINING, generator)
     free_y, free_x = np.nonzero((plane.training == ignore) & (plane.locked == ignore) & ~plane.aside)
-    some = _any(len(free_y), _MAX_UNTOUCHED, generator)
+    some = any_of(len(free_y), _MAX_UNTOUCHED, generator)
     return PlanePixels((y[chosen], x[chosen]), (free_y[some], free_x[some]), len(free_y))
 
 
@@ -249,7 +250,7 @@ def _changed(image: Tensor, look: Look) -> Tensor:
 def locked_sample(model: SegmentationModel, plane: LabelledPlane, grid: Grid) -> PixelSample:
     """Return the held-back pixels of a plane (a drawn sample, where they are many)."""
     y, x = np.nonzero(plane.locked != ignore_value(plane.locked.dtype))
-    chosen = _any(len(y), _MAX_LOCKED, np.random.default_rng([_LOCK_SEED, plane.item_id]))
+    chosen = any_of(len(y), _MAX_LOCKED, np.random.default_rng([_LOCK_SEED, plane.item_id]))
     return _sample(model, grid, plane.locked, y[chosen], x[chosen], mirrored=False)
 
 
@@ -270,7 +271,7 @@ def _sample(
     )
 
 
-def _balanced(classes: NDArray[np.integer], limit: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def balanced(classes: NDArray[np.integer], limit: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """Return up to ``limit`` places, drawn by class frequency to the power -1/2, so that rare ones stay."""
     if len(classes) <= limit:
         return np.arange(len(classes))
@@ -278,7 +279,8 @@ def _balanced(classes: NDArray[np.integer], limit: int, generator: np.random.Gen
     return np.sort(generator.choice(len(classes), limit, replace=False, p=chance / chance.sum()))
 
 
-def _any(n: int, limit: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def any_of(n: int, limit: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return up to ``limit`` of n places."""
     if n <= limit:
         return np.arange(n)
     return np.sort(generator.choice(n, limit, replace=False))

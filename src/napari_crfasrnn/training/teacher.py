@@ -25,11 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.experts.sampling import values_at
 from napari_crfasrnn.network import FcnLite, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.forest import forest_marginals
 from napari_crfasrnn.training.planes import LabelledPlane, PixelSample, View
-from napari_crfasrnn.training.positions import logits_at, score_map
+from napari_crfasrnn.training.positions import score_map
 
 _VOTERS = 1_500  # labelled pixels and as many untouched ones: more change nothing but the time
 _WIDTH = 0.5  # of the kernel, in the units that the four weights below set
@@ -156,8 +157,8 @@ def _look(model: SegmentationModel, view: View, samples: tuple[PixelSample, ...]
     mean, deviation = seen.mean((1, 2)), seen.std((1, 2)).clamp_min(_SMALLEST_DEVIATION)
     looks = []
     for sample in samples:
-        network = (logits_at(seen, sample.positions) - mean) / deviation
-        marginals = logits_at(scores, sample.positions).softmax(1)
+        network = (values_at(seen, sample.positions) - mean) / deviation
+        marginals = values_at(scores, sample.positions).softmax(1)
         parts = (
             network.clamp(-_CLIP, _CLIP) * math.sqrt(_NETWORK_WEIGHT / network.shape[1]),
             marginals * math.sqrt(_PREDICTION_WEIGHT),

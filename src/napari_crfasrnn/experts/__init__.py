@@ -1,0 +1,10 @@
+"""Experts that judge single pixels by fine features: what a model learns from a few strokes."""
+
+from __future__ import annotations
+
+from napari_crfasrnn.experts.features import FeatureMaps
+from napari_crfasrnn.experts.forest import Forest
+from napari_crfasrnn.experts.panel import Panel, Sieve
+from napari_crfasrnn.experts.perceptrons import Perceptrons
+
+__all__ = ["FeatureMaps", "Forest", "Panel", "Perceptrons", "Sieve"]

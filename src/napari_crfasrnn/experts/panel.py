@@ -1,0 +1,156 @@
+"""A panel of experts: forests and perceptrons that judge every pixel, and whose judgements are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from napari_crfasrnn.config import PanelConfig
+from napari_crfasrnn.experts.features import GROUPS, FeatureMaps, columns
+from napari_crfasrnn.experts.forest import Forest
+from napari_crfasrnn.experts.perceptrons import Perceptrons
+from napari_crfasrnn.fcn import FcnLite
+
+_EVERY_PIXEL_UP_TO = 80_000  # pixels; of larger images every second row and column is judged
+_CHUNK = 16_384  # pixels at a time, for the memory that their features take
+_LEAST = 1e-3  # marginal: an expert that never saw a class cannot exclude it
+_NEVER = -20.0  # logit of a class that a perceptron was never taught
+
+
+@dataclass(frozen=True)
+class Sieve:
+    """Every pixel of a box, or every second row and column of it.
+
+    Attributes
+    ----------
+    box
+        (y0, x0, y1, x1) in the image, the end excluded.
+    step
+        1 or 2.
+    """
+
+    box: tuple[int, int, int, int]
+    step: int
+
+    def pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return rows and columns of the pixels."""
+        y, x = np.meshgrid(*self._axes(), indexing="ij")
+        return y.ravel(), x.ravel()
+
+    def chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield rows and columns of the pixels, some at a time."""
+        y, x = self.pixels()
+        for start in range(0, len(y), _CHUNK):
+            yield y[start : start + _CHUNK], x[start : start + _CHUNK]
+
+    def spread(self, marginals: Tensor) -> Tensor:  # [N, L] → [1, L, h, w]
+        """Return the logarithms of marginals, enlarged to the box."""
+        rows, columns = self._axes()
+        logits = marginals.clamp_min(_LEAST).log().T.reshape(1, -1, len(rows), len(columns))
+        if self.step == 1:
+            return logits
+        # The pixels sit at 0, 2, 4, …: with the last one repeated, interpolation from corner to corner fits.
+        size = (2 * len(rows) + 1, 2 * len(columns) + 1)
+        padded = F.pad(logits, (0, 1, 0, 1), mode="replicate")
+        enlarged = F.interpolate(padded, size=size, mode="bilinear", align_corners=True)
+        y0, x0, y1, x1 = self.box
+        return enlarged[..., : y1 - y0, : x1 - x0]
+
+    def _axes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        y0, x0, y1, x1 = self.box
+        return np.arange(y0, y1, self.step), np.arange(x0, x1, self.step)
+
+
+class Panel(nn.Module):
+    """Experts with the weights of their votes.
+
+    Parameters
+    ----------
+    config
+        What experts there are.
+    n_labels
+        Number of classes L.
+    """
+
+    votes: Tensor
+
+    def __init__(self, config: PanelConfig, n_labels: int) -> None:
+        super().__init__()
+        self.forests = nn.ModuleList(Forest(each, n_labels) for each in config.forests)
+        self.perceptrons = nn.ModuleList(Perceptrons(each, n_labels) for each in config.perceptrons)
+        self.register_buffer("votes", torch.ones(len(self.forests) + len(self.perceptrons)))
+        self.n_labels = n_labels
+
+    @classmethod
+    def of(cls, experts: Sequence[Forest | Perceptrons], votes: Sequence[float], n_labels: int) -> Panel:
+        """Return a panel of some experts, the forests first."""
+        panel = cls(PanelConfig(), n_labels)
+        panel.forests.extend(each for each in experts if isinstance(each, Forest))
+        panel.perceptrons.extend(each for each in experts if isinstance(each, Perceptrons))
+        panel.votes = torch.tensor(votes, dtype=torch.float32)
+        return panel.eval()
+
+    @property
+    def config(self) -> PanelConfig:
+        """What experts there are."""
+        return PanelConfig(
+            forests=tuple(each.config for each in self.forests),
+            perceptrons=tuple(each.config for each in self.perceptrons),
+        )
+
+    def marginals(self, rows: Tensor) -> Tensor:  # [N, d] → [N, L]
+        """Return what the panel thinks of pixels with these features, all groups of them."""
+        total = rows.new_zeros(len(rows), self.n_labels)
+        for vote, expert in zip(self.votes.tolist(), (*self.forests, *self.perceptrons), strict=True):
+            total += vote * expert(columns(rows, expert.config.groups))
+        return total / self.votes.sum()
+
+    @torch.no_grad()
+    def logits(self, network: FcnLite, seen: Tensor) -> Tensor:  # [1, 3, h, w] → [1, L, h, w]
+        """Return the logarithms of what the panel thinks of every pixel.
+
+        Parameters
+        ----------
+        network
+            Whose encoder gives features.
+        seen
+            What the network reads.
+        """
+        h, w = int(seen.shape[-2]), int(seen.shape[-1])
+        maps = FeatureMaps(network, seen, (h, w))
+        sieve = Sieve((0, 0, h, w), 1 if h * w <= _EVERY_PIXEL_UP_TO else 2)
+        judged = [
+            self.marginals(maps.at(y, x, tuple(GROUPS)).to(self.votes.device)) for y, x in sieve.chunks()
+        ]
+        return sieve.spread(torch.cat(judged)).to(seen.device)
+
+    def with_origin(self, origin: Sequence[int | None]) -> Panel:
+        """Return a copy for another class table: each new class is an old one, or one that nobody knows."""
+        kept = [source for source in origin if source is not None]
+        places = [value for value, source in enumerate(origin) if source is not None]
+        forests, perceptrons = [], []
+        for forest in self.forests:
+            assert isinstance(forest, Forest)
+            copy = Forest(forest.config, len(origin)).to(forest.share.device)
+            for name in ("feature", "threshold", "child", "root"):
+                getattr(copy, name).copy_(getattr(forest, name))
+            copy.share[:, places] = forest.share[:, kept]
+            forests.append(copy)
+        for old in self.perceptrons:
+            assert isinstance(old, Perceptrons)
+            grown = Perceptrons(old.config, len(origin)).to(old.centre.device)
+            with torch.no_grad():
+                for name in ("centre", "deviation", "weight1", "bias1"):
+                    getattr(grown, name).copy_(getattr(old, name))
+                grown.bias2.fill_(_NEVER)
+                grown.weight2[..., places] = old.weight2[..., kept]
+                grown.bias2[..., places] = old.bias2[..., kept]
+            perceptrons.append(grown)
+        panel = Panel.of([*forests, *perceptrons], self.votes.tolist(), len(origin))
+        return panel.to(self.votes.device)

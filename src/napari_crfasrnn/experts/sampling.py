@@ -1,0 +1,125 @@
+"""Feature maps read at single pixels of an image, without computing those of all the others.
+
+A map of some stride is coarser than the image; bilinear interpolation at a pixel needs four of its cells.
+So a loss on a few thousand labelled pixels, at full resolution, costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_crfasrnn.encoder import STRIDE
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the cells of a network's maps lie in an image.
+
+    Attributes
+    ----------
+    image_size, input_size
+        Height and width of the image, and of what the network reads (the image shrunk).
+    """
+
+    image_size: tuple[int, int]
+    input_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Pixels of an image as interpolation from a flattened map.
+
+    Attributes
+    ----------
+    cells
+        [4, N] the cells around each pixel.
+    weights
+        [4, N] how much each counts.
+    """
+
+    cells: Tensor
+    weights: Tensor
+
+    def select(self, chosen: Tensor) -> Positions:
+        """Return some of the positions."""
+        return Positions(self.cells[:, chosen], self.weights[:, chosen])
+
+    def to(self, device: torch.device) -> Positions:
+        """Return the positions on a device."""
+        return Positions(self.cells.to(device), self.weights.to(device))
+
+    def __len__(self) -> int:
+        return self.cells.shape[1]
+
+
+def locate_cells(
+    grid: Grid,
+    y: NDArray[np.integer],  # [N]
+    x: NDArray[np.integer],  # [N]
+    stride: int,
+) -> Positions:
+    """Return pixels of an image as positions in a map of the `FcnLite` encoder.
+
+    Parameters
+    ----------
+    stride
+        Of the map: 2 to 32; 1 is the network's input itself.
+    """
+    rows, columns = (
+        _around(place, image_side, input_side, stride)
+        for place, image_side, input_side in zip((y, x), grid.image_size, grid.input_size, strict=True)
+    )
+    (y0, y1, fy), (x0, x1, fx) = rows, columns
+    width = _n_cells(grid.input_size[1], stride)
+    cells = np.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1])
+    weights = np.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx])
+    return Positions(torch.from_numpy(cells), torch.from_numpy(weights.astype(np.float32)))
+
+
+def values_at(values: Tensor, positions: Positions) -> Tensor:  # [C, gh, gw] → [N, C]
+    """Return the values of a map at the positions, differentiable with respect to the map."""
+    flat = values.flatten(1).T  # [cells, C]
+    found: Tensor = _Interpolate.apply(flat, positions.cells, positions.weights)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _n_cells(side: int, stride: int) -> int:
+    """Return how many cells a side of a map has; the input is padded to a multiple of the last stride."""
+    return side if stride == 1 else -(-side // STRIDE) * (STRIDE // stride)
+
+
+def _around(
+    place: NDArray[np.integer], image_side: int, input_side: int, stride: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the cells before and after each place, and how far it is from the one before (0..1)."""
+    # Pixel centres of the image in pixels of the input, as `interpolate` without aligned corners has it.
+    at = np.clip((place + 0.5) * input_side / image_side - 0.5, 0, input_side - 1)
+    last = _n_cells(input_side, stride) - 1
+    at = np.clip((at - (stride - 1)) / stride, 0, last)  # cell i sits at its last pixel, see `fcn._upsample`
+    before = np.floor(at).astype(np.int64)
+    return before, np.minimum(before + 1, last), at - before
+
+
+class _Interpolate(torch.autograd.Function):
+    """Weighted sums of rows; its backward adds in a fixed order, so training repeats to the last bit."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(cells, weights)
+        ctx.n_cells = flat.shape[0]
+        taken = flat.index_select(0, cells.reshape(-1)) * weights.reshape(-1, 1)
+        return taken.view(*cells.shape, taken.shape[1]).sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        cells, weights = ctx.saved_tensors
+        spread = (gradient[None] * weights[..., None]).reshape(-1, gradient.shape[1])
+        flat = gradient.new_zeros(ctx.n_cells, gradient.shape[1])
+        return flat.index_add_(0, cells.reshape(-1), spread), None, None

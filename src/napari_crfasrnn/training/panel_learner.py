@@ -1,0 +1,198 @@
+"""Learning a panel of experts from labelled pixels: forests at once, perceptrons step by step.
+
+A few strokes of a new kind of image are too little for the head of a network, which sees everything
+through features of stride 8 and learns the strokes by heart. The experts read fine features at single
+pixels instead. Forests (Breiman, Machine Learning 2001; Geurts, Ernst and Wehenkel, Machine Learning 2006)
+hardly learn by heart; perceptrons, kept modest by dropping features, whole groups of them, and
+hidden units, use deeper features better. They fail in different places, so they vote.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from torch import Tensor
+
+from napari_crfasrnn.config import PerceptronsConfig, TrainConfig
+from napari_crfasrnn.experts import Forest, Panel, Perceptrons
+from napari_crfasrnn.experts.features import CLASSIC, GROUPS, columns
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+
+_TREES = 32
+_TREES_AT_ONCE = 4  # between two looks at the cancel button
+_FORESTS = ((CLASSIC,), (2, 4, 8), (CLASSIC, 2, 4, 8, 16))  # the groups that each reads
+_RANDOMISED_FROM = 3  # more groups than this: trees that choose thresholds by chance
+# The groups that perceptrons read, and their votes; all forests together have one. Stride 32 knows what
+# kind of place it is, which few strokes teach badly.
+_PERCEPTRONS = {(CLASSIC, 2, 4, 8, 16): 0.7, (CLASSIC, 2, 4, 8, 16, 32): 0.3}
+_MEMBERS, _HIDDEN = 3, 64
+_BATCH = 128  # pixels of each member
+_FEATURE_DROPOUT, _GROUP_DROPOUT, _HIDDEN_DROPOUT = 0.1, 0.2, 0.3
+_WEIGHT_DECAY = 1e-2
+_BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # of AdamW
+_WARM_UP = 20  # iterations
+_REMEMBER_EVERY = 25  # iterations: what to go back to should the loss grow beyond numbers
+_BALANCE = 0.5  # pixels are drawn by class frequency to the power of minus this
+
+
+class PanelLearner:
+    """Teaches a panel, one iteration of its perceptrons per call of `step`.
+
+    Parameters
+    ----------
+    n_labels
+        Number of classes L.
+    rows
+        [N, d] the features of the pixels to learn, all groups of them.
+    target
+        [N] their classes.
+    config
+        Seed, learning rate, number of iterations.
+    cancel
+        Asked every few trees.
+
+    Raises
+    ------
+    Cancelled
+        When asked to stop.
+    """
+
+    def __init__(
+        self, n_labels: int, rows: Tensor, target: Tensor, config: TrainConfig, cancel: Cancel | None
+    ) -> None:
+        values = target.numpy()
+        forests = [_grow(rows, values, each, n_labels, config.seed, cancel) for each in _FORESTS]
+        generator = torch.Generator().manual_seed(config.seed)
+        self._students = [
+            _Student(columns(rows, groups), target, groups, n_labels, config, generator)
+            for groups in _PERCEPTRONS
+        ]
+        votes = [1 / len(forests)] * len(forests) + list(_PERCEPTRONS.values())
+        perceptrons = [student.perceptrons for student in self._students]
+        self.panel = Panel.of([*forests, *perceptrons], votes, n_labels)
+        self.iteration = 0
+
+    def step(self) -> float:
+        """Do one iteration and return its loss; when that is not finite, nothing was changed."""
+        self.iteration += 1
+        return float(np.mean([student.step(self.iteration) for student in self._students]))
+
+    def finish(self) -> None:
+        """Leave sound weights in the panel: the latest, or after a loss that is no number earlier ones."""
+        for student in self._students:
+            student.finish()
+
+
+class _Student:
+    """Perceptrons being taught."""
+
+    def __init__(
+        self,
+        rows: Tensor,
+        target: Tensor,
+        groups: tuple[int, ...],
+        n_labels: int,
+        config: TrainConfig,
+        generator: torch.Generator,
+    ) -> None:
+        shape = PerceptronsConfig(groups=groups, n_members=_MEMBERS, hidden=_HIDDEN)
+        self.perceptrons = Perceptrons(shape, n_labels)
+        self.perceptrons.initialise(rows, generator)
+        self._x = self.perceptrons.normalised(rows)
+        self._target = target
+        counts = torch.bincount(target, minlength=n_labels).float()
+        self._chance = counts[target] ** -_BALANCE
+        widths = torch.tensor([GROUPS[group] for group in groups])
+        self._group_of = torch.arange(len(groups)).repeat_interleave(widths)
+        self._config, self._generator = config, generator
+        self._weights = list(self.perceptrons.parameters())
+        self._is_sound = True
+        self._remembered = [weight.detach().clone() for weight in self._weights]
+        self._first, self._second = ([torch.zeros_like(each) for each in self._weights] for _ in range(2))
+
+    def step(self, iteration: int) -> float:
+        """Do one iteration and return its loss; when that is not finite, nothing was changed."""
+        config = self._config
+        share = min(1.0, (iteration - 1) / config.max_iterations)
+        rate = config.learning_rate * min(1.0, iteration / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
+        chosen = torch.multinomial(
+            self._chance, _MEMBERS * _BATCH, replacement=True, generator=self._generator
+        )
+        chosen = chosen.view(_MEMBERS, _BATCH)
+        with torch.enable_grad():
+            logits = self.perceptrons.logits(self._dropped(self._x[chosen]), _HIDDEN_DROPOUT, self._generator)
+            losses = F.cross_entropy(logits.flatten(0, 1), self._target[chosen].flatten(), reduction="none")
+            loss = losses.sum() / _BATCH  # each member takes the step that it would take alone
+            value = float(loss.detach()) / _MEMBERS
+            self._is_sound = math.isfinite(value)
+            if not self._is_sound:
+                return value
+            if iteration % _REMEMBER_EVERY == 1:
+                self._remembered = [weight.detach().clone() for weight in self._weights]
+            gradients = torch.autograd.grad(loss, self._weights)
+        self._move(gradients, rate, iteration)
+        return value
+
+    @torch.no_grad()
+    def _move(self, gradients: Sequence[Tensor], rate: float, iteration: int) -> None:
+        """Take a step of AdamW (Loshchilov and Hutter, ICLR 2019).
+
+        By hand, because the first optimiser of torch that is made costs seconds of imports.
+        """
+        for weight, gradient, first, second in zip(
+            self._weights, gradients, self._first, self._second, strict=True
+        ):
+            first.lerp_(gradient, 1 - _BETA1)
+            second.lerp_(gradient.square(), 1 - _BETA2)
+            deviation = (second / (1 - _BETA2**iteration)).sqrt_().add_(_TINY)
+            weight.mul_(1 - rate * _WEIGHT_DECAY)
+            weight.sub_(first.div(deviation), alpha=rate / (1 - _BETA1**iteration))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Leave sound weights."""
+        if not self._is_sound:
+            for weight, remembered in zip(self._weights, self._remembered, strict=True):
+                weight.copy_(remembered)
+
+    def _dropped(self, x: Tensor) -> Tensor:  # [M, n, d]
+        """Leave out some features, and for each member some groups."""
+        n_groups = int(self._group_of[-1]) + 1
+        groups = torch.rand(len(x), 1, n_groups, generator=self._generator) >= _GROUP_DROPOUT
+        single = torch.rand(x.shape, generator=self._generator) >= _FEATURE_DROPOUT
+        scale = 1 / ((1 - _GROUP_DROPOUT) * (1 - _FEATURE_DROPOUT))
+        return x * (groups[..., self._group_of] & single) * scale
+
+
+def _grow(
+    rows: Tensor,
+    target: NDArray[np.int64],
+    groups: tuple[int, ...],
+    n_labels: int,
+    seed: int,
+    cancel: Cancel | None,
+) -> Forest:
+    """Grow a random forest; of many kinds of features, extremely randomised trees."""
+    settings: dict[str, Any] = {
+        "n_estimators": 0,
+        "random_state": seed % 2**32,
+        "warm_start": True,
+    }
+    if len(groups) > _RANDOMISED_FROM:
+        forest = ExtraTreesClassifier(max_depth=20, min_samples_leaf=2, **settings)
+    else:
+        forest = RandomForestClassifier(max_depth=12, **settings)
+    features = columns(rows, groups).numpy()
+    weight = 1 / np.bincount(target)[target]
+    for n_trees in range(_TREES_AT_ONCE, _TREES + 1, _TREES_AT_ONCE):
+        raise_if_cancelled(cancel)
+        forest.set_params(n_estimators=n_trees)
+        forest.fit(features, target, sample_weight=weight)
+    return Forest.planted(forest, groups, n_labels)

@@ -1,0 +1,187 @@
+"""Parts of labelled planes on which a panel is scored with its CRF, and the CRF that suits it is chosen.
+
+A dense CRF helps most classes and ruins thin ones: with a wide kernel a membrane dissolves in the cell around
+it. Strokes do not show that, since they lie well inside of regions, so a wide kernel is taken only if it
+leaves most of what the panel saw in place. Where regions are labelled as a whole, held-back pixels decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_crfasrnn import metrics
+from napari_crfasrnn.classes import ignore_value
+from napari_crfasrnn.config import CrfConfig
+from napari_crfasrnn.crf import CrfRnn
+from napari_crfasrnn.edits import Box
+from napari_crfasrnn.experts import Panel, Sieve
+from napari_crfasrnn.kernels import PreparedImage
+from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.planes import LabelledPlane
+from napari_crfasrnn.training.report import LockedScore
+
+STEP = 2
+"""Every second row and column of a tile is judged, as in large images."""
+
+_WIDE = CrfConfig.starter().model_copy(
+    update={"theta_beta": 10.0, "bilateral_weight": 4.0, "spatial_weight": 3.0, "unary_scale": 1.0}
+)
+_NARROW = CrfConfig.starter().model_copy(
+    update={"theta_alpha": 16.0, "theta_beta": 6.0, "bilateral_weight": 1.5}
+)
+_DENSE = 0.5  # share of the tiles' pixels that is labelled: from here on, held-back pixels decide
+_VISIBLE = 0.02  # share of the tiles: classes below do not count
+_SURVIVAL = 0.5  # of the classes' areas, on average
+_KEPT = 0.85  # of the labelled pixels that the panel sees right, on average over the classes
+
+
+@dataclass(frozen=True, eq=False)
+class PanelTile:
+    """A part of a plane.
+
+    Attributes
+    ----------
+    plane
+        What it is cut from.
+    box
+        Where.
+    rows
+        [n, d] features of the pixels that a panel judges.
+    """
+
+    plane: LabelledPlane
+    box: Box
+    rows: Tensor
+
+    @property
+    def sieve(self) -> Sieve:
+        """The pixels that are judged."""
+        return Sieve(self.box, STEP)
+
+    @property
+    def share_labelled(self) -> float:
+        """Share of the tile's pixels with a label, held back or not."""
+        ignore = ignore_value(self.plane.training.dtype)
+        known = (self.plane.training != ignore) | (self.plane.locked != ignore) | self.plane.aside
+        return float(self.cut(known).mean())
+
+    def cut_image(self) -> Tensor:  # [1, C, h, w]
+        """Return the tile's part of the plane's image."""
+        y0, x0, y1, x1 = self.box
+        return self.plane.image[..., y0:y1, x0:x1]
+
+    def cut(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Return the tile's part of a plane's labels."""
+        y0, x0, y1, x1 = self.box
+        return labels[y0:y1, x0:x1]
+
+
+class PanelTiles:
+    """Tiles, and what is computed once for all scores of them.
+
+    Parameters
+    ----------
+    tiles
+        Parts of planes.
+    model
+        Whose preprocessing.
+    cancel
+        Asked between tiles.
+    """
+
+    def __init__(self, tiles: Sequence[PanelTile], model: SegmentationModel, cancel: Cancel | None) -> None:
+        self._tiles = tiles
+        self._model = model
+        self._cancel = cancel
+        self._prepared: dict[CrfConfig, list[PreparedImage]] = {}
+
+    def score(self, model: SegmentationModel) -> LockedScore:
+        """Return how well a model, CRF included, does on the held-back pixels.
+
+        Raises
+        ------
+        Cancelled
+            When asked to stop.
+        """
+        given = self._refined(model.crf, self._logits(model))
+        return self._locked_score(given)
+
+    def choose_crf(self, panel: Panel) -> CrfRnn:
+        """Return the CRF that suits a panel: a wide one, or a narrow one where that would do harm.
+
+        Raises
+        ------
+        Cancelled
+            When asked to stop.
+        """
+        narrow, wide = (CrfRnn(panel.n_labels, config).eval() for config in (_NARROW, _WIDE))
+        if not self._tiles:
+            return narrow
+        logits = self._logits(self._model.with_panel(panel))
+        alone = [each[0].argmax(0).numpy() for each in logits]
+        labelled = np.mean([tile.share_labelled for tile in self._tiles])
+        if labelled >= _DENSE:
+            scores = [self._locked_score(self._refined(crf, logits)).miou for crf in (narrow, wide)]
+            if scores[0] is not None and scores[1] is not None:
+                return wide if scores[1] > scores[0] else narrow
+        return wide if self._is_kind(alone, self._refined(wide, logits)) else narrow
+
+    def _logits(self, model: SegmentationModel) -> list[Tensor]:
+        """Return the logits [1, L, h, w] of every tile before the CRF."""
+        found = []
+        for tile in self._tiles:
+            raise_if_cancelled(self._cancel)
+            if model.panel is not None:
+                found.append(tile.sieve.spread(model.panel.marginals(tile.rows)).cpu())
+            else:
+                y0, x0, y1, x1 = tile.box
+                with torch.no_grad():
+                    found.append(model.logits(tile.plane.image)[..., y0:y1, x0:x1].cpu())
+        return found
+
+    def _refined(self, crf: CrfRnn, logits: Sequence[Tensor]) -> list[NDArray[np.int64]]:
+        """Return the classes [h, w] of every tile after a CRF."""
+        if crf.config not in self._prepared:
+            images = [self._model.crf_image(tile.cut_image()) for tile in self._tiles]
+            self._prepared[crf.config] = [crf.prepare(image) for image in images]
+        found = []
+        for each, prepared in zip(logits, self._prepared[crf.config], strict=True):
+            raise_if_cancelled(self._cancel)
+            with torch.no_grad():
+                found.append(crf(each.to(self._model.device), prepared=prepared)[0].argmax(0).cpu().numpy())
+        return found
+
+    def _locked_score(self, given: Sequence[NDArray[np.int64]]) -> LockedScore:
+        n_labels = self._model.n_labels
+        counts = np.zeros((n_labels, n_labels), np.int64)
+        for tile, classes in zip(self._tiles, given, strict=True):
+            locked = tile.cut(tile.plane.locked)
+            held = locked != ignore_value(locked.dtype)
+            counts += metrics.confusion(classes[held], locked[held].astype(np.int64), n_labels, ignore=None)
+        return LockedScore.from_confusion(counts, tuple(spec.name for spec in self._model.classes))
+
+    def _is_kind(self, alone: Sequence[NDArray[np.int64]], refined: Sequence[NDArray[np.int64]]) -> bool:
+        """Return whether a CRF leaves the classes most of their area and the labels their place."""
+        n_labels = self._model.n_labels
+        before, after = (
+            np.sum([np.bincount(each.ravel(), minlength=n_labels) for each in maps], axis=0)
+            for maps in (alone, refined)
+        )
+        visible = before >= _VISIBLE * before.sum()
+        survival = np.mean(np.minimum(after[visible] / before[visible], 1))
+        right, kept = np.zeros(n_labels), np.zeros(n_labels)
+        for tile, one, other in zip(self._tiles, alone, refined, strict=True):
+            for labels in (tile.cut(tile.plane.training), tile.cut(tile.plane.locked)):
+                agreed = labels == one
+                right += np.bincount(labels[agreed], minlength=n_labels)[:n_labels]
+                kept += np.bincount(labels[agreed & (labels == other)], minlength=n_labels)[:n_labels]
+        there = right > 0
+        return bool(survival >= _SURVIVAL and (kept[there] / right[there]).mean() >= _KEPT)

@@ -1,0 +1,142 @@
+"""The experts for single pixels: the forest, the perceptrons, the panel, and what they give when learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from skimage import data
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+
+from napari_crfasrnn.classes import class_table
+from napari_crfasrnn.config import ModelConfig, PerceptronsConfig, TrainConfig
+from napari_crfasrnn.experts import FeatureMaps, Forest, Panel, Perceptrons, Sieve
+from napari_crfasrnn.experts.features import GROUPS, columns
+from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.project import Project
+from napari_crfasrnn.segmenter import Segmenter
+from napari_crfasrnn.training import TrainReport, fine_tune
+from napari_crfasrnn.zoo import load_model
+
+QUICK = TrainConfig(seconds=None, max_iterations=60)
+
+
+@pytest.fixture(scope="module")
+def starter() -> SegmentationModel:
+    return load_model("starter")
+
+
+def grown(kind: type, n_labels: int = 5) -> tuple[RandomForestClassifier, NDArray[np.float32]]:
+    """Return a forest that never saw class 1, and rows to ask it about."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(400, 100)).astype(np.float32)
+    targets = random.integers(0, n_labels, 400)
+    targets[targets == 1] = 0
+    return kind(12, max_depth=9, random_state=0).fit(rows, targets), rows
+
+
+def small_panel(n_labels: int) -> Panel:
+    classifier, rows = grown(RandomForestClassifier, n_labels)
+    perceptrons = Perceptrons(PerceptronsConfig(groups=(1, 8), n_members=2, hidden=6), n_labels)
+    perceptrons.initialise(torch.from_numpy(rows), torch.Generator().manual_seed(0))
+    forest = Forest.planted(classifier, (1, 8), n_labels)
+    return Panel.of([forest, perceptrons], [1.0, 0.5], n_labels)
+
+
+class TestForest:
+    @pytest.mark.parametrize("kind", [RandomForestClassifier, ExtraTreesClassifier])
+    def test_it_says_what_scikit_learn_says(self, kind: type) -> None:
+        classifier, rows = grown(kind)
+        # Rows on the very thresholds are where rounding would show.
+        rows = np.concatenate(
+            [rows, np.full((1, 100), classifier.estimators_[0].tree_.threshold[0], np.float32)]
+        )
+        given = Forest.planted(classifier, (1, 8), 5)(torch.from_numpy(rows)).numpy()
+        expected = np.zeros_like(given)
+        expected[:, classifier.classes_] = classifier.predict_proba(rows)
+        np.testing.assert_allclose(given, expected, atol=1e-6)
+        assert not given[:, 1].any()
+
+
+class TestFeatures:
+    def test_brightness_and_contrast_do_not_matter(self, starter: SegmentationModel) -> None:
+        image = torch.from_numpy(data.coins()[:64, :96].astype(np.float32))[None, None]
+        y, x = np.arange(0, 60, 7), np.arange(0, 90, 11)[:9]
+        bright, dark = (
+            FeatureMaps(starter.network, starter.preprocess(each), (64, 96)).at(y, x, tuple(GROUPS))
+            for each in (image, image * 0.2 + 10)
+        )
+        torch.testing.assert_close(bright, dark, rtol=1e-2, atol=1e-2)
+        assert columns(bright, (2, 8)).shape == (9, GROUPS[2] + GROUPS[8])
+
+    def test_a_sieve_puts_every_second_pixel_where_it_was(self) -> None:
+        sieve = Sieve((2, 4, 9, 13), 2)
+        y, x = sieve.pixels()
+        marginals = torch.from_numpy(np.stack([np.exp(-0.1 * y), np.exp(-0.05 * x)], 1)).float()
+        spread = sieve.spread(marginals)[0]
+        assert spread.shape == (2, 7, 9)
+        rows = torch.arange(2, 9).float()
+        torch.testing.assert_close(spread[0, :, 0], -0.1 * rows, rtol=1e-4, atol=1e-4)
+
+
+class TestPanel:
+    def test_it_is_saved_without_pickle_and_comes_back(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model = SegmentationModel(ModelConfig(classes=class_table(["a", "b", "c"])))
+        model = model.with_panel(small_panel(3))
+        model.save(tmp_path / "model.safetensors")
+        loaded = load_model(tmp_path / "model.safetensors")
+        image = torch.rand(1, 3, 40, 50) * 255
+        assert torch.equal(model.logits(image), loaded.logits(image))
+        assert loaded.config == model.config
+
+    def test_other_classes_keep_what_is_known(self) -> None:
+        torch.manual_seed(0)
+        model = SegmentationModel(ModelConfig(classes=class_table(["a", "b", "c"])))
+        model = model.with_panel(small_panel(3))
+        rows = torch.randn(50, sum(GROUPS.values()))
+        changed = model.with_classes(["new", "c", "a", "b"])
+        assert model.panel is not None
+        assert changed.panel is not None
+        torch.testing.assert_close(
+            changed.panel.marginals(rows)[:, [2, 3, 1]], model.panel.marginals(rows), rtol=1e-4, atol=1e-5
+        )
+
+    def test_it_needs_the_encoder_it_reads(self) -> None:
+        config = ModelConfig(architecture="fcn-8s", width=0.03, classes=class_table(["a", "b", "c"]))
+        with pytest.raises(ValueError, match="a panel reads the encoder of an FcnLite"):
+            SegmentationModel(config, panel=small_panel(3))
+
+
+def segment(model: SegmentationModel, image: NDArray[np.generic]) -> NDArray[np.uint8]:
+    segmenter = Segmenter(model)
+    segmenter.set_image(image)
+    return segmenter.predict().labels
+
+
+class TestRounds:
+    def test_a_new_class_with_one_stroke_leaves_the_old_ones_alone(
+        self, starter: SegmentationModel, tmp_path: Path
+    ) -> None:
+        image, paper = data.coins()[:160, :160], np.ascontiguousarray(data.page()[:160, :160])
+        labels = np.full(image.shape, 255, np.uint8)
+        labels[30:70, 35:60] = 1
+        labels[45:75, 95:120] = 1
+        labels[2:8, 10:125] = 0
+        labels[90:100, 4:125] = 0
+        with Project.create(tmp_path / "project", ["background", "coin"]) as project:
+            project.add(image, labels=labels)
+            first: TrainReport = fine_tune(starter, project, QUICK)
+            before = segment(first.model, image)
+            project.set_classes(["background", "coin", "paper"])
+            strokes = np.full(paper.shape, 255, np.uint8)
+            strokes[70:74, 20:120] = 2
+            project.add(paper, labels=strokes)
+            second: TrainReport = fine_tune(first.model, project, QUICK)
+        after = segment(second.model, image)
+        assert (before == after).mean() > 0.97
+        assert (after == 2).mean() < 0.01
+        assert (segment(second.model, paper) == 2).mean() > 0.5
