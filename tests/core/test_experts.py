@@ -51,9 +51,8 @@ class TestForest:
     def test_it_says_what_scikit_learn_says(self, kind: type) -> None:
         classifier, rows = grown(kind)
         # Rows on the very thresholds are where rounding would show.
-        rows = np.concatenate(
-            [rows, np.full((1, 100), classifier.estimators_[0].tree_.threshold[0], np.float32)]
-        )
+        threshold = classifier.estimators_[0].tree_.threshold[0]
+        rows = np.concatenate([rows, np.full((1, 100), threshold, np.float32)])
         given = Forest.planted(classifier, (1, 8), 5)(torch.from_numpy(rows)).numpy()
         expected = np.zeros_like(given)
         expected[:, classifier.classes_] = classifier.predict_proba(rows)
