@@ -61,6 +61,7 @@ class User:
         self.viewer = viewer
         self.dock, self.widget = viewer.window.add_plugin_dock_widget(PLUGIN, WIDGET)
         self.bench, self.session = self.widget.bench, self.widget.session
+        self.bench.set_live(False)  # what a test paints stays as painted, unless it is about that
         self.ended: list[str] = []
         self.widget.finished.connect(self.ended.append)
 
@@ -100,7 +101,7 @@ class User:
 
         QTest.mouseClick(button, Qt.MouseButton.LeftButton)
 
-    def drag(self, *points: tuple[float, float]) -> None:
+    def drag(self, *points: tuple[float, float], release: bool = True) -> None:
         """Drag the mouse over the canvas, through points (y, x) of the world."""
         from qtpy.QtCore import Qt
         from qtpy.QtTest import QTest
@@ -113,7 +114,25 @@ class User:
             for part in np.linspace(0, 1, 6)[1:]:
                 QTest.qWait(15)  # vispy drops moves that follow within 10 ms
                 _move(canvas, start + (end - start) * float(part))
-        QTest.mouseRelease(canvas, Qt.MouseButton.LeftButton, pos=spots[-1])
+        if release:
+            self.release(*points[-1])
+
+    def release(self, y: float, x: float) -> None:
+        """Let go of the mouse at a point of the world."""
+        from qtpy.QtCore import Qt
+        from qtpy.QtTest import QTest
+
+        canvas = self.viewer.window._qt_viewer.canvas.native
+        QTest.mouseRelease(canvas, Qt.MouseButton.LeftButton, pos=self.on_canvas(y, x))
+
+    def color_at(self, y: float, x: float) -> np.ndarray:
+        """Return what the canvas shows at a point of the world, red, green and blue in 0..255."""
+        from qtpy.QtTest import QTest
+
+        QTest.qWait(100)  # until it is drawn
+        canvas = self.viewer.window._qt_viewer.canvas
+        canvas.native.repaint()
+        return np.array(canvas.screenshot().pixelColor(self.on_canvas(y, x)).getRgb()[:3])
 
     def on_canvas(self, y: float, x: float) -> Any:
         from qtpy.QtCore import QPoint

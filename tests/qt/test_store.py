@@ -38,7 +38,7 @@ def writes(draw):
 @given(writes())
 def test_a_write_through_a_view_changes_its_class_and_what_it_covers(case) -> None:
     labels, steps = case
-    store = LabelStore(labels.copy(), lambda: None)
+    store = LabelStore(labels.copy(), lambda _: None)
     for value, key, new in steps:
         before = store.array.copy()
         shown = np.asarray(store.view(value))
@@ -53,7 +53,7 @@ def test_a_write_through_a_view_changes_its_class_and_what_it_covers(case) -> No
 @given(writes())
 def test_pending_writes_are_undone_and_come_back_as_one_change(case) -> None:
     labels, steps = case
-    store = LabelStore(labels.copy(), lambda: None)
+    store = LabelStore(labels.copy(), lambda _: None)
     for value, key, new in steps:
         store.view(value)[key] = new
     after = store.array.copy()
@@ -78,7 +78,7 @@ def test_the_bounding_box_covers_what_a_key_addresses(case) -> None:
 
 
 def test_a_view_passes_for_an_array() -> None:
-    store = LabelStore(np.array([[0, 1], [2, 1]], np.uint8), lambda: None)
+    store = LabelStore(np.array([[0, 1], [2, 1]], np.uint8), lambda _: None)
     view = store.view(1)
     assert view.shape == (2, 2)
     assert view.size == 4
@@ -97,7 +97,7 @@ def test_a_view_passes_for_an_array() -> None:
 
 
 def test_dropping_pending_writes_restores_the_labels() -> None:
-    store = LabelStore(np.full((3, 3), 2, np.uint8), lambda: None)
+    store = LabelStore(np.full((3, 3), 2, np.uint8), lambda _: None)
     store.view(1)[0] = 1
     store.view(2)[1:] = 0
     store.drop_pending()

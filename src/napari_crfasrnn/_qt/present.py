@@ -96,6 +96,7 @@ def correct_state(bench: Workbench) -> CorrectState:
     no_model = _no_model(session)
     missing = "Segment the image first." if work is None or work.entropy is None else ""
     return CorrectState(
+        live=bench.live.on,
         refine=Action(not (nothing or busy or no_model), nothing or busy or no_model),
         accept=Action(not nothing, nothing),
         accepted=work is not None and work.accepted is not None,

@@ -147,6 +147,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         classes.add_wanted.connect(self._add)
         classes.delete_wanted.connect(self._delete)
         classes.per_class_chosen.connect(bench.set_per_class)
+        correct.live_toggled.connect(bench.set_live)
         correct.refine_wanted.connect(bench.refine)
         correct.accept_clicked.connect(bench.accept)
         correct.uncertainty_toggled.connect(bench.show_uncertainty)

@@ -25,6 +25,7 @@ from napari_crfasrnn._qt.layers import (
     says_channels,
     visible_region,
 )
+from napari_crfasrnn._qt.live import Live
 from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Session, Work
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
@@ -55,9 +56,12 @@ class Workbench:
         Whether these layers are shown.
     left
         Images of the project that are not open.
+    live
+        Live refinement.
     """
 
     changed = Signal()  # something that the widgets show
+    refined_live = Signal(int)  # how many labels changed when a stroke was refined
 
     def __init__(self, viewer: ViewerModel) -> None:
         self.viewer = viewer
@@ -75,6 +79,7 @@ class Workbench:
         self._save_timer = _timer(SAVE_MS, self.session.storage.save)
         self._show_timer = _timer(0, self._show)
         self._watch()
+        self.live = Live(self)
         self._select_first_image()
         self.session.begin()
         leftovers = self.labelling.leftovers()
@@ -102,6 +107,7 @@ class Workbench:
     def close(self) -> None:
         """Save what is unsaved, stop everything, and leave the layers as they are."""
         with suppress(RuntimeError):  # at the end of the program, Qt may have deleted the layers' timers
+            self.live.close()
             self.labelling.flush()
         self.session.close()
         with suppress(RuntimeError):
@@ -154,7 +160,7 @@ class Workbench:
     def pending(self) -> bool:
         """Whether something waits to be counted, saved or shown."""
         timers = (self._count_timer, self._save_timer, self._show_timer)
-        return any(timer.isActive() for timer in timers) or self.session.is_counting
+        return any(timer.isActive() for timer in timers) or self.session.is_counting or self.live.busy
 
     def read_image(self) -> ImageInput:
         """Return the image as the core takes it.
@@ -205,6 +211,11 @@ class Workbench:
         self.labelling.flush()
         region = visible_region(self.viewer, self.image, work.image.plane_shape) if view_only else None
         self.session.refine(key, self.index, region)
+
+    def set_live(self, on: bool) -> None:
+        """Let labels follow edges while somebody paints, or only when asked to."""
+        self.live.set_on(on)
+        self.show_soon()
 
     def learn(self, config: TrainConfig | None = None) -> None:
         """Teach the model what was corrected."""

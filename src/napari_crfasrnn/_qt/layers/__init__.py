@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from napari_crfasrnn._qt.layers.class_layers import ClassLayer, ClassLayers
+from napari_crfasrnn._qt.layers.drawing import Drawing, shows_planes, united
 from napari_crfasrnn._qt.layers.group import LabelGroup
 from napari_crfasrnn._qt.layers.images import (
     ImageInput,
@@ -21,14 +22,17 @@ from napari_crfasrnn._qt.layers.images import (
     visible_region,
 )
 from napari_crfasrnn._qt.layers.store import ClassView, LabelStore
+from napari_crfasrnn._qt.layers.strokes import StrokeWatch
 
 __all__ = [
     "ClassLayer",
     "ClassLayers",
     "ClassView",
+    "Drawing",
     "ImageInput",
     "LabelGroup",
     "LabelStore",
+    "StrokeWatch",
     "axes_of",
     "forget_mark",
     "image_arguments",
@@ -41,5 +45,7 @@ __all__ = [
     "read_image_layer",
     "says_channels",
     "set_mark",
+    "shows_planes",
+    "united",
     "visible_region",
 ]

@@ -21,6 +21,7 @@ from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import looks
 from napari_crfasrnn._qt.layers.class_layers import ClassLayer, ClassLayers
+from napari_crfasrnn._qt.layers.drawing import Box, Drawing, box_of, shows_planes, united
 from napari_crfasrnn._qt.layers.extras import UNCERTAINTY, ExtraLayers
 from napari_crfasrnn._qt.layers.images import insert_above, key_of, mark_of, placement, set_mark
 from napari_crfasrnn._qt.layers.store import ClassView, LabelStore
@@ -84,7 +85,8 @@ class LabelGroup:
         self.class_layers = ClassLayers(self, per_class)
         self._extras = ExtraLayers(viewer, image)
         self._quiet = 0  # above 0 while we change layers ourselves
-        self._stale = False  # the combined layer is not drawn as it is
+        self._stale = False  # no layer is drawn as it is
+        self._stale_part: Box | None = None  # of the plane that is shown, in any layer
         self._redraw_timer = QTimer()
         self._redraw_timer.setSingleShot(True)
         self._redraw_timer.timeout.connect(self.redraw)
@@ -92,6 +94,7 @@ class LabelGroup:
         self._point = self._sliced_at()
         self.combined = self._find_combined() or self._add_combined()
         self._connect()
+        self.drawing = Drawing(self)
         self.hidden |= self.class_layers.take_over()
         self._dress()
 
@@ -124,6 +127,11 @@ class LabelGroup:
         return self.combined in self.viewer.layers
 
     @property
+    def is_quiet(self) -> bool:
+        """Whether layers are changed by this program just now."""
+        return self._quiet > 0
+
+    @property
     def has_uncertainty(self) -> bool:
         """Whether the uncertainty layer is there."""
         return UNCERTAINTY in self._extras.layers
@@ -141,6 +149,20 @@ class LabelGroup:
             self.combined.data_setitem((*lead, *places), labels[places], refresh=False)
         self._draw_soon()
         return int(places[0].size)
+
+    def write_part(
+        self, index: tuple[int, ...], corner: tuple[int, int], labels: NDArray[Any], where: NDArray[np.bool_]
+    ) -> None:
+        """Replace some labels of a part of a plane, as one undo step."""
+        self.flush()
+        rows, columns = np.nonzero(where)
+        lead = tuple(np.full(rows.size, i, dtype=np.intp) for i in index)
+        places = (*lead, rows + corner[0], columns + corner[1])
+        with self.silently(), self.combined.block_history():
+            self.combined.data_setitem(places, labels[where], refresh=False)
+        height, width = where.shape
+        self._schedule_redraw((*corner, corner[0] + height, corner[1] + width))
+        self.changed.emit()
 
     def flush(self) -> None:
         """Take what was written to class layers into the undo history, unless a stroke still goes on."""
@@ -178,7 +200,6 @@ class LabelGroup:
             return
         with self.silently(), self.combined.block_history():
             self.combined.data_setitem(*writes, refresh=False)
-        self._draw_soon()
         self.changed.emit()
 
     # --- looks --------------------------------------------------------------------------------------
@@ -247,12 +268,14 @@ class LabelGroup:
     def redraw(self) -> None:
         """Draw again what is stale."""
         start = time.perf_counter()
+        part, self._stale_part = self._stale_part, None
         with self.silently():
             if self._stale:
-                self.combined.refresh(extent=False, highlight=False)
                 self._stale = False
-            for layer in self.class_layers:
-                layer.refresh(extent=False, highlight=False)
+                for layer in self.label_layers:
+                    layer.refresh(extent=False, highlight=False)
+            elif part is not None:
+                self.drawing.draw(part, keep=True)
         self._redraw_ms = 1000 * (time.perf_counter() - start)
 
     @contextmanager
@@ -287,7 +310,11 @@ class LabelGroup:
         self._stale = True
         self._redraw_timer.start(0)
 
-    def _schedule_redraw(self) -> None:
+    def _schedule_redraw(self, part: Box | None = None) -> None:
+        if part is None or not shows_planes(self.viewer):
+            self._stale = True
+        else:
+            self._stale_part = united(self._stale_part, part)
         # A redraw may cost more than the screen needs: leave three quarters of the time to the brush.
         if not self._redraw_timer.isActive():
             self._redraw_timer.start(max(MIN_REDRAW_MS, int(3 * self._redraw_ms)))
@@ -306,6 +333,7 @@ class LabelGroup:
         """Stop watching the layers, and remove them if asked to."""
         self._redraw_timer.stop()
         self.class_layers.stop()
+        self.drawing.close()
         self._disconnect()
         if remove:
             self.remove_layers(self.outputs)
@@ -366,9 +394,9 @@ class LabelGroup:
         self._watch(layer)
         self._color_combined()
 
-    def _on_view_written(self) -> None:
-        self._stale = True
-        self._schedule_redraw()
+    def _on_view_written(self, where: tuple[slice, ...]) -> None:
+        (y0, y1), (x0, x1) = ((part.start, part.stop) for part in where[-2:])
+        self._schedule_redraw((y0, x0, y1, x1))
 
     def _on_combined(self, event: Any) -> None:
         if self._quiet:
@@ -376,7 +404,8 @@ class LabelGroup:
         if event.type == "set_data" and self._point != (point := self._sliced_at()):
             self._point = point  # another slice is shown, nothing else
             return
-        self._schedule_redraw()
+        if event.type != "paint":  # what was painted is told by "labels_update"
+            self._schedule_redraw(box_of(self.viewer, event) if event.type == "labels_update" else None)
         if event.type != "labels_update":
             self.changed.emit()
 

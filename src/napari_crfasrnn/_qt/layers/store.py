@@ -29,10 +29,10 @@ class LabelStore:
     array
         Labels ``[*stack, H, W]``; shared, not copied.
     on_write
-        Called after every write through a view.
+        Called after every write through a view, with a box around what was written.
     """
 
-    def __init__(self, array: Labels, on_write: Callable[[], None]) -> None:
+    def __init__(self, array: Labels, on_write: Callable[[Box], None]) -> None:
         self.array = array
         self._on_write = on_write
         self._pending: list[tuple[Box, Labels]] = []
@@ -60,7 +60,7 @@ class LabelStore:
             return
         self._pending.append((box, self.array[box].copy()))
         self.array[key] = np.where(changed, new, old)
-        self._on_write()
+        self._on_write(box)
 
     def take_pending(self) -> tuple[tuple[NDArray[np.intp], ...], Labels] | None:
         """Undo what is pending, and return it as indices and the values to write there again."""

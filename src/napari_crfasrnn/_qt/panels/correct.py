@@ -12,6 +12,7 @@ from napari_crfasrnn._qt.panels.state import CorrectState, Message
 class CorrectPanel(Section):
     """Correcting: how much was, and what helps."""
 
+    live_toggled = Signal(bool)
     refine_wanted = Signal(bool)  # whether only what is on the screen
     accept_clicked = Signal()
     uncertainty_toggled = Signal(bool)
@@ -20,6 +21,12 @@ class CorrectPanel(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Correct", parent)
+        self.live = button(
+            "Live",
+            "While you paint, labels around the stroke follow the edges of the image. Ctrl+Z takes back what "
+            "followed, once more the stroke.",
+            checkable=True,
+        )
         self.refine_view = button(
             "Refine view",
             "Let what you painted spread to the edges, in what is on the screen (R)",
@@ -32,6 +39,7 @@ class CorrectPanel(Section):
         self.before = button(
             "Before CRF", "Show the labels as the network alone gave them (Shift+B, hold)", checkable=True
         )
+        self.live.clicked.connect(self.live_toggled)
         self.refine_view.clicked.connect(lambda: self.refine_wanted.emit(True))
         self.refine_all.clicked.connect(lambda: self.refine_wanted.emit(False))
         self.accept.clicked.connect(self.accept_clicked)
@@ -39,14 +47,15 @@ class CorrectPanel(Section):
         self.before.clicked.connect(self.before_toggled)
         self.message = MessageLine()
         self.message.cured.connect(self.cured)
-        self.content.addLayout(row(self.refine_view, self.refine_all, self.accept))
-        self.content.addLayout(row(self.uncertainty, self.before))
+        self.content.addLayout(row(self.live, self.refine_view, self.refine_all))
+        self.content.addLayout(row(self.uncertainty, self.before, self.accept))
         self.content.addWidget(self.message)
 
     def show_state(self, state: CorrectState) -> None:
         """Draw."""
         for widget in (self.refine_view, self.refine_all):
             show_action(widget, state.refine)
+        self.live.setChecked(state.live)
         show_action(self.accept, state.accept)
         self.accept.setChecked(state.accepted)
         self.accept.setText("✓ Accepted" if state.accepted else "Accept")

@@ -81,6 +81,7 @@ class ClassesState:
 class CorrectState:
     """What was corrected, and what helps to correct."""
 
+    live: bool = True
     refine: Action = Action()
     accept: Action = Action()
     accepted: bool = False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.config import TrainConfig
     from napari_crfasrnn.network import SegmentationModel
     from napari_crfasrnn.project import Project
-    from napari_crfasrnn.segmenter import Segmentation, Segmenter
+    from napari_crfasrnn.segmenter import LiveRefinement, Segmentation, Segmenter
     from napari_crfasrnn.training import TrainReport, TrainStep
     from napari_crfasrnn.zoo import ModelEntry
 
@@ -129,6 +129,12 @@ class Engine:
         """Let the CRF snap the labels of a plane to the edges of the image, but for those held."""
         segmenter = self._ready(request, image, cancel)
         return segmenter.refine(labels, region=region, clamp=held, index=index, cancel=cancel)
+
+    def live(
+        self, request: ModelRequest, image: ImageInput, index: PlaneIndex, cancel: Cancel
+    ) -> LiveRefinement:
+        """Make ready for refining a plane while somebody paints on it."""
+        return self._ready(request, image, cancel).live(index=index, cancel=cancel)
 
     def learn(
         self,

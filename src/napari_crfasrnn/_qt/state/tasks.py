@@ -131,6 +131,20 @@ class Tasks:
 
         self._worker.start(what, lambda task, report: work(), done, fail)
 
+    def beside(
+        self,
+        what: str,
+        work: Callable[[Task], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+    ) -> Task:
+        """Do something short in the thread without counting as busy; `drop` takes it back."""
+        return self._worker.start(what, lambda task, report: work(task), done, failed)
+
+    def drop(self, task: Task) -> None:
+        """Stop what `beside` began; nothing more is heard of it."""
+        self._worker.cancel(task)
+
     def cancel(self) -> None:
         """Stop what is going on; everything is as it was before it was started."""
         if self.busy is None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Labels = NDArray[Any]  # uint8 or uint16
 Mask = NDArray[np.bool_]
 PlaneIndex = tuple[int, ...]
+Part = Any  # what NumPy takes for an index of a plane
 
 MAX_REVISIONS = 4  # predictions whose baseline an undo can bring back; each holds copies of its planes
 
@@ -155,11 +156,38 @@ class Work:
             self._at += 1
         return self._at != start
 
-    def held(self, index: PlaneIndex) -> Mask:
-        """Return the pixels of a plane that Refine must not touch: strokes and verified pixels."""
-        part = self._state(index)
-        strokes = edited_mask(part.labels, part.baseline) & (part.labels != self.snapped[index])
-        return np.asarray((strokes | part.verified) & (part.labels != ignore_value(part.labels.dtype)))
+    def held(self, index: PlaneIndex, part: Part = ..., labels: Labels | None = None) -> Mask:
+        """Return the pixels of a plane that Refine must not touch: strokes and verified pixels.
+
+        Of a part of the plane, if asked to; and with other labels of that part than those there are.
+        """
+        labels = self.labels[index][part] if labels is None else labels
+        strokes = edited_mask(labels, self.baseline[index][part]) & (labels != self.snapped[index][part])
+        return np.asarray((strokes | self.verified[index][part]) & (labels != ignore_value(labels.dtype)))
+
+    def strokes(self, index: PlaneIndex, part: Part = ..., labels: Labels | None = None) -> Labels:
+        """Return the labels that `held` tells of, and the ignore value elsewhere; a new array."""
+        labels = self.labels[index][part] if labels is None else labels
+        ignore = labels.dtype.type(ignore_value(labels.dtype))
+        return np.where(self.held(index, part, labels), labels, ignore)
+
+    def erased(self, index: PlaneIndex, part: Part = ...) -> Mask:
+        """Return the pixels that were predicted and that a person made unlabelled."""
+        ignore = ignore_value(self.labels.dtype)
+        return np.asarray((self.labels[index][part] == ignore) & (self.baseline[index][part] != ignore))
+
+    def forget_snapped(self, index: PlaneIndex, part: Part, where: Mask) -> None:
+        """Take pixels for strokes from now on, even where Refine gave them the same label before."""
+        self.snapped[index][part][where] = ignore_value(self.labels.dtype)
+
+    def take_snapped(self, index: PlaneIndex, part: Part, labels: Labels, where: Mask) -> None:
+        """Note which labels Refine gives to pixels of a part of a plane."""
+        np.copyto(self.snapped[index][part], labels, where=where)
+
+    def set_entropy(self, index: PlaneIndex, part: Part, entropy: NDArray[np.float32]) -> None:
+        """Take the uncertainty of a part of a plane, if there is one of the image at all."""
+        if self.entropy is not None:
+            self.entropy[index][part] = np.where(self.held(index, part), 0.0, entropy)
 
     def accept(self) -> None:
         """Say that all labels of the image are right; unlabelled pixels stay out."""

@@ -1,0 +1,357 @@
+"""Live refinement: while somebody paints, the labels around the stroke follow the edges of the image.
+
+A stroke goes through three states. While it is drawn, previews of it are made as fast as they come, of what
+was painted since the last one, and drawn as a guess; none waits for another. When it ends, the exact answer
+is asked for. When that is there, it is written, as one undo step of its own after that of the stroke. If
+labels change in any other way meanwhile, or another plane is looked at, what is under way is dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QTimer
+
+from napari_crfasrnn._qt.layers import LabelGroup, StrokeWatch, shows_planes, united
+from napari_crfasrnn._qt.state import Labels, PlaneIndex, Work
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.state.engine import ModelRequest
+    from napari_crfasrnn._qt.workbench import Workbench
+    from napari_crfasrnn._qt.worker import Task
+    from napari_crfasrnn.segmenter import LiveRefinement, Refined
+
+Box = tuple[int, int, int, int]
+
+PREVIEW_SIDE = (
+    96  # pixels; of more that was painted since the last preview, this much around the pen is shown
+)
+KEEP = 16  # pixels at the border of a preview where an earlier one knows more of the stroke
+ABOUT_STROKES = ("prepare", "preview", "exact", "uncertainty")  # jobs; "make ready" is about the image
+REST_MS = 150  # without a change, until the next stroke is prepared
+
+
+@dataclass(eq=False)
+class _Stroke:
+    """What is painted and not refined yet."""
+
+    box: Box  # all of it
+    fresh: Box | None  # since the last preview
+    pen: Box  # last
+    ended: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """The plane that is worked on, and the model that refines it."""
+
+    group: LabelGroup
+    work: Work
+    index: PlaneIndex
+    request: ModelRequest
+
+    def is_same(self, other: _Place | None) -> bool:
+        return (
+            other is not None
+            and self.group is other.group
+            and self.work is other.work
+            and self.work.image.array is other.work.image.array
+            and self.index == other.index
+            and self.request == other.request
+        )
+
+
+class Live:
+    """Live refinement in one viewer.
+
+    Parameters
+    ----------
+    bench
+        The viewer's workbench.
+
+    Attributes
+    ----------
+    on
+        Whether strokes are refined.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        self.on = True
+        self._bench, self._session = bench, bench.session
+        self._place: _Place | None = None
+        self._watch: StrokeWatch | None = None
+        self._refinement: LiveRefinement | None = None
+        self._prepared = False
+        self._before: Labels = np.zeros((0, 0), np.uint8)  # [H, W], labels before the stroke
+        self._stroke: _Stroke | None = None
+        self._answers: list[Refined] = []  # that wait for the end of the next stroke
+        self._uncertain: Refined | None = None  # whose uncertainty is to be computed
+        self._job: tuple[str, Task] | None = None
+        self._rest = QTimer()
+        self._rest.setSingleShot(True)
+        self._rest.setInterval(REST_MS)
+        self._rest.timeout.connect(self._go)
+        bench.changed.connect(self._follow)
+        self._session.finished.connect(self._on_finished)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way."""
+        waits = bool(self._answers) or self._stroke is not None
+        return waits or self._job is not None or self._rest.isActive()
+
+    def set_on(self, on: bool) -> None:
+        """Refine strokes from now on, or do not."""
+        self.on = on
+        self._follow()
+
+    def close(self) -> None:
+        """Stop."""
+        self._leave()
+        self._bench.changed.disconnect(self._follow)
+
+    # --- where -----------------------------------------------------------------------------------------
+
+    def _where(self) -> _Place | None:
+        bench, group, work = self._bench, self._bench.group, self._bench.work
+        if not self.on or group is None or not group.alive or work is None or bench.before_on:
+            return None
+        if self._session.shelf.choice is None or not shows_planes(bench.viewer):
+            return None
+        if group.labels is not work.labels or len(group.classes) != len(self._session.table.classes):
+            return None  # about to follow the class table
+        return _Place(group, work, bench.index, self._session.request())
+
+    def _follow(self) -> None:
+        """Work where the person does."""
+        place = self._where()
+        if place is None or not place.is_same(self._place):
+            self._leave()
+            if place is not None:
+                self._enter(place)
+        if place is not None and self._refinement is None and self._bench.painting is not None:
+            self._rest.start()
+
+    def _enter(self, place: _Place) -> None:
+        self._place = place
+        self._watch = StrokeWatch(place.group)
+        self._watch.painted.connect(self._on_painted)
+        self._watch.ended.connect(self._on_ended)
+        self._watch.disturbed.connect(self._on_disturbed)
+        self._before = place.work.labels[place.index].copy()
+
+    def _leave(self) -> None:
+        self._stop_job()
+        self._drop()
+        self._rest.stop()
+        self._place = self._refinement = None
+        self._prepared = False
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = None
+
+    def _drop(self) -> None:
+        """Forget strokes that are not refined yet."""
+        self._stop_job(*ABOUT_STROKES)
+        self._stroke = self._uncertain = None
+        self._answers.clear()
+        if self._place is not None:
+            self._place.group.drawing.clear()
+
+    # --- what happens ----------------------------------------------------------------------------------
+
+    def _on_painted(self, box: Box) -> None:
+        place = self._place
+        if place is None:
+            return
+        part = _slices(box)
+        # What Refine gave there once, a person has now painted: from here on it is a stroke.
+        painted = place.work.labels[place.index][part] != self._before[part]
+        place.work.forget_snapped(place.index, part, painted)
+        if self._stroke is None:
+            self._stroke = _Stroke(box, box, box)
+        else:
+            stroke = self._stroke
+            stroke.box, stroke.fresh, stroke.pen = united(stroke.box, box), united(stroke.fresh, box), box
+            stroke.ended = False
+        self._stop_job("uncertainty")
+        self._go()
+
+    def _on_ended(self) -> None:
+        if self._stroke is not None:
+            self._stroke.ended = True
+            self._stop_job("preview")
+            self._go()
+
+    def _on_disturbed(self) -> None:
+        place = self._place
+        if place is None:
+            return
+        self._drop()
+        self._before = place.work.labels[place.index].copy()
+        self._prepared = False
+        if self._refinement is not None:
+            self._rest.start()
+
+    def _on_finished(self, what: str) -> None:
+        self._follow()
+        self._go()
+
+    # --- what is done ----------------------------------------------------------------------------------
+
+    def _go(self) -> None:
+        """Begin what is due next, unless something is under way."""
+        place, watch = self._place, self._watch
+        if place is None or watch is None or self._job is not None or self._session.busy is not None:
+            return
+        if self._refinement is None:
+            image, engine = place.work.image, self._session.engine
+            self._start(
+                "make ready",
+                lambda task: engine.live(place.request, image, place.index, task.cancelled),
+                self._take_ready,
+            )
+        elif self._stroke is not None and self._stroke.ended:
+            self._ask_exact(place, self._refinement, self._stroke)
+        elif self._stroke is not None and self._stroke.fresh is not None:
+            self._ask_preview(place, self._refinement, self._stroke.pen, self._stroke.fresh)
+            self._stroke.fresh = None
+        elif not self._prepared:
+            self._ask_base(place, self._refinement)
+        elif self._uncertain is not None and not watch.in_stroke:
+            refined, self._uncertain = self._uncertain, None
+            self._start(
+                "uncertainty",
+                lambda task: (refined.box, refined.entropy()),
+                lambda result: place.work.set_entropy(place.index, _slices(result[0]), result[1]),
+            )
+
+    def _take_ready(self, refinement: LiveRefinement) -> None:
+        self._refinement = refinement
+        self._prepared = not refinement.is_whole
+
+    def _ask_base(self, place: _Place, live: LiveRefinement) -> None:
+        strokes = place.work.strokes(place.index, ..., self._before)
+        self._prepared = True
+        self._start("prepare", lambda task: live.prepare(strokes, cancel=task.cancelled), lambda _: None)
+
+    def _ask_preview(self, place: _Place, live: LiveRefinement, pen: Box, fresh: Box) -> None:
+        box = _around(pen, fresh)
+        part = _slices(live.preview_window(box))
+        strokes = place.work.strokes(place.index, part)
+        before = place.work.strokes(place.index, part, self._before[part])
+        now = place.work.labels[place.index][part].copy()
+
+        def show(refined: Refined) -> None:
+            where = self._free(place, refined)
+            where &= place.work.labels[place.index][part] == now  # not what was painted since
+            place.group.drawing.show(place.index, refined.box, refined.labels, where, KEEP)
+
+        self._start("preview", lambda task: live.preview(box, strokes, before, cancel=task.cancelled), show)
+
+    def _ask_exact(self, place: _Place, live: LiveRefinement, stroke: _Stroke) -> None:
+        box, self._stroke = stroke.box, None
+        part = _slices(live.exact_window(box))
+        strokes = place.work.strokes(place.index, part)
+        before = place.work.strokes(place.index, part, self._before[part])
+        painted = _slices(box)
+        self._before[painted] = place.work.labels[place.index][painted]
+        self._prepared = True
+        self._start(
+            "exact", lambda task: live.exact(box, strokes, before, cancel=task.cancelled), self._take_exact
+        )
+
+    def _take_exact(self, refined: Refined) -> None:
+        place, watch = self._place, self._watch
+        if place is None or watch is None:
+            return
+        self._answers.append(refined)
+        if (
+            watch.in_stroke or self._stroke is not None
+        ):  # written at the end of that stroke, in one step with its own
+            place.group.drawing.show(place.index, refined.box, refined.labels, self._free(place, refined), 0)
+            return
+        self._write(place)
+        self._uncertain = refined
+
+    def _write(self, place: _Place) -> None:
+        """Bring the answers into the layers, the later over the earlier."""
+        box = functools.reduce(united, (refined.box for refined in self._answers))
+        part = _slices(box)
+        now = place.work.labels[place.index][part]
+        labels = now.copy()
+        for refined in self._answers:
+            covered = labels[_slices(refined.box, box)]
+            np.copyto(covered, refined.labels, where=self._free(place, refined))
+        self._answers.clear()
+        where = labels != now
+        if where.any():
+            place.work.take_snapped(place.index, part, labels, where)
+            bounds = _bounds(where, box)
+            inner = _slices(bounds, box)
+            place.group.write_part(place.index, bounds[:2], labels[inner], where[inner])
+            self._before[part] = place.work.labels[place.index][part]
+            place.group.redraw()  # at once, so that nothing is seen between the guess and the answer
+        place.group.drawing.clear()
+        self._bench.refined_live.emit(int(np.count_nonzero(where)))
+
+    def _free(self, place: _Place, refined: Refined) -> Any:
+        """Return where an answer may be shown or written: where the stroke matters and nobody has painted."""
+        part = _slices(refined.box)
+        settled = place.work.held(place.index, part) | place.work.erased(place.index, part)
+        return refined.changed & ~settled
+
+    def _start(self, what: str, work: Callable[[Task], Any], done: Callable[[Any], None]) -> None:
+        place = self._place
+
+        def finish(result: Any) -> None:
+            self._job = None
+            self._follow()  # the person may look at another plane already
+            if self._place is place:
+                done(result)
+            self._go()
+
+        def fail(error: Exception) -> None:
+            self._job = None
+            self._drop()
+            self._session.tasks.complain("correct", "Live refinement", error)
+
+        self._job = (what, self._session.tasks.beside(f"live: {what}", work, finish, fail))
+
+    def _stop_job(self, *only: str) -> None:
+        if self._job is not None and (not only or self._job[0] in only):
+            self._session.tasks.drop(self._job[1])
+            self._job = None
+
+
+def _slices(box: Box, within: Box = (0, 0, 0, 0)) -> tuple[slice, slice]:
+    y0, x0 = within[:2]
+    return slice(box[0] - y0, box[2] - y0), slice(box[1] - x0, box[3] - x0)
+
+
+def _around(pen: Box, fresh: Box) -> Box:
+    """Return the part of a box around the pen that a preview can be quick for."""
+    sides = []
+    for axis in (0, 1):
+        start, end = fresh[axis], fresh[axis + 2]
+        if end - start > PREVIEW_SIDE:
+            middle = (pen[axis] + pen[axis + 2]) // 2
+            start = min(max(start, middle - PREVIEW_SIDE // 2), end - PREVIEW_SIDE)
+            end = start + PREVIEW_SIDE
+        sides.append((start, end))
+    return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
+
+
+def _bounds(where: Any, box: Box) -> Box:
+    """Return the smallest box around the places within a box."""
+    rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
+    return (
+        int(box[0] + rows[0]),
+        int(box[1] + columns[0]),
+        int(box[0] + rows[-1] + 1),
+        int(box[1] + columns[-1] + 1),
+    )
