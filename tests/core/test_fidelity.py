@@ -144,11 +144,11 @@ def test_network_and_crf(size: tuple[int, int], n_iterations: int) -> None:
     expected = mean_field(weights, unary, image.astype(np.float64), n_iterations)
     crf = CrfRnn(5, CrfConfig.original()).eval()
     with torch.no_grad():
-        for name, matrix in zip(
-            ("spatial_weights", "bilateral_weights", "compatibility"), weights.crf, strict=True
-        ):
-            getattr(crf, name).copy_(torch.from_numpy(matrix))
-        found = crf(torch.from_numpy(unary).float()[None], torch.from_numpy(image)[None], n_iterations=5)[0]
+        parameters = (crf.spatial_weights, crf.bilateral_weights, crf.compatibility)
+        for parameter, matrix in zip(parameters, weights.crf, strict=True):
+            parameter.copy_(torch.from_numpy(matrix))
+        logits, seen = torch.from_numpy(unary).float()[None], torch.from_numpy(image)[None]
+        found = crf(logits, seen, n_iterations=n_iterations)[0]
     difference = np.abs(found.double().numpy() - expected)
     # In float32 a few pixels lie in the neighbouring simplex of the lattice, and a vertex more or less there
     # moves the messages around it; nearly all pixels agree to rounding.

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.workbench import Workbench
     from napari_crfasrnn.training import TrainReport
 
-CURES = {"bring-back": "Show them", "open-model": "Open…"}
+CURES = {
+    "bring-back": "Show them",
+    "open-model": "Open…",
+    "download": "Accept and download",
+    "import-report": "Report…",
+}
 DOING = {
     "segment": "the image is being segmented",
     "refine": "the labels are being refined",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WIDTH, NARROWEST = 340, 300  # pixels
 SUFFIX = ".safetensors"
+MODEL_FILES = "*.safetensors *.caffemodel *.pth *.pt *.h5 *.hdf5 *.mat"
 
 
 class SegmentationWidget(QWidget):  # type: ignore[misc]
@@ -217,7 +218,8 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self.session.tasks.say("classes", "")
 
     def _ask_model(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Open a model", "", f"Models (*{SUFFIX});;All files (*)")
+        kinds = f"Models ({MODEL_FILES});;All files (*)"
+        path, _ = QFileDialog.getOpenFileName(self, "Open a model", "", kinds)
         if path:
             self.session.shelf.open(Path(path))
 
@@ -241,6 +243,25 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self._bench.bring_back()
         elif cure == "open-model":
             self._ask_model()
+        elif cure == "download":
+            self.session.shelf.download()
+        elif cure == "import-report":
+            self._show_report()
+
+    def _show_report(self) -> None:
+        """Show what became of each tensor of an imported file, beside the work and not in its way."""
+        report = self.session.shelf.report
+        if report is None:
+            return
+        box = QMessageBox(self)
+        box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        box.setWindowModality(Qt.WindowModality.NonModal)
+        box.setWindowTitle("Imported model")
+        lines = report.lines()
+        box.setText(lines[0])
+        box.setInformativeText("\n".join([*report.warnings, *lines[-3:]]))
+        box.setDetailedText("\n".join(lines))
+        box.show()
 
 
 class _Release:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
     from napari_crfasrnn._qt.state.work import Labels, Mask, PlaneIndex
     from napari_crfasrnn.config import TrainConfig
+    from napari_crfasrnn.importing import ImportReport
     from napari_crfasrnn.network import SegmentationModel
     from napari_crfasrnn.project import Project
     from napari_crfasrnn.segmenter import LiveRefinement, Segmentation, Segmenter
@@ -57,6 +58,14 @@ class Segmented:
     present: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class ReadModel:
+    """What there is to say about a model file that was read; the report is of one of another system."""
+
+    class_names: tuple[str, ...]
+    report: ImportReport | None
+
+
 class Engine:
     """The core at work. Used by one thread at a time."""
 
@@ -65,12 +74,29 @@ class Engine:
         self._model: SegmentationModel | None = None
         self._segmenter: Segmenter | None = None
         self._image: ImageInput | None = None
+        self._report: ImportReport | None = None  # of the file that was loaded last
 
     def list_models(self) -> tuple[ModelEntry, ...]:
-        """Return the models that can be had by name."""
+        """Return the models that can be had by name, downloads too."""
         from napari_crfasrnn.zoo import list_models
 
-        return list_models()
+        return list_models(downloadable=True)
+
+    def download(self, name: str, progress: Progress, cancel: Cancel) -> tuple[Path, ReadModel]:
+        """Bring a published model here, whose licence was accepted, and load it."""
+        from napari_crfasrnn.zoo import download_model
+
+        shown = -1
+
+        def in_steps(done: int, total: int) -> None:
+            nonlocal shown
+            step = done >> 20  # megabytes: a signal for each piece would be too many
+            if step != shown:
+                shown = step
+                progress(step, total >> 20)
+
+        path = download_model(name, accept_licence=True, progress=in_steps, cancel=cancel).path
+        return path, self.check(path)
 
     def warm_up(self) -> None:
         """Import what will be wanted soon, so that nobody waits for it then."""
@@ -83,9 +109,10 @@ class Engine:
 
         return tuple(spec.name for spec in read_info(path).config.classes)
 
-    def check(self, path: Path) -> tuple[str, ...]:
-        """Load all of the model in a file; return the names of its classes."""
-        return tuple(spec.name for spec in self.model(ModelRequest(path)).classes)
+    def check(self, path: Path) -> ReadModel:
+        """Load all of the model in a file; return its classes' names, and what became of its tensors."""
+        names = tuple(spec.name for spec in self.model(ModelRequest(path)).classes)
+        return ReadModel(names, self._report)
 
     def model(self, request: ModelRequest) -> SegmentationModel:
         """Return a model, loaded and with the class table asked for."""
@@ -94,9 +121,7 @@ class Engine:
         self._request = self._segmenter = None
         model = request.source
         if isinstance(model, Path):
-            from napari_crfasrnn.checkpoint import load_checkpoint
-
-            model = load_checkpoint(model)
+            model, self._report = _load(model)
         if request.classes is not None and request.classes != model.classes:
             model = model.with_classes(request.classes, continues=dict(request.continues))
         self._request, self._model = request, model
@@ -168,6 +193,16 @@ class Engine:
             self._segmenter.set_image(image.array, image.axes, image.spacing)
             self._image = image
         return self._segmenter
+
+
+def _load(path: Path) -> tuple[SegmentationModel, ImportReport | None]:
+    from napari_crfasrnn.checkpoint import SUFFIX, load_checkpoint
+    from napari_crfasrnn.importing import import_model
+
+    if path.suffix == SUFFIX or path.is_dir():
+        return load_checkpoint(path), None
+    imported = import_model(path)
+    return imported.model, imported.report
 
 
 def _same_pixels(a: ImageInput, b: ImageInput) -> bool:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
 
-from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
+from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, ReadModel
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 
 if TYPE_CHECKING:
+    from napari_crfasrnn.importing import ImportReport
     from napari_crfasrnn.network import SegmentationModel
+    from napari_crfasrnn.zoo import ModelEntry, Published
 
 LEARNT = "learnt"  # the choice that stands for what was learnt and is neither kept nor discarded
 
@@ -27,6 +29,8 @@ class ModelChoice:
     source: Path | SegmentationModel
     class_names: tuple[str, ...]
     problem: str | None = None
+    published: Published | None = None
+    """Where it comes from and on which terms, if it has to be downloaded first."""
 
 
 def round_choice(number: int, path: Path, class_names: tuple[str, ...]) -> ModelChoice:
@@ -43,6 +47,10 @@ class Shelf:
         All of them, and the chosen one.
     loading
         Whether it is still being found out which models there are.
+    wanted
+        The model that waits for its licence to be accepted and its download.
+    report
+        What became of the tensors of the file of another system that was opened last.
     """
 
     chosen = Signal()
@@ -51,6 +59,8 @@ class Shelf:
         self.models: tuple[ModelChoice, ...] = ()
         self.choice: ModelChoice | None = None
         self.loading = False
+        self.wanted: ModelChoice | None = None
+        self.report: ImportReport | None = None
         self._tasks, self._engine = tasks, engine
         self._waiting: Callable[[], None] | None = None
 
@@ -60,9 +70,8 @@ class Shelf:
 
         def done(entries: Any) -> None:
             self.loading = False
-            found = (ModelChoice(e.name, e.title, e.path, e.class_names, e.problem) for e in entries)
-            self.models = (*found, *self.models)
-            usable = [choice for choice in self.models if choice.problem is None]
+            self.models = (*map(_choice, entries), *self.models)
+            usable = [c for c in self.models if c.problem is None and c.published is None]
             if self.choice is None and usable:
                 self.choose(usable[0].name)
             elif not usable:
@@ -102,10 +111,54 @@ class Shelf:
         if choice.problem is not None:
             self._tasks.say("start", choice.problem, "problem")
             return
+        if choice.published is not None:
+            self._offer(choice, choice.published)
+            return
         self.choice = choice
         self._tasks.lines.pop("start", None)
         self.chosen.emit()
         self._tasks.changed.emit()
+
+    def _offer(self, choice: ModelChoice, published: Published) -> None:
+        """Say on which terms a model can be downloaded; `download` does it."""
+        self.wanted = choice
+        size = f" ({published.size / 1e6:.0f} MB)" if published.size else ""
+        self._tasks.say(
+            "start", f"{published.licence.text} Download {published.file_name}{size}?", cure="download"
+        )
+
+    def download(self) -> None:
+        """Accept the licence of the model that waits for it, download it, and choose it."""
+        choice, self.wanted = self.wanted, None
+        if choice is None or choice.published is None or self._tasks.busy is not None:
+            return
+        published = choice.published
+
+        def done(result: tuple[Path, ReadModel]) -> None:
+            path, read = result
+            here = ModelChoice(choice.name, published.title, path, read.class_names)
+            self.models = tuple(here if c.name == here.name else c for c in self.models)
+            self.choose(here.name)
+            self._tell(read.report)
+
+        self._tasks.start(
+            Busy("load", f"Downloading {published.file_name}…"),
+            lambda task, report: self._engine.download(
+                choice.name, lambda done, total: report((done, total)), task.cancelled
+            ),
+            done,
+        )
+
+    def _tell(self, report: ImportReport | None) -> None:
+        """Say what became of the tensors of a file of another system."""
+        self.report = report
+        if report is None:
+            return
+        text = f"All {len(report.matched)} tensors of the file found their place."
+        doubts = "; ".join(report.warnings)
+        if doubts:
+            text = f"{doubts[:1].upper()}{doubts[1:]}."
+        self._tasks.say("start", text, "problem" if doubts else "good", "import-report")
 
     def add(self, choice: ModelChoice) -> None:
         """Add a model, and choose it."""
@@ -122,8 +175,9 @@ class Shelf:
     def open(self, path: Path) -> None:
         """Add a model file, and choose it."""
 
-        def done(names: tuple[str, ...]) -> None:
-            self.add(ModelChoice(f"file:{path}", path.stem, path, names))
+        def done(read: ReadModel) -> None:
+            self.add(ModelChoice(f"file:{path}", path.stem, path, read.class_names))
+            self._tell(read.report)
 
         self._tasks.start(
             Busy("load", "Reading the model…"), lambda task, report: self._engine.check(path), done
@@ -138,3 +192,12 @@ class Shelf:
         self._tasks.start(
             Busy("save", "Saving the model…"), lambda task, report: self._engine.save(request, path), done
         )
+
+
+def _choice(entry: ModelEntry) -> ModelChoice:
+    if entry.is_here or entry.published is None:
+        return ModelChoice(entry.name, entry.title, entry.path, entry.class_names, entry.problem)
+    title = f"{entry.title} – to download; {entry.licence.lower()}"
+    return ModelChoice(
+        entry.name, title, entry.path, entry.class_names, entry.problem, published=entry.published
+    )

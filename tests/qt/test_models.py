@@ -1,0 +1,138 @@
+"""Models of other systems in the widget: opened from a file, or downloaded once their licence is accepted."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign_files import (
+    pytorch_state,
+    random_weights,
+    write_caffe_v1,
+    write_keras,
+    write_matconvnet,
+    write_pytorch,
+)
+from qtpy.QtWidgets import QMessageBox
+
+from napari_crfasrnn._qt.widget import MODEL_FILES
+from napari_crfasrnn.importing import SUFFIXES
+from napari_crfasrnn.zoo import published_dir
+
+NAME, FILE = "crfrnn-pytorch", "crfasrnn_weights.pth"
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A server with the PyTorch weights, which stops in the middle until the event is set."""
+    write_pytorch(tmp_path / FILE, random_weights(n_labels=3, width=1 / 64))
+    content = (tmp_path / FILE).read_bytes()
+    go_on = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", '"1"')
+            self.end_headers()
+            middle = len(content) // 2
+            self.wfile.write(content[:middle])
+            self.wfile.flush()
+            go_on.wait(20)
+            try:
+                self.wfile.write(content[middle:])
+            except OSError:
+                self.close_connection = True  # the other side has gone
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setenv("NAPARI_CRFASRNN_MIRROR", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setattr("napari_crfasrnn.zoo.fetching.CHUNK", 1024)
+    yield go_on
+    go_on.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def choose(user: Any, name: str) -> None:
+    user.wait(lambda: not user.session.shelf.loading and user.session.shelf.choice is not None)
+    combo = user.widget.start.model
+    user.wait(lambda: combo.findData(name) >= 0)
+    combo.setCurrentIndex(combo.findData(name))
+    combo.activated.emit(combo.findData(name))
+
+
+def test_a_licence_is_accepted_before_the_download(user: Any, mirror: threading.Event) -> None:
+    mirror.set()
+    choose(user, NAME)
+    start = user.widget.start
+    user.wait(lambda: "non-commercial" in user.line("start"))
+    assert f"Download {FILE}?" in user.line("start")
+    user.wait(lambda: start.model.currentData() == "starter")  # nothing is chosen by asking
+    assert "to download; non-commercial use only" in start.model.itemText(start.model.findData(NAME))
+    assert not published_dir().exists()
+    assert user.do(lambda: start.cured.emit("download")) == "load"
+    assert (published_dir() / FILE).is_file()
+    assert user.session.shelf.choice.name == NAME
+    assert user.session.shelf.choice.class_names == ("background", "class 1", "class 2")
+    assert user.line("start") == "All 43 tensors of the file found their place."
+    user.wait(lambda: "to download" not in start.model.itemText(start.model.findData(NAME)))
+
+
+def test_a_download_can_be_cancelled(user: Any, mirror: threading.Event) -> None:
+    choose(user, NAME)
+    user.wait(lambda: user.session.shelf.wanted is not None)
+    user.session.shelf.download()
+    user.wait(lambda: (published_dir() / f"{FILE}.part").is_file())
+    assert user.do(user.widget.cancel) == "cancelled"
+    mirror.set()
+    assert user.session.shelf.choice.name == "starter"
+    assert not (published_dir() / FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "n_tensors"),
+    [
+        ("m.caffemodel", write_caffe_v1, 43),
+        ("m.pth", write_pytorch, 43),
+        ("m.h5", write_keras, 43),
+        ("m.mat", write_matconvnet, 40),
+    ],
+)
+def test_files_of_other_systems_are_opened(
+    user: Any, tmp_path: Path, name: str, write: Any, n_tensors: int
+) -> None:
+    write(tmp_path / name, random_weights(n_labels=3, width=1 / 64))
+    assert user.do(lambda: user.session.shelf.open(tmp_path / name)) == "load"
+    assert user.session.shelf.choice.source == tmp_path / name
+    assert user.line("start") == f"All {n_tensors} tensors of the file found their place."
+    user.widget.start.cured.emit("import-report")
+    [box] = user.widget.findChildren(QMessageBox)
+    assert f"matched {n_tensors}, missing 0" in box.detailedText()
+    box.close()
+
+
+def test_a_doubtful_file_says_so_and_a_partial_one_is_refused(user: Any, tmp_path: Path) -> None:
+    state = pytorch_state(random_weights(n_labels=3, width=1 / 64))
+    state["crfrnn.compatibility_matrix"] *= -1
+    torch.save(state, tmp_path / "m.pth")
+    assert user.do(lambda: user.session.shelf.open(tmp_path / "m.pth")) == "load"
+    assert user.line("start").startswith("3 of 3 diagonal entries of the compatibility matrix")
+    del state["fc7.bias"]
+    torch.save(state, tmp_path / "n.pth")
+    assert user.do(lambda: user.session.shelf.open(tmp_path / "n.pth")) == "failed"
+    assert "42 of 43 tensors match" in user.line("start")
+
+
+def test_the_dialog_offers_every_kind() -> None:
+    assert {f"*{suffix}" for suffix in SUFFIXES} - {"*.binaryproto"} < set(MODEL_FILES.split())
