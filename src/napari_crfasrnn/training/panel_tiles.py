@@ -37,6 +37,9 @@ _WIDE = CrfConfig.starter().model_copy(
 _NARROW = CrfConfig.starter().model_copy(
     update={"theta_alpha": 16.0, "theta_beta": 6.0, "bilateral_weight": 1.5}
 )
+_FAINT = CrfConfig.starter().model_copy(
+    update={"theta_alpha": 10.0, "theta_beta": 5.0, "bilateral_weight": 0.5, "spatial_weight": 0.1}
+)
 _DENSE = 0.5  # share of the tiles' pixels that is labelled: from here on, held-back pixels decide
 _VISIBLE = 0.02  # share of the tiles: classes below do not count
 _SURVIVAL = 0.5  # of the classes' areas, on average
@@ -115,7 +118,7 @@ class PanelTiles:
         return self._locked_score(given)
 
     def choose_crf(self, panel: Panel) -> CrfRnn:
-        """Return the CRF that suits a panel: a wide one, or a narrow one where that would do harm.
+        """Return the CRF that suits a panel: wide, narrow where that would do harm, or faint.
 
         Raises
         ------
@@ -129,9 +132,11 @@ class PanelTiles:
         alone = [each[0].argmax(0).numpy() for each in logits]
         labelled = np.mean([tile.share_labelled for tile in self._tiles])
         if labelled >= _DENSE:
-            scores = [self._locked_score(self._refined(crf, logits)).miou for crf in (narrow, wide)]
-            if scores[0] is not None and scores[1] is not None:
-                return wide if scores[1] > scores[0] else narrow
+            candidates = (CrfRnn(panel.n_labels, _FAINT).eval(), narrow, wide)
+            scores = [self._locked_score(self._refined(crf, logits)).miou for crf in candidates]
+            told = [score for score in scores if score is not None]
+            if told:
+                return candidates[scores.index(max(told))]
         return wide if self._is_kind(alone, self._refined(wide, logits)) else narrow
 
     def _logits(self, model: SegmentationModel) -> list[Tensor]:
