@@ -321,9 +321,9 @@ def compare_training(report: Report, rounds: int) -> None:
         report.row(f"{side} x {side}", *row)
     report.say()
     report.say(
-        "The last times are of no other package: they are of our own lattice in the way of use of the published "
-        "PyTorch port, built for the normalisation and for every filter call forward and backward. The ratio "
-        "is theirs to the first, which includes building the lattices once."
+        "The last times are of no other package: they are of our own lattice in the way of use of the "
+        "published PyTorch port, built for the normalisation and for every filter call forward and backward. "
+        "The ratio is theirs to the first, which includes building the lattices once."
     )
 
 
