@@ -30,7 +30,9 @@ ALONE = "FCN alone"
 
 def scores(data: DataSet, run: Path, count: int) -> dict[str, list[Score]]:
     """Return the score of every variant on every image."""
-    fixed, joint = (load_checkpoint(run / f"{name}.safetensors") for name in ("crf", "joint"))
+    fixed = load_checkpoint(run / "crf.safetensors")
+    has_joint = (run / "joint.safetensors").exists()  # a recipe may have no such stage
+    joint = load_checkpoint(run / "joint.safetensors") if has_joint else None
     n_labels = data.n_labels
     original = CrfRnn(n_labels, CrfConfig.original()).eval()
     searched = CrfRnn(n_labels, fixed.crf.config).eval()  # its matrices as they were before they were trained
@@ -40,7 +42,7 @@ def scores(data: DataSet, run: Path, count: int) -> dict[str, list[Score]]:
         pixels, truth = data.load(sample)
         image = torch.from_numpy(pixels)[None]
         with torch.no_grad():
-            logits, joint_logits = fixed.logits(image), joint.logits(image)
+            logits = fixed.logits(image)
             crf_image = fixed.crf_image(image)
             prepared = searched.prepare(crf_image)  # widths are not trained: it serves three
             variants: dict[str, Tensor] = {
@@ -48,9 +50,11 @@ def scores(data: DataSet, run: Path, count: int) -> dict[str, list[Score]]:
                 "+ dense CRF, original parameters (160/3/3, weights 5 and 3)": original(logits, crf_image),
                 f"+ dense CRF, searched ({_name(searched.config)})": searched(logits, prepared=prepared),
                 "+ CRF-RNN trained, FCN fixed": fixed.crf(logits, prepared=prepared),
-                "end to end, its FCN alone": joint_logits,
-                "end to end": joint.crf(joint_logits, prepared=prepared),
             }
+            if joint is not None:
+                inner = joint.logits(image)
+                variants["end to end, its FCN alone"] = inner
+                variants["end to end"] = joint.crf(inner, prepared=prepared)
         for name, values in variants.items():
             given = values[0].argmax(0).to(torch.uint8).numpy()
             found.setdefault(name, []).append(Score.of(given, truth, n_labels))

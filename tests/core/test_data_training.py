@@ -406,6 +406,16 @@ def test_a_damaged_state_is_one_sentence(folder, whole, tmp_path):
             train(folder, tmp_path / name, TINY, resume=True)
 
 
+def test_a_state_of_another_version_is_one_sentence(folder, whole, tmp_path):
+    state = torch.load(whole / "state.pt", weights_only=True)
+    torch.save(state | {"recipe": '{"no_such_setting": 1}'}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="settings of another version"):
+        train(folder, tmp_path, TINY, resume=True)
+    torch.save(state | {"format": 99}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="not the state of a training that this version can go on with"):
+        train(folder, tmp_path, TINY, resume=True)
+
+
 def test_what_cannot_be_trained_is_one_sentence(folder, tmp_path):
     with pytest.raises(ValueError, match="architecture fcn-lite, but the recipe asks for fcn-8s"):
         train(folder, tmp_path, TINY.model_copy(update={"start": "starter"}))

@@ -14,7 +14,9 @@ from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.cli import app
 from napari_crfasrnn.config import ModelConfig
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.segmenter import Segmenter
 from napari_crfasrnn.training import Score, evaluate, open_data_set
+from napari_crfasrnn.training.evaluation import judge
 
 NAMES = ("background", "coin", "rim")
 
@@ -109,6 +111,17 @@ def test_evaluate_is_what_the_model_says(model, folder):
     np.testing.assert_array_equal(result.before.confusion, before)
     np.testing.assert_array_equal(result.after.confusion, after)
     assert (before != after).any()
+
+
+def test_a_model_in_the_frame_of_a_demo_is_judged_there(model, folder):
+    framed = model.with_frame("caffe")
+    images = open_data_set(folder)
+    segmenter = Segmenter(framed, "cpu")
+    for judged in judge(framed, images, images.val[:1]):
+        segmenter.set_image(judged.image[0].astype(np.uint8))
+        said = segmenter.predict()
+        np.testing.assert_array_equal(judged.after, said.labels)
+        np.testing.assert_array_equal(judged.before, said.before_crf)
 
 
 def test_the_command_prints_draws_and_writes(model, folder, tmp_path):

@@ -23,6 +23,7 @@ from zlib import crc32
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from napari_crfasrnn import metrics
@@ -437,7 +438,13 @@ class _Training:
 
     def _load(self, state: dict[str, Any]) -> None:
         """Go on from a state, if it belongs to this recipe and these data."""
-        theirs = Recipe.model_validate_json(state["recipe"]).model_dump()
+        try:
+            theirs = Recipe.model_validate_json(state["recipe"]).model_dump()
+        except ValidationError:
+            raise ValueError(
+                f"the training in {self._folder.path} was begun with the settings of another version: start "
+                "again in another folder"
+            ) from None
         ours = self._recipe.model_dump()
         other = [
             f"{name} ({theirs[name]} there, {ours[name]} here)" for name in ours if ours[name] != theirs[name]

@@ -238,7 +238,14 @@ def _predict(
     *,
     crf: bool,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    logits = model.logits(image)
-    refined = model.crf(logits, model.crf_image(image)) if crf else logits
+    framed = model.framed(image)
+    if framed is not None:  # as the demos of the original looked at images: the CRF, too, works in the frame
+        seen = model.framed_input(framed)
+        unary = model.network(seen)
+        refined = framed.restore(model.crf(unary, seen)) if crf else framed.restore(unary)
+        logits = framed.restore(unary)
+    else:
+        logits = model.logits(image)
+        refined = model.crf(logits, model.crf_image(image)) if crf else logits
     before, after = (x[0].argmax(0).to(torch.uint8).cpu().numpy() for x in (logits, refined))
     return before, after
