@@ -8,6 +8,7 @@ Letters: B batch, C image channels, L labels, S the space axes (H W, or Z H W), 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from napari_crfasrnn.lattice import (
     MeanField,
     choose_backend,
     order_pixels,
-    pixel_features,
 )
 from napari_crfasrnn.mean_field import DifferentiableMeanField
 
@@ -65,13 +65,21 @@ class Kernel:
         kernel = cls(lattice, None, None, wanted, differentiable_from or 0)
         if normalization == "none":
             return kernel
-        row_sums = kernel.filter(torch.ones_like(features[:, :1]))
+        ones = torch.ones_like(features[:, :1])
+        return kernel.normalized(kernel.filter(ones), normalization)
+
+    def normalized(
+        self,
+        row_sums: Tensor,  # [N, 1]
+        normalization: Normalization,
+    ) -> Kernel:
+        """Return this kernel with the factors that normalise it (other than "none")."""
         if normalization == "symmetric":
             root = row_sums.rsqrt()
-            return cls(lattice, root, root, wanted, kernel.first_axis)
+            return dataclasses.replace(self, before=root, after=root)
         inverse = 1.0 / row_sums
         before, after = (inverse, None) if normalization == "before" else (None, inverse)
-        return cls(lattice, before, after, wanted, kernel.first_axis)
+        return dataclasses.replace(self, before=before, after=after)
 
     def filter(
         self,
@@ -306,11 +314,15 @@ def _prepare_ordered(
     for planes in image.cpu().flatten(2):
         # A step of four widths is about the distance of neighbouring lattice vertices.
         order = order_pixels(planes, space, colour_step=4.0 * config.theta_beta)
-        nowhere = planes[:0]
-        features = pixel_features(nowhere, space, order, config.theta_gamma, 1.0)
-        spatial.append(Kernel.build(features, config.normalization, backend))
-        features = pixel_features(planes, space, order, config.theta_alpha, config.theta_beta)
-        bilateral.append(Kernel.build(features, config.normalization, backend))
+        near = Lattice.of_pixels(planes[:0], space, order, position_width=config.theta_gamma)
+        alike = Lattice.of_pixels(
+            planes, space, order, position_width=config.theta_alpha, colour_width=config.theta_beta
+        )
+        for kernels, lattice in ((spatial, near), (bilateral, alike)):
+            kernel = Kernel(lattice, None, None)
+            if config.normalization != "none":
+                kernel = kernel.normalized(lattice.row_sums(), config.normalization)
+            kernels.append(kernel)
         orders.append(order)
     return PreparedImage(space, image.dtype, image.device, tuple(spatial), tuple(bilateral), 1, tuple(orders))
 

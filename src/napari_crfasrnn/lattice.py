@@ -117,6 +117,57 @@ class Lattice:
         else:
             self._native = _lattice.Lattice(_to_numpy(features))
 
+    @classmethod
+    def of_pixels(
+        cls,
+        image: Tensor,  # [C, N] float32 on the CPU
+        space: tuple[int, ...],
+        order: Tensor,  # [N] int64
+        *,
+        position_width: float,
+        colour_width: float = 1.0,
+    ) -> Lattice:
+        """Build the compiled lattice around the pixels of an image, on the CPU.
+
+        Features are positions, last axis (x) first, and then the C channels (none is fine), each over its
+        width. They are computed on the way and never stored.
+
+        Parameters
+        ----------
+        image
+            ``[C, N]`` float32 on the CPU, N the product of `space`.
+        space
+            Size of the space axes.
+        order
+            Which pixel each point is: a permutation of ``0..N-1``, see `order_pixels`.
+        position_width, colour_width
+            Widths of the Gaussian.
+
+        Raises
+        ------
+        ValueError
+            As the constructor does.
+        """
+        n_dims = len(space) + len(image)
+        if not 1 <= n_dims <= MAX_DIMS:
+            raise ValueError(
+                f"features must have 1 to {MAX_DIMS} dimensions, "
+                f"got {len(space)} of space and {len(image)} channels"
+            )
+        lattice = cls.__new__(cls)
+        lattice._device = image.device
+        lattice._backend = choose_backend("cpu", image.device)
+        lattice._native = _lattice.Lattice.of_pixels(
+            _contiguous(image),
+            list(space),
+            pixel_of=order.numpy().astype(np.uint32),
+            position_width=position_width,
+            colour_width=colour_width,
+        )
+        lattice._n_points = len(order)
+        lattice._n_dims = n_dims
+        return lattice
+
     def __repr__(self) -> str:
         return (
             f"Lattice(n_points={self.n_points}, n_dims={self.n_dims}, "
@@ -175,6 +226,12 @@ class Lattice:
         if isinstance(values, Tensor):
             return _Filter.apply(values, self, transpose)  # type: ignore[no-any-return, no-untyped-call]
         return self._apply(values, transpose)
+
+    def row_sums(self) -> Tensor:  # [N, 1]
+        """Return the row sums of K, ``filter(ones)``, float32 on the device of the features."""
+        if self._backend == "cpu":
+            return torch.from_numpy(self._native.row_sums()).to(self._device)
+        return self._apply_to_tensor(torch.ones(self._n_points, 1, device=self._device), False)
 
     def _apply(self, values: NDArray[Any], transpose: bool) -> NDArray[Any]:
         if self._backend == "reference":
@@ -303,26 +360,6 @@ def order_pixels(
     order = np.empty(image.shape[1], np.uint32)
     _lattice.order_pixels(_contiguous(image), list(space), colour_step=colour_step, pixel_of=order)
     return torch.from_numpy(order.astype(np.int64))
-
-
-def pixel_features(
-    image: Tensor,  # [C, N] float32 on the CPU
-    space: tuple[int, ...],
-    order: Tensor,  # [N] int64
-    position_width: float,
-    colour_width: float,
-) -> Tensor:  # [N, S + C]
-    """Return the features of ordered pixels: positions, last axis (x) first, then channels, over widths."""
-    features = np.empty((len(order), len(space) + len(image)), np.float32)
-    _lattice.pixel_features(
-        _contiguous(image),
-        list(space),
-        pixel_of=order.numpy().astype(np.uint32),
-        position_width=position_width,
-        colour_width=colour_width,
-        features=features,
-    )
-    return torch.from_numpy(features)
 
 
 def _contiguous(tensor: Tensor) -> NDArray[np.float32]:

@@ -19,6 +19,14 @@ class Lattice:
         Raises ValueError for NaN, infinity, coordinates beyond 2**20 and too many points.
         """
 
+    @staticmethod
+    def of_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], position_width: float, colour_width: float) -> Lattice:
+        """
+        Build the lattice around the pixels of image, float32 [C, N], in the order of pixel_of.
+
+        Features are positions, last axis first, and then channels, each over its width.
+        """
+
     @property
     def n_points(self) -> int:
         """N"""
@@ -34,6 +42,9 @@ class Lattice:
     @property
     def n_bytes(self) -> int:
         """Memory held, in bytes."""
+
+    def row_sums(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+        """Return filter(ones), float32 [N, 1]."""
 
     def filter(self, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, transpose: bool = False) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
         """
@@ -99,11 +110,6 @@ def dot(a: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C',
 def order_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, colour_step: float, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """
     Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].
-    """
-
-def pixel_features(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], position_width: float, colour_width: float, features: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
-    """
-    Write the features [N, S + C] of the pixels in that order: positions, last axis first, then channels.
     """
 
 def set_n_threads(n_threads: int) -> None:

@@ -10,6 +10,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "mean_field_training.hpp"
 #include "memory.hpp"
 #include "parallel.hpp"
+#include "point_source.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -29,7 +31,6 @@ namespace {
 
 using Features = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Values = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 const char* sentence(crfasrnn::BuildError error) {
   switch (error) {
@@ -46,19 +47,22 @@ const char* sentence(crfasrnn::BuildError error) {
   return "the lattice could not be built";
 }
 
-std::unique_ptr<crfasrnn::Lattice> build(Features features) {
+// Throws what the error says in a sentence.
+std::unique_ptr<crfasrnn::Lattice> build_from(const crfasrnn::PointSource& points) {
   std::unique_ptr<crfasrnn::Lattice> lattice;
   std::optional<crfasrnn::BuildError> error;
-  const std::size_t n_dims = features.shape(1);
-  if (n_dims > crfasrnn::max_dims) {
-    error = crfasrnn::BuildError::bad_shape;
-  } else {
+  {
     const nb::gil_scoped_release unlocked;
-    error = crfasrnn::Lattice::build({features.data(), features.size()}, features.shape(0), static_cast<int>(n_dims),
-                                     lattice);
+    error = crfasrnn::Lattice::build(points, lattice);
   }
   if (error) throw nb::value_error(sentence(*error));
   return lattice;
+}
+
+std::unique_ptr<crfasrnn::Lattice> build(Features features) {
+  if (features.shape(1) > crfasrnn::max_dims) throw nb::value_error(sentence(crfasrnn::BuildError::bad_shape));
+  return build_from(crfasrnn::FeatureArray({features.data(), features.size()}, features.shape(0),
+                                           static_cast<int>(features.shape(1))));
 }
 
 using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
@@ -240,18 +244,26 @@ void order_pixels(Image image, const std::vector<std::size_t>& space, float colo
   crfasrnn::order_pixels({image.data(), image.size()}, space, colour_step, {pixel_of.data(), pixel_of.size()});
 }
 
-void pixel_features(Image image, const std::vector<std::size_t>& space, Order pixel_of, float position_width,
-                    float colour_width, Output features) {
+std::unique_ptr<crfasrnn::Lattice> build_of_pixels(Image image, const std::vector<std::size_t>& space, Order pixel_of,
+                                                   float position_width, float colour_width) {
   check_space(image, space, pixel_of.shape(0));
-  if (features.shape(0) != pixel_of.shape(0) || features.shape(1) != space.size() + image.shape(0)) {
-    throw nb::value_error("features must be [N, S + C]");
+  if (space.size() + image.shape(0) > crfasrnn::max_dims) {
+    throw nb::value_error(sentence(crfasrnn::BuildError::bad_shape));
   }
-  for (std::size_t p = 0; p < pixel_of.shape(0); ++p) {
-    if (pixel_of.data()[p] >= pixel_of.shape(0)) throw nb::value_error("pixel_of must be below N");
+  const std::span<const std::uint32_t> order{pixel_of.data(), pixel_of.size()};
+  if (std::any_of(order.begin(), order.end(), [&](std::uint32_t pixel) { return pixel >= order.size(); })) {
+    throw nb::value_error("pixel_of must be below N");
   }
+  return build_from(
+      crfasrnn::PixelPoints({image.data(), image.size()}, space, order, position_width, colour_width));
+}
+
+Result row_sums(const crfasrnn::Lattice& lattice) {
+  Result out = new_array(lattice.n_points(), 1);
+  float* target = out.data();
   const nb::gil_scoped_release unlocked;
-  crfasrnn::pixel_features({image.data(), image.size()}, space, {pixel_of.data(), pixel_of.size()}, position_width,
-                           colour_width, {features.data(), features.size()});
+  lattice.row_sums({target, lattice.n_points()});
+  return out;
 }
 
 std::vector<std::string> instruction_sets() {
@@ -298,10 +310,15 @@ NB_MODULE(_lattice, m) {
       .def(nb::new_(&build), "features"_a.noconvert(),
            "Build the lattice around features, float32 [N, d], already divided by the kernel widths.\n\n"
            "Raises ValueError for NaN, infinity, coordinates beyond 2**20 and too many points.")
+      .def_static("of_pixels", &build_of_pixels, "image"_a.noconvert(), "space"_a, nb::kw_only(),
+                  "pixel_of"_a.noconvert(), "position_width"_a, "colour_width"_a,
+                  "Build the lattice around the pixels of image, float32 [C, N], in the order of pixel_of.\n\n"
+                  "Features are positions, last axis first, and then channels, each over its width.")
       .def_prop_ro("n_points", &crfasrnn::Lattice::n_points, "N")
       .def_prop_ro("n_dims", &crfasrnn::Lattice::n_dims, "d")
       .def_prop_ro("n_vertices", &crfasrnn::Lattice::n_vertices, "M")
       .def_prop_ro("n_bytes", &crfasrnn::Lattice::n_bytes, "Memory held, in bytes.")
+      .def("row_sums", &row_sums, "Return filter(ones), float32 [N, 1].")
       .def("filter", &filter, "values"_a.noconvert(), nb::kw_only(), "transpose"_a = false,
            "Return slice(blur(splat(values))) for values float32 [N, V], C-contiguous.\n\n"
            "transpose applies the adjoint. The GIL is released; several threads may call at once.");
@@ -345,9 +362,6 @@ NB_MODULE(_lattice, m) {
   m.def("order_pixels", &order_pixels, "image"_a.noconvert(), "space"_a, nb::kw_only(), "colour_step"_a,
         "pixel_of"_a.noconvert(),
         "Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].");
-  m.def("pixel_features", &pixel_features, "image"_a.noconvert(), "space"_a, nb::kw_only(), "pixel_of"_a.noconvert(),
-        "position_width"_a, "colour_width"_a, "features"_a.noconvert(),
-        "Write the features [N, S + C] of the pixels in that order: positions, last axis first, then channels.");
 
   m.def("set_n_threads", &crfasrnn::set_n_threads, "n_threads"_a,
         "Use at most this many threads per call; 0 restores the default. Results do not depend on it.");

@@ -87,24 +87,48 @@ inline void cut_between_chains(BlurGroup& group) {
   std::copy(cuts.begin(), cuts.end(), axis.start.data());
 }
 
-// List the chains along one axis, block by block. block_of may be null for a single block.
+// The vertex one step ahead of v along each axis, at [axis * M + v], or absent.
 template <int Words>
-BlurGroup::Axis link_axis(int axis, const KeyLayout& layout, const VertexTable<Words>& table,
-                          const std::uint32_t* block_of, std::size_t n_blocks) {
-  constexpr std::uint32_t absent = VertexTable<Words>::absent;
+Buffer<std::uint32_t> find_neighbours(const KeyLayout& layout, const VertexTable<Words>& table) {
+  // Vertices with near numbers are near each other, and so are their neighbours: all axes take their turns
+  // while that part of the table is in the cache.
+  constexpr std::size_t at_once = 4096;
   const std::size_t m = table.size();
-  const Key<Words> step = layout.template step<Words>(axis);
   const Key<Words>* keys = table.keys();
-  Buffer<std::uint32_t> next(m);
+  const VertexFilter filter(keys, m);
+  Buffer<std::uint32_t> next(static_cast<std::size_t>(layout.n_dims + 1) * m);
+  parallel_for(m, at_once, [&](std::size_t begin, std::size_t end) {
+    Key<Words> wanted[batch + 1];
+    std::uint32_t asking[batch + 1];
+    std::uint32_t found[batch];
+    for (int axis = 0; axis <= layout.n_dims; ++axis) {
+      const Key<Words> step = layout.template step<Words>(axis);
+      std::uint32_t* own = next.data() + static_cast<std::size_t>(axis) * m;
+      for (std::size_t first = begin; first < end; first += batch) {
+        const std::size_t last = std::min(first + batch, end);
+        std::size_t n_asking = 0;
+        for (std::size_t v = first; v < last; ++v) {
+          // No branch on what the filter says: half of all neighbours exist, and which, nobody can predict.
+          wanted[n_asking] = keys[v] + step;
+          asking[n_asking] = static_cast<std::uint32_t>(v);
+          own[v] = VertexTable<Words>::absent;
+          n_asking += static_cast<std::size_t>(filter.may_contain(wanted[n_asking].hash()));
+        }
+        table.find(wanted, n_asking, found);
+        for (std::size_t i = 0; i < n_asking; ++i) own[asking[i]] = found[i];
+      }
+    }
+  });
+  return next;
+}
+
+// List the chains along one axis, block by block. block_of may be null for a single block.
+inline BlurGroup::Axis link_axis(const std::uint32_t* next, std::size_t m, const std::uint32_t* block_of,
+                                 std::size_t n_blocks) {
+  constexpr std::uint32_t absent = VertexTable<1>::absent;
   Buffer<std::uint8_t> has_previous(m + 1);  // the last one stands for all that are not there
   std::memset(has_previous.data(), 0, m + 1);
-  Key<Words> wanted[batch];
-  for (std::size_t first = 0; first < m; first += batch) {
-    const std::size_t count = std::min(batch, m - first);
-    for (std::size_t i = 0; i < count; ++i) wanted[i] = keys[first + i] + step;
-    table.find(wanted, count, next.data() + first);
-    for (std::size_t i = 0; i < count; ++i) has_previous[std::min<std::size_t>(next[first + i], m)] = 1;
-  }
+  for (std::size_t v = 0; v < m; ++v) has_previous[std::min<std::size_t>(next[v], m)] = 1;
   BlurGroup::Axis out;
   out.start = Buffer<std::uint32_t>(n_blocks + 1);
   std::fill(out.start.data(), out.start.data() + n_blocks + 1, 0U);
@@ -160,14 +184,15 @@ std::vector<BlurGroup> link_chains(const KeyLayout& layout, const VertexTable<Wo
     });
   });
   failure.rethrow();
+  const Buffer<std::uint32_t> next = find_neighbours<Words>(layout, table);
   parallel_for(static_cast<std::size_t>(n_axes), 1, [&](std::size_t begin, std::size_t end) {
     failure.guard([&] {
       for (std::size_t axis = begin; axis < end; ++axis) {
         std::size_t g = 0;
         while (first_axis(g + 1) <= static_cast<int>(axis)) ++g;
         BlurGroup& group = groups[g];
-        group.axes[axis - static_cast<std::size_t>(first_axis(g))] = link_axis<Words>(
-            static_cast<int>(axis), layout, table, block_of[g].data(), group.n_blocks);
+        group.axes[axis - static_cast<std::size_t>(first_axis(g))] =
+            link_axis(next.data() + axis * m, m, block_of[g].data(), group.n_blocks);
         if (group.axes.size() == 1) cut_between_chains(group);
       }
     });

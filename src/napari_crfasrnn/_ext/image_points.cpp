@@ -1,7 +1,6 @@
 #include "image_points.hpp"
 
 #include <algorithm>
-#include <vector>
 
 #include "parallel.hpp"
 
@@ -12,15 +11,31 @@ namespace {
 // a photograph more than half have all their points in one such square.
 constexpr std::size_t tile = 64;
 constexpr std::size_t n_digits = 256;
-constexpr std::uint32_t most_steps = 31;  // five bits for each of three channels
+constexpr float most_steps = 31.0F;  // five bits for each of three channels
 
-// One pass of a radix sort by eight bits of the keys.
-void sort_by_digit(const std::uint32_t* from, std::uint32_t* to, const std::uint16_t* key, std::size_t size,
-                   int shift) {
-  std::uint32_t count[n_digits + 1] = {};
-  for (std::size_t i = 0; i < size; ++i) ++count[((key[from[i]] >> shift) & 0xFF) + 1];
-  for (std::size_t digit = 0; digit < n_digits; ++digit) count[digit + 1] += count[digit];
-  for (std::size_t i = 0; i < size; ++i) to[count[(key[from[i]] >> shift) & 0xFF]++] = from[i];
+struct Square {
+  std::uint16_t key[tile * tile];  // of every pixel, row by row
+  std::uint32_t pixel[tile * tile];
+  std::uint16_t order[tile * tile];
+};
+
+// Sort the pixels of a square by key: a radix sort of two passes, eight bits each. Writes the pixels.
+void sort_square(Square& square, std::size_t size, std::uint32_t* sorted) {
+  std::uint32_t low[n_digits + 1] = {};
+  std::uint32_t high[n_digits + 1] = {};
+  for (std::size_t i = 0; i < size; ++i) {
+    ++low[(square.key[i] & 0xFF) + 1];
+    ++high[(square.key[i] >> 8) + 1];
+  }
+  for (std::size_t digit = 0; digit < n_digits; ++digit) {
+    low[digit + 1] += low[digit];
+    high[digit + 1] += high[digit];
+  }
+  for (std::size_t i = 0; i < size; ++i) square.order[low[square.key[i] & 0xFF]++] = static_cast<std::uint16_t>(i);
+  for (std::size_t i = 0; i < size; ++i) {
+    const std::size_t from = square.order[i];
+    sorted[high[square.key[from] >> 8]++] = square.pixel[from];
+  }
 }
 
 }  // namespace
@@ -35,10 +50,7 @@ void order_pixels(std::span<const float> image, std::span<const std::size_t> spa
   const std::size_t tiles_down = (height + tile - 1) / tile;
   // A row of tiles covers a run of points that is as long as the pixels above it are many.
   parallel_for(n / (height * width) * tiles_down, 1, [&](std::size_t begin, std::size_t end) {
-    std::uint16_t key[tile * tile];
-    std::uint32_t pixels[tile * tile];
-    std::uint32_t order[tile * tile];
-    std::uint32_t other[tile * tile];
+    Square square;
     for (std::size_t strip = begin; strip < end; ++strip) {
       const std::size_t plane = strip / tiles_down * height * width;
       const std::size_t top = strip % tiles_down * tile;
@@ -46,48 +58,53 @@ void order_pixels(std::span<const float> image, std::span<const std::size_t> spa
       std::uint32_t* out = pixel_of.data() + plane + top * width;
       for (std::size_t left = 0; left < width; left += tile) {
         const std::size_t right = std::min(left + tile, width);
+        const std::size_t columns = right - left;
         std::size_t size = 0;
-        for (std::size_t y = top; y < bottom; ++y) {
-          for (std::size_t x = left; x < right; ++x) {
-            const std::size_t pixel = plane + y * width + x;
-            std::uint32_t k = 0;
-            for (std::size_t c = 0; c < n_channels; ++c) {
-              const float steps = image[c * n + pixel] / colour_step;
-              // Also for values that no cast to an integer is defined for.
-              k = k << 5 | (steps >= static_cast<float>(most_steps) ? most_steps
-                            : steps > 0.0F                          ? static_cast<std::uint32_t>(steps)
-                                                                    : 0U);
+        for (std::size_t y = top; y < bottom; ++y, size += columns) {
+          const std::size_t first = plane + y * width + left;
+          std::int32_t key[tile] = {};
+          for (std::size_t c = 0; c < n_channels; ++c) {
+            const float* values = image.data() + c * n + first;
+            for (std::size_t i = 0; i < columns; ++i) {
+              // Also for values that no cast to an integer is defined for: the bounds come before the cast.
+              float steps = values[i] / colour_step;
+              steps = steps > 0.0F ? steps : 0.0F;
+              steps = steps < most_steps ? steps : most_steps;
+              key[i] = key[i] << 5 | static_cast<std::int32_t>(steps);
             }
-            pixels[size] = static_cast<std::uint32_t>(pixel);
-            order[size] = static_cast<std::uint32_t>(size);
-            key[size++] = static_cast<std::uint16_t>(k);
+          }
+          for (std::size_t i = 0; i < columns; ++i) {
+            square.key[size + i] = static_cast<std::uint16_t>(key[i]);
+            square.pixel[size + i] = static_cast<std::uint32_t>(first + i);
           }
         }
-        sort_by_digit(order, other, key, size, 0);
-        sort_by_digit(other, order, key, size, 8);
-        for (std::size_t i = 0; i < size; ++i) *out++ = pixels[order[i]];
+        sort_square(square, size, out);
+        out += size;
       }
     }
   });
 }
 
-void pixel_features(std::span<const float> image, std::span<const std::size_t> space,
-                    std::span<const std::uint32_t> pixel_of, float position_width, float colour_width,
-                    std::span<float> features) {
-  const std::size_t n = pixel_of.size();
-  if (n == 0) return;
-  const std::size_t n_channels = image.size() / n;
-  parallel_for(n, 1 << 14, [&](std::size_t begin, std::size_t end) {
-    float* out = features.data() + begin * (space.size() + n_channels);
-    for (std::size_t p = begin; p < end; ++p) {
-      std::size_t rest = pixel_of[p];
-      for (std::size_t axis = space.size(); axis-- > 0;) {
-        *out++ = static_cast<float>(rest % space[axis]) / position_width;
-        rest /= space[axis];
-      }
-      for (std::size_t c = 0; c < n_channels; ++c) *out++ = image[c * n + pixel_of[p]] / colour_width;
+void PixelPoints::read(std::size_t first, std::size_t count, FeatureBlock& block) const {
+  const std::uint32_t* pixel = pixel_of_.data() + first;
+  std::uint32_t rest[block_points];
+  std::copy_n(pixel, count, rest);
+  std::size_t dim = 0;
+  for (std::size_t axis = space_.size(); axis-- > 0; ++dim) {
+    const auto size = static_cast<std::uint32_t>(space_[axis]);
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint32_t above = axis == 0 ? 0 : rest[i] / size;
+      block.of[dim][i] = static_cast<float>(rest[i] - above * size);
+      rest[i] = above;
     }
-  });
+    for (std::size_t i = 0; i < count; ++i) block.of[dim][i] /= position_width_;
+  }
+  for (std::size_t c = 0; c < n_channels_; ++c, ++dim) {
+    const float* plane = image_.data() + c * pixel_of_.size();
+    for (std::size_t i = 0; i < count; ++i) block.of[dim][i] = plane[pixel[i]];
+    for (std::size_t i = 0; i < count; ++i) block.of[dim][i] /= colour_width_;
+  }
+  fill_up(count, block);
 }
 
 }  // namespace crfasrnn

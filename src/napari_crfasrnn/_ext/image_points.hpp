@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <span>
 
+#include "point_source.hpp"
+
 namespace crfasrnn {
 
 // An order of the pixels in which neighbours share lattice vertices: squares of the last two axes, one
@@ -14,10 +16,30 @@ namespace crfasrnn {
 void order_pixels(std::span<const float> image, std::span<const std::size_t> space, float colour_step,
                   std::span<std::uint32_t> pixel_of);
 
-// features [N, S + C] of the pixels in that order: positions, last axis first, over `position_width`,
-// then channels over `colour_width`.
-void pixel_features(std::span<const float> image, std::span<const std::size_t> space,
-                    std::span<const std::uint32_t> pixel_of, float position_width, float colour_width,
-                    std::span<float> features);
+// The pixels of an image in that order, as points: positions, last axis first, over `position_width`, then
+// channels over `colour_width`. An image [0, N] has positions alone. The arrays are not copied.
+class PixelPoints final : public PointSource {
+ public:
+  PixelPoints(std::span<const float> image, std::span<const std::size_t> space, std::span<const std::uint32_t> pixel_of,
+              float position_width, float colour_width)
+      : image_(image),
+        space_(space),
+        pixel_of_(pixel_of),
+        position_width_(position_width),
+        colour_width_(colour_width),
+        n_channels_(pixel_of.empty() ? 0 : image.size() / pixel_of.size()) {}
+
+  std::size_t n_points() const override { return pixel_of_.size(); }
+  int n_dims() const override { return static_cast<int>(space_.size() + n_channels_); }
+  void read(std::size_t first, std::size_t count, FeatureBlock& block) const override;
+
+ private:
+  std::span<const float> image_;
+  std::span<const std::size_t> space_;
+  std::span<const std::uint32_t> pixel_of_;
+  float position_width_;
+  float colour_width_;
+  std::size_t n_channels_;
+};
 
 }  // namespace crfasrnn

@@ -33,9 +33,11 @@ void simplices(const FeatureBlock& features, std::size_t first, int d, const flo
 constexpr std::uint32_t piece = 128;
 
 // Single values: four sums at a time, so that an addition need not wait for the one before.
-void splat_scalars(const std::uint32_t* start, const SplatEntry* entries, const float* values, float* vertices,
-                   std::size_t begin, std::size_t end) {
-  for (std::size_t m = begin; m < end; ++m) {
+template <class Vertex, class Term>
+inline void sum_entries(Vertex vertex, const std::uint32_t* start, const SplatEntry* entries, Term term,
+                        float* vertices, std::size_t begin, std::size_t end) {
+  for (std::size_t at = begin; at < end; ++at) {
+    const std::size_t m = vertex(at);
     std::uint32_t i = start[m];
     const std::uint32_t last = start[m + 1];
     float total = 0.0F;
@@ -43,12 +45,28 @@ void splat_scalars(const std::uint32_t* start, const SplatEntry* entries, const 
       const std::uint32_t stop = last - i > piece ? i + piece : last;
       float sums[4] = {};
       for (; i + 4 <= stop; i += 4) {
-        for (std::uint32_t j = 0; j < 4; ++j) sums[j] += entries[i + j].weight * values[entries[i + j].point];
+        for (std::uint32_t j = 0; j < 4; ++j) sums[j] += term(entries[i + j]);
       }
       total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
-    for (; i < last; ++i) total += entries[i].weight * values[entries[i].point];
+    for (; i < last; ++i) total += term(entries[i]);
     vertices[m] = total;
+  }
+}
+
+void splat_ones(const std::uint32_t* start, const SplatEntry* entries, float* vertices, std::size_t begin,
+                std::size_t end) {
+  sum_entries([](std::size_t m) { return m; }, start, entries, [](const SplatEntry& entry) { return entry.weight; },
+              vertices, begin, end);
+}
+
+void splat_scalars(const std::uint32_t* order, const std::uint32_t* start, const SplatEntry* entries,
+                   const float* values, float* vertices, std::size_t begin, std::size_t end) {
+  const auto term = [values](const SplatEntry& entry) { return entry.weight * values[entry.point]; };
+  if (order == nullptr) {
+    sum_entries([](std::size_t m) { return m; }, start, entries, term, vertices, begin, end);
+  } else {
+    sum_entries([order](std::size_t at) { return order[at]; }, start, entries, term, vertices, begin, end);
   }
 }
 
@@ -57,7 +75,7 @@ void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const Val
                 std::size_t begin, std::size_t end) {
   if constexpr (N == 1) {
     // One value wide rows never leave their array.
-    if (values.stride == 1) return splat_scalars(start, entries, values.rows, vertices, begin, end);
+    if (values.stride == 1) return splat_scalars(nullptr, start, entries, values.rows, vertices, begin, end);
   }
   [[maybe_unused]] const std::uint32_t end_of_range = start[end];
   const auto row_of = [&values](std::uint32_t p) {
@@ -322,7 +340,7 @@ void sigmoid(float* values, std::size_t begin, std::size_t end) {
 
 extern const TrainingKernels training_table;
 extern const Kernels table;
-const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat, blur, slice,
+const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat_ones, splat, splat_scalars, blur, slice,
                     map_labels, pack, update, unpack, sigmoid, &training_table};
 
 }  // namespace crfasrnn::CRFASRNN_ISA

@@ -88,9 +88,16 @@ struct Kernels {
   // Simplices of the 16 points from `first` of a block.
   void (*simplices)(const FeatureBlock& features, std::size_t first, int d, const float* scale, SimplexBlock& block);
 
+  // vertices[m] = sum of the weights of the entries of vertex m, for m in [begin, end): what splatting
+  // ones gives, bit for bit.
+  void (*splat_ones)(const std::uint32_t* start, const SplatEntry* entries, float* vertices, std::size_t begin,
+                     std::size_t end);
   // vertices[m] = sum of weight * value over the entries of vertex m, for m in [begin, end).
   void (*splat)(int width, const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values,
                 float* vertices, std::size_t begin, std::size_t end);
+  // The same for single values, for the vertices at [begin, end) of `order`; null for 0, 1, 2 and so on.
+  void (*splat_scalars)(const std::uint32_t* order, const std::uint32_t* start, const SplatEntry* entries,
+                        const float* values, float* vertices, std::size_t begin, std::size_t end);
   // v += (previous + next) / 2 along the chains in [begin, end); both must be ends of chains.
   void (*blur)(int width, const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end);
   // out[p] = scale * sum over the simplex of point p, for p in [begin, end).

@@ -59,6 +59,9 @@ class Lattice {
   // May be called from several threads at once. `values` and `out` must not overlap.
   void filter(std::span<const float> values, std::span<float> out, std::size_t n_values, bool transpose) const;
 
+  // out [N] = filter of ones: the row sums of the kernel matrix.
+  void row_sums(std::span<float> out) const;
+
   // The gain of slicing, 1 / (1 + 2^-d), which makes the kernel's centre come out near 1.
   float slice_gain() const;
 
@@ -71,6 +74,10 @@ class Lattice {
   void splat(int width, const SplatEntry* entries, const ValueRows& values, const LabelMap& map,
              float* vertices) const;
   void blur(int width, float* vertices, bool transpose) const;
+  // For single values: the vertices [M] in an order in which those with equally many points follow one
+  // another, and splat in that order. The sums are the same; their loops can be predicted.
+  Buffer<std::uint32_t> order_by_points() const;
+  void splat_scalars(const std::uint32_t* order, const SplatEntry* entries, const float* values, float* vertices) const;
 
  private:
   Lattice() = default;

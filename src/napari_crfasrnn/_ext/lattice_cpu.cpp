@@ -18,19 +18,50 @@ std::size_t Lattice::n_bytes() const {
   return total;
 }
 
+namespace {
+
+// Cut the vertices into ranges of equal work, not of equally many: flat regions have vertices with
+// thousands of points. A range of entries belongs to the vertices that start in it.
+template <class Body>
+void for_vertices_by_entries(const std::uint32_t* start, std::size_t n_vertices, const Body& body) {
+  constexpr std::size_t grain = 1 << 14;
+  const std::uint32_t* stop = start + n_vertices;
+  parallel_for(*stop, grain, [&](std::size_t begin, std::size_t end) {
+    body(static_cast<std::size_t>(std::lower_bound(start, stop, begin) - start),
+         static_cast<std::size_t>(std::lower_bound(start, stop, end) - start));
+  });
+}
+
+}  // namespace
+
 void Lattice::splat(int width, const SplatEntry* entries, const ValueRows& values, const LabelMap& map,
                     float* vertices) const {
-  // Ranges of equal work, not of equally many vertices: flat regions have vertices with thousands of
-  // points. A range of entries belongs to the vertices that start in it.
-  const std::size_t n_entries = n_points_ * static_cast<std::size_t>(n_corners());
-  constexpr std::size_t grain = 1 << 14;
   const std::uint32_t* start = splat_start_.data();
-  const std::uint32_t* stop = start + n_vertices_;
-  parallel_for(n_entries, grain, [&](std::size_t begin, std::size_t end) {
-    const auto first = static_cast<std::size_t>(std::lower_bound(start, stop, begin) - start);
-    const auto last = static_cast<std::size_t>(std::lower_bound(start, stop, end) - start);
+  for_vertices_by_entries(start, n_vertices_, [&](std::size_t first, std::size_t last) {
     kernels().splat(width, start, entries, values, vertices, first, last);
     if (map.kind != LabelMap::Kind::identity) kernels().map_labels(width, map, vertices, vertices, first, last);
+  });
+}
+
+Buffer<std::uint32_t> Lattice::order_by_points() const {
+  static constexpr std::uint32_t most_points = 64;  // above, the loop is long and its end matters little
+  Buffer<std::uint32_t> order(n_vertices_);
+  const std::uint32_t* start = splat_start_.data();
+  for_vertices_by_entries(start, n_vertices_, [&](std::size_t first, std::size_t last) {
+    std::size_t cursor[most_points + 2] = {};
+    const auto n_points = [start](std::size_t v) { return std::min<std::uint32_t>(start[v + 1] - start[v], most_points); };
+    for (std::size_t v = first; v < last; ++v) ++cursor[n_points(v) + 1];
+    for (std::size_t n = 0; n <= most_points; ++n) cursor[n + 1] += cursor[n];
+    for (std::size_t v = first; v < last; ++v) order[first + cursor[n_points(v)]++] = static_cast<std::uint32_t>(v);
+  });
+  return order;
+}
+
+void Lattice::splat_scalars(const std::uint32_t* order, const SplatEntry* entries, const float* values,
+                            float* vertices) const {
+  const std::uint32_t* start = splat_start_.data();
+  for_vertices_by_entries(start, n_vertices_, [&](std::size_t first, std::size_t last) {
+    kernels().splat_scalars(order, start, entries, values, vertices, first, last);
   });
 }
 
@@ -76,6 +107,20 @@ void Lattice::filter(std::span<const float> values, std::span<float> out, std::s
               out.data() + first, n_values, static_cast<int>(count), begin, end);
     });
   }
+}
+
+void Lattice::row_sums(std::span<float> out) const {
+  constexpr std::size_t grain = 1 << 11;
+  const Kernels& k = kernels();
+  Buffer<float> vertices(n_vertices_);
+  for_vertices_by_entries(splat_start_.data(), n_vertices_, [&](std::size_t first, std::size_t last) {
+    k.splat_ones(splat_start_.data(), splat_entries_.data(), vertices.data(), first, last);
+  });
+  blur(1, vertices.data(), false);
+  parallel_for(n_points_, grain, [&](std::size_t begin, std::size_t end) {
+    k.slice(1, vertex_of_.data(), weight_of_.data(), n_corners(), slice_gain(), vertices.data(), out.data(), 1, 1,
+            begin, end);
+  });
 }
 
 }  // namespace crfasrnn

@@ -70,7 +70,15 @@ struct Pack1 {
   static Pack1 quotient(Pack1 a, Pack1 b) { return {a.v / b.v}; }
   // Per lane: x < 0 ? negative : positive
   static Pack1 chosen(Pack1 x, Pack1 positive, Pack1 negative) { return {x.v < 0.0F ? negative.v : positive.v}; }
-  Pack1 kept_if(bool keep) const { return {keep ? v : 0.0F}; }
+  // No choice that the compiler could make a branch of: it could not be predicted.
+  Pack1 kept_if(bool keep) const {
+    std::uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    bits &= 0U - std::uint32_t{keep};
+    Pack1 out;
+    std::memcpy(&out.v, &bits, 4);
+    return out;
+  }
   static Pack1 zero_below(Pack1 x, float limit, Pack1 value) { return {x.v < limit ? 0.0F : value.v}; }
 };
 

@@ -108,7 +108,7 @@ class VertexTable {
   std::size_t size() const { return size_; }
   const Key<Words>* keys() const { return keys_.data(); }
 
-  // numbers[i] of wanted[i], or absent.
+  // numbers[k] of wanted[k], or absent.
   void find(const Key<Words>* wanted, std::size_t count, std::uint32_t* numbers) const {
     Positions position;
     prefetch(wanted, count, position);
@@ -194,6 +194,27 @@ class VertexTable {
   std::size_t size_ = 0;
   std::size_t mask_ = 0;
   int shift_ = 0;
+};
+
+// A set of keys that answers "not in it" from a small array of bits, 16 to 32 of them per key: it stays in
+// the cache while the table of a large image does not.
+class VertexFilter {
+ public:
+  template <int Words>
+  VertexFilter(const Key<Words>* keys, std::size_t count)
+      : bits_(std::bit_ceil(std::max<std::size_t>(16 * count, 512)) / 64),
+        shift_(64 - std::bit_width(64 * bits_.size() - 1)) {
+    std::fill(bits_.data(), bits_.data() + bits_.size(), std::uint64_t{0});
+    for (std::size_t k = 0; k < count; ++k) {
+      const std::uint64_t at = keys[k].hash() >> shift_;
+      bits_[at >> 6] |= std::uint64_t{1} << (at & 63);
+    }
+  }
+  bool may_contain(std::uint64_t hash) const { return (bits_[hash >> shift_ >> 6] >> (hash >> shift_ & 63) & 1) != 0; }
+
+ private:
+  Buffer<std::uint64_t> bits_;
+  int shift_;
 };
 
 }  // namespace crfasrnn

@@ -1,0 +1,105 @@
+"""How the compiled lattice is built: around pixels, in runs of points, with any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from napari_crfasrnn._ext import _lattice
+from napari_crfasrnn._reference import ReferenceLattice
+from napari_crfasrnn.lattice import Lattice, order_pixels, set_num_threads
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    yield
+    set_num_threads(0)
+
+
+def blobs(n_channels: int, *space: int) -> torch.Tensor:  # [C, N]
+    """Return an image with flat parts, edges and noise, in 0..255."""
+    generator = torch.Generator().manual_seed(n_channels)
+    coarse = torch.rand(1, n_channels, *(2 + size // 24 for size in space), generator=generator)
+    image = 255.0 * torch.nn.functional.interpolate(coarse, space).flatten(2)[0]
+    return (image + 3.0 * torch.randn(image.shape, generator=generator)).clamp(0.0, 255.0).round()
+
+
+def features_of(
+    image: torch.Tensor,
+    space: tuple[int, ...],
+    order: torch.Tensor,
+    position_width: float,
+    colour_width: float,
+) -> torch.Tensor:  # [N, S + C]
+    axes = torch.meshgrid(*(torch.arange(size, dtype=torch.float32) for size in space), indexing="ij")
+    position = torch.stack([axis.flatten() for axis in reversed(axes)], dim=1)
+    return torch.cat([position / position_width, image.T / colour_width], dim=1)[order].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("n_channels", "space"),
+    [(3, (130, 97)), (1, (70, 66)), (0, (130, 97)), (2, (9, 20, 30)), (4, (300,)), (5, (1, 1))],
+)
+def test_pixels_are_points_with_their_features(n_channels: int, space: tuple[int, ...]) -> None:
+    image = blobs(n_channels, *space) if n_channels else torch.empty(0, int(np.prod(space)))
+    order = order_pixels(image, space, colour_step=12.0)
+    assert torch.equal(order.sort().values, torch.arange(len(order)))
+    of_pixels = Lattice.of_pixels(image, space, order, position_width=7.0, colour_width=5.0)
+    of_features = Lattice(features_of(image, space, order, 7.0, 5.0), backend="cpu")
+    assert (of_pixels.n_points, of_pixels.n_dims) == (of_features.n_points, of_features.n_dims)
+    assert of_pixels.n_vertices == of_features.n_vertices
+    values = torch.randn(len(order), 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(of_pixels.filter(values), of_features.filter(values))
+
+
+@pytest.mark.parametrize("n_dims", [2, 5])
+def test_row_sums_are_the_filter_of_ones(n_dims: int) -> None:
+    points = torch.randn(9000, n_dims, generator=torch.Generator().manual_seed(1))
+    lattice = Lattice(points, backend="cpu")
+    assert torch.equal(lattice.row_sums(), lattice.filter(torch.ones(9000, 1)))
+    reference = Lattice(points[:500], backend="reference")
+    assert torch.allclose(reference.row_sums(), Lattice(points[:500], backend="cpu").row_sums(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_points", [4095, 4096, 4097, 3 * 4096 + 5])
+@pytest.mark.parametrize("n_dims", [2, 5, 7])
+@pytest.mark.usefixtures("threads")
+def test_runs_of_points_are_joined_in_order(n_points: int, n_dims: int) -> None:
+    generator = torch.Generator().manual_seed(n_points)
+    # Few vertices for many points, and a run in which every point has new ones.
+    points = torch.randn(n_points, n_dims, generator=generator)
+    points[4000:] *= 30.0
+    values = torch.randn(n_points, 2, generator=generator)
+    results = []
+    for n_threads in (1, 2, 3):
+        set_num_threads(n_threads)
+        lattice = Lattice(points, backend="cpu")
+        results.append((lattice.n_vertices, lattice.filter(values)))
+    for n_vertices, filtered in results[1:]:
+        assert n_vertices == results[0][0]
+        assert torch.equal(filtered, results[0][1])
+    reference = ReferenceLattice(points.numpy())
+    assert results[0][0] == reference.n_vertices
+    expected = torch.from_numpy(reference.filter(values.numpy()))
+    assert torch.allclose(results[0][1], expected, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_pixels_that_do_not_fit() -> None:
+    image = np.zeros((3, 12), np.float32)
+    order = np.arange(12, dtype=np.uint32)
+    widths = {"position_width": 3.0, "colour_width": 3.0}
+    with pytest.raises(ValueError, match="multiply to N"):
+        _lattice.Lattice.of_pixels(image, [3, 5], pixel_of=order, **widths)
+    with pytest.raises(ValueError, match="below N"):
+        _lattice.Lattice.of_pixels(image, [3, 4], pixel_of=order + 1, **widths)
+    with pytest.raises(ValueError, match="d <= 16"):
+        _lattice.Lattice.of_pixels(np.zeros((15, 12), np.float32), [3, 4], pixel_of=order, **widths)
+    image[1, 7] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        _lattice.Lattice.of_pixels(image, [3, 4], pixel_of=order, **widths)
+    image[1, 7] = 1e8
+    with pytest.raises(ValueError, match="too large"):
+        _lattice.Lattice.of_pixels(image, [3, 4], pixel_of=order, **widths)
