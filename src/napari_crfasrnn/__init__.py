@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.classes import ClassSpec
     from napari_crfasrnn.config import CrfConfig, TrainConfig
     from napari_crfasrnn.crf import CrfRnn
+    from napari_crfasrnn.higher_order import Detection
     from napari_crfasrnn.lattice import Lattice, build_config
     from napari_crfasrnn.network import SegmentationModel
     from napari_crfasrnn.project import Project
@@ -25,6 +26,7 @@ _ROOM_OF = {
     "ClassSpec": "classes",
     "CrfConfig": "config",
     "CrfRnn": "crf",
+    "Detection": "higher_order",
     "Lattice": "lattice",
     "Project": "project",
     "Segmentation": "segmenter",
@@ -43,6 +45,7 @@ __all__ = [
     "ClassSpec",
     "CrfConfig",
     "CrfRnn",
+    "Detection",
     "Lattice",
     "Project",
     "Segmentation",

@@ -24,6 +24,7 @@ from torch import Tensor
 from napari_crfasrnn.config import Architecture, ModelConfig
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.experts import Panel
+from napari_crfasrnn.higher_order import HigherOrder
 from napari_crfasrnn.network import SegmentationModel, build_network
 
 FORMAT_VERSION = 1
@@ -104,14 +105,19 @@ def load_checkpoint(path: Path | str) -> SegmentationModel:
     panel = None if info.config.panel is None else Panel(info.config.panel, n_labels)
     expected = {f"network.{name}": t for name, t in network.state_dict().items()}
     expected |= {f"crf.{name}": t for name, t in crf.state_dict().items()}
+    higher_order = HigherOrder(n_labels, info.config.higher_order)
     if panel is not None:
         expected |= {f"panel.{name}": t for name, t in panel.state_dict().items()}
+    if info.config.higher_order is not None:
+        expected |= {f"higher_order.{name}": t for name, t in higher_order.state_dict().items()}
     _check_match(path, expected, tensors)
     network.load_state_dict(_part(tensors, "network."), assign=True)
     crf.load_state_dict(_part(tensors, "crf."))
     if panel is not None:
         panel.load_state_dict(_part(tensors, "panel."))
-    return SegmentationModel(info.config, network, crf, info.provenance, panel)
+    if info.config.higher_order is not None:
+        higher_order.load_state_dict(_part(tensors, "higher_order."))
+    return SegmentationModel(info.config, network, crf, info.provenance, panel, higher_order)
 
 
 def read_info(path: Path | str) -> CheckpointInfo:
@@ -133,6 +139,8 @@ def _tensors(model: SegmentationModel) -> dict[str, Tensor]:
     named |= {f"crf.{name}": t for name, t in model.crf.state_dict().items()}
     if model.panel is not None:
         named |= {f"panel.{name}": t for name, t in model.panel.state_dict().items()}
+    if model.config.higher_order is not None:
+        named |= {f"higher_order.{name}": t for name, t in model.higher_order.state_dict().items()}
     return named
 
 

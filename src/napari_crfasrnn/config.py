@@ -94,6 +94,30 @@ class CrfConfig(_Config):
         )
 
 
+class HigherOrderConfig(_Config):
+    """Terms of the energy beyond pairs of pixels: superpixels and detections (Arnab et al., ECCV 2016)."""
+
+    superpixels: Literal["slic", "felzenszwalb"] = "slic"
+    """How an image is cut up: SLIC makes compact pieces of one size, Felzenszwalb's follow the contrast."""
+    superpixel_sizes: tuple[int, ...] = (100, 400, 1600)
+    """About how many pixels a superpixel has, one cut for each."""
+    superpixel_weight: float = 0.5
+    """Initial weight, in logits, of each cut for each class: what a superpixel that agrees adds."""
+    superpixel_share: float = Field(0.3, ge=0, lt=1)
+    """Up to this share of its pixels may disagree before a superpixel says nothing; 0 asks for all."""
+    detection_weight: float = 2.0
+    """Initial weight, in logits, of a sure detection on its pixels, for each class."""
+    detection_evidence: float = 2.0
+    """Initial weight, in logits, of the pixels' agreement on whether a detection is true, for each class."""
+
+    @field_validator("superpixel_sizes")
+    @classmethod
+    def _valid_sizes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if min(sizes, default=1) < 1:
+            raise ValueError(f"superpixel_sizes must be at least 1 pixel, got {sizes}")
+        return sizes
+
+
 class Preprocessing(_Config):
     """How an image of 0..255 values becomes the input of the network: ``(x - mean) / std``."""
 
@@ -159,6 +183,9 @@ class ModelConfig(_Config):
     crf: CrfConfig = CrfConfig.starter()
     panel: PanelConfig | None = None
     """Experts for pixels, which speak for the network of a model that learnt its classes from few labels."""
+    higher_order: HigherOrderConfig | None = None
+    """Where the weights of superpixels and detections belong to the model and are saved with it; None: they
+    have the defaults when asked for."""
 
     @field_validator("classes")
     @classmethod

@@ -22,6 +22,7 @@ from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.experts import Panel
 from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, bilinear_kernel
 from napari_crfasrnn.frames import FramedImage, put_in_frame
+from napari_crfasrnn.higher_order import HigherOrder
 
 __all__ = ["Fcn8s", "FcnLite", "Features", "Network", "SegmentationModel", "build_network"]
 
@@ -61,6 +62,9 @@ class SegmentationModel:
     panel
         Experts for single pixels. Where there are some, their logits are the model's, and the network
         serves by its encoder; it has to be an `FcnLite`.
+    higher_order
+        The weights of superpixels and detections; made from ``config`` when None, and saved with the model
+        where ``config`` says that it has them.
 
     Raises
     ------
@@ -76,6 +80,7 @@ class SegmentationModel:
         crf: CrfRnn | None = None,
         provenance: Mapping[str, Any] | None = None,
         panel: Panel | None = None,
+        higher_order: HigherOrder | None = None,
     ) -> None:
         config = ModelConfig() if config is None else config
         n_labels = len(config.classes)
@@ -94,6 +99,9 @@ class SegmentationModel:
                 )
         self.config = config.model_copy(
             update={"crf": self.crf.config, "panel": None if panel is None else panel.config}
+        )
+        self.higher_order = (
+            HigherOrder(n_labels, config.higher_order) if higher_order is None else higher_order
         )
         self.provenance: dict[str, Any] = dict(provenance or {})
         self.network.eval()
@@ -122,6 +130,7 @@ class SegmentationModel:
         self.crf.to(device)
         if self.panel is not None:
             self.panel.to(device)
+        self.higher_order.to(device)
         return self
 
     def copy(self) -> SegmentationModel:
@@ -132,6 +141,7 @@ class SegmentationModel:
             copy.deepcopy(self.crf),
             copy.deepcopy(self.provenance),
             copy.deepcopy(self.panel),
+            copy.deepcopy(self.higher_order),
         )
 
     def with_frame(self, frame: str) -> SegmentationModel:
@@ -151,15 +161,21 @@ class SegmentationModel:
             raise ValueError(f"frame must be one of {', '.join(get_args(Frame))}, got {frame!r}")
         preprocessing = Preprocessing.model_validate({**dict(self.config.preprocessing), "frame": frame})
         config = self.config.model_copy(update={"preprocessing": preprocessing})
-        return SegmentationModel(config, self.network, self.crf, self.provenance, self.panel)
+        return SegmentationModel(
+            config, self.network, self.crf, self.provenance, self.panel, self.higher_order
+        )
 
     def with_panel(self, panel: Panel | None) -> SegmentationModel:
         """Return a model with other experts (or none) that shares the rest with this one."""
-        return SegmentationModel(self.config, self.network, self.crf, self.provenance, panel)
+        return SegmentationModel(
+            self.config, self.network, self.crf, self.provenance, panel, self.higher_order
+        )
 
     def with_crf(self, crf: CrfRnn) -> SegmentationModel:
         """Return a model with another CRF that shares the rest with this one."""
-        return SegmentationModel(self.config, self.network, crf, self.provenance, self.panel)
+        return SegmentationModel(
+            self.config, self.network, crf, self.provenance, self.panel, self.higher_order
+        )
 
     def preprocess(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
         """Return what the network reads, [B, 3, h, w]: three channels, shrunk, centred, scaled.
@@ -264,7 +280,8 @@ class SegmentationModel:
             network = _regrown_network(self, config, origin)
             crf = _regrown_crf(self.crf, origin).to(self.device)
             panel = None if self.panel is None else self.panel.with_origin(origin)
-        return SegmentationModel(config, network, crf, copy.deepcopy(self.provenance), panel)
+            higher_order = _regrown_higher_order(self.higher_order, origin).to(self.device)
+        return SegmentationModel(config, network, crf, copy.deepcopy(self.provenance), panel, higher_order)
 
     def save(self, path: Path | str) -> None:
         """Write the model to one file; see `checkpoint.save_checkpoint`."""
@@ -415,3 +432,12 @@ def _regrown_crf(old: CrfRnn, origin: list[int | None]) -> CrfRnn:
                 if source_i is not None and source_j is not None:
                     parameter[..., i, j] = matrix[..., source_i, source_j]
     return crf.eval()
+
+
+def _regrown_higher_order(old: HigherOrder, origin: list[int | None]) -> HigherOrder:
+    """Return potentials with the weights of the classes that stay, and their mean for the others."""
+    new = HigherOrder(len(origin), old.config)
+    for parameter, source in zip(new.parameters(), old.parameters(), strict=True):
+        columns = [source.mean(-1) if place is None else source[..., place] for place in origin]
+        parameter.copy_(torch.stack(columns, dim=-1))
+    return new

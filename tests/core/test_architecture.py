@@ -22,7 +22,7 @@ CORE_RANKS = [
     {"mean_field"},
     {"kernels"},
     {"crf", "encoder", "frames"},
-    {"fcn"},
+    {"fcn", "higher_order"},
     {"experts"},
     {"network"},
     {"checkpoint"},

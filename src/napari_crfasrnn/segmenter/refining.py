@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_crfasrnn.classes import ignore_value, label_dtype
-from napari_crfasrnn.crf import OnIteration
+from napari_crfasrnn.classes import ClassSpec, ignore_value, label_dtype
+from napari_crfasrnn.crf import OnIteration, Potential
+from napari_crfasrnn.higher_order import Detection
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 
@@ -95,11 +96,16 @@ def run_crf(
     prepared: PreparedImage,
     on_iteration: OnIteration | None = None,
     n_iterations: int | None = None,
+    potentials: Sequence[Potential] = (),
 ) -> Tensor:  # [1, L, H, W]
     """Return refined logits, as in prediction whatever mode the model is in."""
     with evaluating(model):
         refined: Tensor = model.crf(
-            unary, prepared=prepared, on_iteration=on_iteration, n_iterations=n_iterations
+            unary,
+            prepared=prepared,
+            on_iteration=on_iteration,
+            n_iterations=n_iterations,
+            potentials=potentials,
         )
     return refined
 
@@ -186,3 +192,25 @@ def check_clamp(clamp: Any, plane_shape: tuple[int, int]) -> NDArray[np.bool_]:
             f"clamp must be boolean of shape [H, W] = {plane_shape}, got {held.dtype} of shape {held.shape}"
         )
     return held
+
+
+def check_detections(
+    detections: Sequence[Detection], plane_shape: tuple[int, int], classes: tuple[ClassSpec, ...]
+) -> list[Detection]:
+    """Return detections whose labels are places in the class table."""
+    place = {spec.name: number for number, spec in enumerate(classes)}
+    checked = []
+    for detection in detections:
+        if detection.mask.shape != plane_shape:
+            raise ValueError(
+                f"mask of a detection must have the shape of the plane, {plane_shape}, "
+                f"got {detection.mask.shape}"
+            )
+        label = place.get(detection.label) if isinstance(detection.label, str) else detection.label
+        if label is None or not 0 <= label < len(classes):
+            raise ValueError(
+                f"label of a detection must be a class of the model, {detection.label!r} is no class; "
+                f"it has {', '.join(place)}"
+            )
+        checked.append(Detection(label, detection.score, detection.mask))
+    return checked

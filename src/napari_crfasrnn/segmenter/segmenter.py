@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import label_dtype
+from napari_crfasrnn.crf import Potential
 from napari_crfasrnn.frames import FramedImage
+from napari_crfasrnn.higher_order import Detection
 from napari_crfasrnn.imaging import ImageSource, open_image
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
@@ -23,6 +25,7 @@ from napari_crfasrnn.segmenter.live import LiveRefinement, takes_whole
 from napari_crfasrnn.segmenter.refining import (
     Box,
     check_clamp,
+    check_detections,
     check_given,
     check_region,
     evaluating,
@@ -46,6 +49,7 @@ class _Plane:
     framed: tuple[FramedImage, Tensor] | None = None  # in the frame of a demo, with logits [1, L, 500, 500]
     prepared: PreparedImage | None = None  # of the whole plane
     crop: tuple[Box, PreparedImage] | None = None  # of a part of it
+    superpixels: Tensor | None = None  # [1, K, H, W]
     entropy: NDArray[np.float32] | None = None  # [H, W], of the last result
 
 
@@ -112,6 +116,8 @@ class Segmenter:
         self,
         *,
         crf: bool = True,
+        superpixels: bool = False,
+        detections: Sequence[Detection] = (),
         index: int | Sequence[int] | None = None,
         marginals: bool = False,
         progress: Progress | None = None,
@@ -123,6 +129,11 @@ class Segmenter:
         ----------
         crf
             Whether the CRF refines what the network says.
+        superpixels
+            Whether the CRF also asks the superpixels of the image to agree, which takes about a second.
+        detections
+            What a detector found, which the CRF believes as far as the pixels do; of one plane, so that
+            a stack needs ``index``. Their labels are places in the class table or names of classes.
         index
             One plane of a stack, along its T and Z axes; None segments all planes.
         marginals
@@ -136,7 +147,7 @@ class Segmenter:
         Raises
         ------
         ValueError
-            If no image is set or ``index`` lies outside.
+            If no image is set or ``index`` lies outside, or a detection fits neither plane nor classes.
         Cancelled
             If ``cancel`` said so.
         """
@@ -146,6 +157,16 @@ class Segmenter:
             indices, stack_shape = list(source.indices()), source.stack_shape
         else:
             indices, stack_shape = [source.check_index(index)], ()
+        found = check_detections(detections, source.plane_shape, self.model.classes)
+        if (superpixels or found) and not crf:
+            raise ValueError("superpixels and detections need the CRF: leave crf=True")
+        if (superpixels or found) and self.model.config.preprocessing.frame != "free":
+            raise ValueError(
+                f"superpixels and detections are of the image as it is, not of one in the frame "
+                f"{self.model.config.preprocessing.frame!r}: use model.with_frame('free')"
+            )
+        if found and index is None and stack_shape:
+            raise ValueError(f"index must say which plane of the stack {stack_shape} the detections are of")
         arrays = ResultArrays(
             len(indices), source.plane_shape, self.model.classes, before_crf=crf, marginals=marginals
         )
@@ -159,10 +180,11 @@ class Segmenter:
                 arrays.write_before_crf(place, logits[0])
                 with clock("crf"):
                     plane, prepared = self._prepare_prediction(plane)
+                    plane, potentials = self._potentials(plane, superpixels, found)
                 steps.done()
                 with clock("crf"):
                     if plane.framed is None:
-                        logits = self._mean_field(logits, prepared, steps)
+                        logits = self._mean_field(logits, prepared, steps, potentials)
                     else:
                         framed, unary = plane.framed
                         logits = framed.restore(self._mean_field(unary, prepared, steps))
@@ -342,14 +364,29 @@ class Segmenter:
         self._plane = plane
         return plane, prepared
 
-    def _mean_field(self, unary: Tensor, prepared: PreparedImage, steps: _Steps) -> Tensor:
+    def _potentials(
+        self, plane: _Plane, superpixels: bool, detections: Sequence[Detection]
+    ) -> tuple[_Plane, list[Potential]]:
+        """Return the further terms of a plane's energy; its superpixels are cut once."""
+        if superpixels and plane.superpixels is None:
+            plane = self._plane = replace(plane, superpixels=self.model.higher_order.cut(plane.image))
+        cuts = plane.superpixels if superpixels else None
+        return plane, self.model.higher_order.potentials(cuts, [detections])
+
+    def _mean_field(
+        self,
+        unary: Tensor,
+        prepared: PreparedImage,
+        steps: _Steps,
+        potentials: Sequence[Potential] = (),
+    ) -> Tensor:
         """Run the CRF; all its iterations but the last are steps that are done when it returns."""
         before = steps.n_done
 
         def on_iteration(done: int, total: int) -> None:
             steps.reach(before + min(done, total - 1))
 
-        return run_crf(self.model, unary, prepared, on_iteration)
+        return run_crf(self.model, unary, prepared, on_iteration, potentials=potentials)
 
 
 class _Clock:
