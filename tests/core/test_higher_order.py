@@ -401,6 +401,10 @@ def test_what_the_segmenter_refuses(model: SegmentationModel) -> None:
         segmenter.predict(detections=[Detection("dog", 0.9, box.mask)], index=1)
     with pytest.raises(ValueError, match="need the CRF"):
         segmenter.predict(crf=False, superpixels=True)
+    framed = Segmenter(model.with_frame("caffe"), device="cpu")
+    framed.set_image(np.zeros((40, 50), np.uint8))
+    with pytest.raises(ValueError, match="use model.with_frame"):
+        framed.predict(superpixels=True)
     with pytest.raises(ValueError, match="mask of a detection must have the shape"):
         segmenter.predict(detections=[Detection.box(0, 0.9, (0, 0, 9, 9), (50, 40))], index=0)
 

@@ -370,7 +370,7 @@ class _Training:
 
     def _set_crf(self, config: CrfConfig) -> None:
         crf = CrfRnn(self._data.n_labels, config).to(self._processes.device)
-        self._model = SegmentationModel(self._model.config, self._model.network, crf, self._model.provenance)
+        self._model = self._model.with_crf(crf)
 
     def _evaluate(self) -> None:
         """Score the model on the validation images and keep it if it is the best."""
@@ -416,7 +416,14 @@ class _Training:
             "iterations": {stage: len(losses) for stage, losses in self._history.losses.items()},
             "recipe": self._recipe.model_dump(mode="json"),
         }
-        return SegmentationModel(model.config, model.network, model.crf, model.provenance | trained)
+        return SegmentationModel(
+            model.config,
+            model.network,
+            model.crf,
+            model.provenance | trained,
+            model.panel,
+            model.higher_order,
+        )
 
     def _save(self, optimizer: StageOptimizer) -> None:
         if not self._processes.is_first:
