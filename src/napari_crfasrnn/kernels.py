@@ -310,7 +310,9 @@ def _prepare_ordered(
     image: Tensor, space: tuple[int, ...], config: CrfConfig, backend: Backend
 ) -> PreparedImage:
     """Build kernels over the pixels in an order that suits the cache of a processor."""
-    spatial, bilateral, orders = [], [], []
+    spatial: list[Kernel] = []
+    bilateral: list[Kernel] = []
+    orders: list[Tensor] = []
     for planes in image.cpu().flatten(2):
         # A step of four widths is about the distance of neighbouring lattice vertices.
         order = order_pixels(planes, space, colour_step=4.0 * config.theta_beta)

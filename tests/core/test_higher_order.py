@@ -403,7 +403,7 @@ def test_what_the_segmenter_refuses(model: SegmentationModel) -> None:
         segmenter.predict(crf=False, superpixels=True)
     framed = Segmenter(model.with_frame("caffe"), device="cpu")
     framed.set_image(np.zeros((40, 50), np.uint8))
-    with pytest.raises(ValueError, match="use model.with_frame"):
+    with pytest.raises(ValueError, match="with_frame"):
         framed.predict(superpixels=True)
     with pytest.raises(ValueError, match="mask of a detection must have the shape"):
         segmenter.predict(detections=[Detection.box(0, 0.9, (0, 0, 9, 9), (50, 40))], index=0)
