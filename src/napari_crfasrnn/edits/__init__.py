@@ -25,6 +25,7 @@ from napari_crfasrnn.edits.comparison import (
     targets,
 )
 from napari_crfasrnn.edits.locked import locked_cells, split_locked
+from napari_crfasrnn.edits.patches import Patch, least_certain_patch, patch_side
 from napari_crfasrnn.edits.strokes import Contradiction, contradictions, label_regions
 
 __all__ = [
@@ -33,14 +34,17 @@ __all__ = [
     "EditSummary",
     "Labels",
     "Mask",
+    "Patch",
     "as_labels",
     "changed_boxes",
     "contradictions",
     "edited_mask",
     "label_regions",
     "labelled_mask",
+    "least_certain_patch",
     "locked_cells",
     "merge_prediction",
+    "patch_side",
     "remap_labels",
     "settled_mask",
     "split_locked",
