@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.classes import ClassSpec
     from napari_crfasrnn.config import CrfConfig, TrainConfig
     from napari_crfasrnn.crf import CrfRnn
+    from napari_crfasrnn.edits import least_certain_patch
     from napari_crfasrnn.higher_order import Detection
     from napari_crfasrnn.lattice import Lattice, build_config
     from napari_crfasrnn.network import SegmentationModel
@@ -36,6 +37,7 @@ _ROOM_OF = {
     "TrainReport": "training",
     "build_config": "lattice",
     "fine_tune": "training",
+    "least_certain_patch": "edits",
     "list_models": "zoo",
     "load_model": "zoo",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "__version__",
     "build_config",
     "fine_tune",
+    "least_certain_patch",
     "list_models",
     "load_model",
     "metrics",

@@ -135,6 +135,21 @@ class TestLabels:
         assert (item.baseline() == 2).all()
         assert not item.verified().any()
 
+    def test_a_square_is_verified(self, project: Project) -> None:
+        labels = np.zeros((2, 20, 30), np.uint8)
+        labels[1, 5, 6] = 255
+        item = project.add(np.zeros((2, 20, 30), np.uint8), axes="ZYX", labels=labels, baseline=labels)
+        item = project.verify(item, (4, 6, 10, 12), index=(1,))
+        expected = np.zeros(labels.shape, bool)
+        expected[1, 4:10, 6:12] = True
+        expected[1, 5, 6] = False  # unlabelled
+        np.testing.assert_array_equal(item.verified(), expected)
+        item = project.verify(item)
+        np.testing.assert_array_equal(item.verified(), labels != 255)
+        for box in ((0, 0, 21, 30), (3, 3, 3, 9), (-1, 0, 4, 4)):
+            with pytest.raises(ValueError, match="box must lie in the plane"):
+                project.verify(item, box, index=(0,))
+
     def test_one_plane_of_a_stack(self, project: Project) -> None:
         item = project.add(np.zeros((2, 3, 20, 30), np.uint8), axes="TZYX")
         project.set_labels(item, plane(2), verified=plane(1), index=(1, 2))
@@ -333,6 +348,51 @@ class TestRounds:
         with pytest.raises(KeyError, match="no round 3"):
             project.model(3)
 
+    def test_rolling_back_loses_no_round(self, project: Project) -> None:
+        assert project.current_round is None
+        for text in (b"one", b"two", b"three"):
+            project.add_round({}, StubFile(text))
+        assert project.current_round.number == 3
+        assert project.roll_back(1).number == 1
+        with Project.open(project.path, read_only=True) as again:
+            assert again.current_round.number == 1
+        fourth = project.add_round({}, StubFile(b"four"), use=False)
+        assert (fourth.number, project.current_round.number) == (4, 1)
+        assert project.roll_back(4).number == 4
+        assert project.roll_back(0) is None
+        assert project.current_round is None
+        assert project.latest_model() is None
+        assert [done.model_path.read_bytes() for done in project.rounds] == [
+            b"one",
+            b"two",
+            b"three",
+            b"four",
+        ]
+        with pytest.raises(KeyError, match="no round 7"):
+            project.roll_back(7)
+        assert [event["detail"]["round"] for event in project.events if event["action"] == "roll back"] == [
+            1,
+            4,
+            0,
+        ]
+
+    def test_the_last_round_is_in_force_in_projects_that_do_not_say(self, project: Project) -> None:
+        project.add_round({}, StubFile(b"one"))
+        project.add_round({}, StubFile(b"two"))
+        project._database.execute("DELETE FROM meta WHERE key = 'current_round'")  # as written before
+        assert project.current_round.number == 2
+
+    def test_a_discarded_round_goes_with_its_model(self, project: Project) -> None:
+        project.add_round({}, StubFile(b"one"))
+        dropped = project.add_round({}, StubFile(b"two"), use=False)
+        project.remove_round(dropped.number)
+        assert not dropped.model_path.exists()
+        assert [done.number for done in project.rounds] == [1]
+        assert project.current_round.number == 1
+        with pytest.raises(ValueError, match="round 1 is in force: roll back"):
+            project.remove_round(1)
+        assert project.add_round({}, StubFile(b"again")).number == 2
+
     def test_a_report_that_is_no_json_is_refused(self, project: Project) -> None:
         with pytest.raises(TypeError, match="report must hold JSON values"):
             project.add_round({"model": object()}, StubFile(b""))
@@ -506,6 +566,7 @@ def fingerprint(path: Path) -> str:
                 (item.name, int(item.image().sum()), item.labels().tolist(), item.verified().tolist())
                 for item in project.items
             ],
+            "current": project.current_round and project.current_round.number,
             "rounds": [(done.report, done.model_path.read_bytes().decode()) for done in project.rounds],
         }
         assert {p.name for p in (path / "arrays").iterdir()} == set(project._arrays.files())
@@ -517,6 +578,8 @@ CHANGES: dict[str, Callable[[Project], object]] = {
     "set_labels": lambda p: p.set_labels(p.items[0], plane(2), verified=plane(1)),
     "set_classes": lambda p: p.set_classes(["cell", "background"]),
     "add_round": lambda p: p.add_round({"miou": 1.0}, StubFile(b"round two")),
+    "roll_back": lambda p: p.roll_back(0),
+    "verify": lambda p: p.verify(p.items[0], (0, 0, 5, 5)),
     "remove": lambda p: p.remove(p.items[0]),
     "save_as": lambda p: p.save_as(p.path.parent / "copy"),
 }
@@ -565,7 +628,7 @@ class TestFullDisk:
             assert [p.name for p in path.parent.iterdir()] == ["p"]
         else:
             pytest.fail("the change never went through")
-        assert passes > 0 or change == "remove"
+        assert passes > 0 or change in ("remove", "roll_back")
         assert (fingerprint(path) != before) == (change != "save_as")
 
     @pytest.mark.parametrize("change", LARGE_CHANGES)

@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
-from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table, label_dtype
-from napari_crfasrnn.imaging import open_image
-from napari_crfasrnn.project.arrays import ProjectArrays, StagedPlane, checked_index
-from napari_crfasrnn.project.database import DATABASE, Database, WriterLock, create_database, now
-from napari_crfasrnn.project.files import (
-    copy_file,
-    publish_folder,
-    remove_files,
-    require_free,
-    save_file,
-    saving,
-)
+from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table
+from napari_crfasrnn.edits import Box
+from napari_crfasrnn.project.arrays import ProjectArrays
+from napari_crfasrnn.project.changes import LabelArrays, ProjectItems
+from napari_crfasrnn.project.database import DATABASE, Database, WriterLock
+from napari_crfasrnn.project.files import remove_files, saving
+from napari_crfasrnn.project.folders import ARRAYS, MODELS, copy_folder, create_folder
 from napari_crfasrnn.project.items import Item, PlaneIndex, Round
-from napari_crfasrnn.project.records import (
-    ITEM_COLUMNS,
-    last_item_id,
-    map_classes,
-    read_classes,
-    read_events,
-    read_item,
-    to_json,
-    write_classes,
-    write_event,
-    write_item,
-)
+from napari_crfasrnn.project.records import read_classes, read_events
+from napari_crfasrnn.project.rounds import ProjectRounds, SavableModel, SavableReport
 
 if TYPE_CHECKING:
     from napari_crfasrnn.network import SegmentationModel
 
-ARRAYS = "arrays"
-MODELS = "models"
-
 _log = logging.getLogger(__name__)
-
-
-class SavableModel(Protocol):
-    """A model that can write itself to a file, such as `SegmentationModel`."""
-
-    def save(self, path: Path) -> None: ...  # noqa: D102
-
-
-class SavableReport(Protocol):
-    """A report that can say itself in JSON values, such as `TrainReport`."""
-
-    def as_dict(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 class Project:
@@ -86,6 +54,8 @@ class Project:
             self._release()
             raise
         self._arrays = ProjectArrays(path / ARRAYS, self._database)
+        self._items = ProjectItems(self._database, self._arrays)
+        self._rounds = ProjectRounds(path / MODELS, self._database)
         if not self.read_only:
             self._remove_leftovers()
 
@@ -112,23 +82,7 @@ class Project:
             If it cannot be written.
         """
         path = Path(path).absolute()
-        table = class_table(classes)
-        require_free(path)
-
-        def fill(folder: Path) -> None:
-            (folder / ARRAYS).mkdir()
-            (folder / MODELS).mkdir()
-            create_database(folder)
-            database = Database(folder, read_only=False)
-            try:
-                with database.transaction():
-                    write_classes(database, table)
-                    write_event(database, "create", {"classes": [spec.name for spec in table]})
-            finally:
-                database.close()
-
-        with saving(path):
-            publish_folder(path, fill)
+        create_folder(path, class_table(classes))
         return cls(path)
 
     @classmethod
@@ -201,20 +155,8 @@ class Project:
             If it cannot be written.
         """
         path = Path(path).absolute()
-        require_free(path)
-        database = self._database
-
-        def fill(folder: Path) -> None:
-            (folder / ARRAYS).mkdir()
-            (folder / MODELS).mkdir()
-            database.copy_to(folder)
-            models = [done.model_path.name for done in self.rounds]
-            for place, names in ((ARRAYS, self._arrays.files()), (MODELS, models)):
-                for name in names:
-                    copy_file(self.path / place / name, folder / place / name)
-
-        with database.guard, saving(path):
-            publish_folder(path, fill)
+        with self._database.guard:
+            copy_folder(self.path, path, self._database, self._arrays.files(), self._rounds.files())
         return path
 
     # Items
@@ -222,8 +164,7 @@ class Project:
     @property
     def items(self) -> tuple[Item, ...]:
         """The images, in the order in which they were added."""
-        rows = self._database.rows(f"SELECT {', '.join(ITEM_COLUMNS)} FROM items ORDER BY id")
-        return tuple(read_item(row, self._arrays) for row in rows)
+        return self._items.all()
 
     def item(self, item_id: int) -> Item:
         """Return one image by its number.
@@ -233,10 +174,7 @@ class Project:
         KeyError
             If the project has no such image.
         """
-        rows = self._database.rows(f"SELECT {', '.join(ITEM_COLUMNS)} FROM items WHERE id = ?", (item_id,))
-        if not rows:
-            raise KeyError(f"the project has no item {item_id}")
-        return read_item(rows[0], self._arrays)
+        return self._items.get(item_id)
 
     def add(
         self,
@@ -279,42 +217,16 @@ class Project:
         SaveError
             If it cannot be written; nothing was added then.
         """
-        database = self._writable()
-        source = open_image(image, axes, spacing)
-        array = np.asarray(image)
-        if units is not None and len(units) != len(source.axes):
-            raise ValueError(f"units must hold one entry for each axis of {source.axes!r}, got {list(units)}")
-        details = to_json("metadata", dict(metadata or {}))
-        given = self._arrays.check(source.stack_shape + source.plane_shape, labels, baseline, verified)
-        staged: list[StagedPlane] = []
-        files: list[str] = []
-        with database.guard, saving(self.path):
-            item_id = 1 + last_item_id(database)
-            try:
-                files.append(self._arrays.stage_image(item_id, array))
-                staged += self._arrays.stage(item_id, given, source.stack_shape)
-                with database.transaction():
-                    values = {
-                        "id": item_id,
-                        "name": name or f"image {item_id}",
-                        "axes": source.axes,
-                        "shape": array.shape,
-                        "dtype": array.dtype.name,
-                        "spacing": source.spacing,
-                        "units": units,
-                        "metadata": details,
-                        "stack_shape": source.stack_shape,
-                        "plane_shape": source.plane_shape,
-                        "has_baseline": int("baseline" in given),
-                        "image_file": files[0],
-                    }
-                    write_item(database, values)
-                    self._arrays.record(staged)
-                    write_event(database, "add", {"item": item_id, "name": values["name"]})
-            except BaseException:
-                self._arrays.discard(staged, *files)
-                raise
-        return self.item(item_id)
+        with self._writable().guard, saving(self.path):
+            return self._items.add(
+                image,
+                name=name,
+                axes=axes,
+                spacing=spacing,
+                units=units,
+                metadata=metadata,
+                labels=LabelArrays(labels, baseline, verified),
+            )
 
     def set_labels(
         self,
@@ -354,27 +266,31 @@ class Project:
         SaveError
             If it cannot be written; the labels stored before are untouched then.
         """
-        database = self._writable()
-        self.item(item.id)
-        if index is not None:
-            index = checked_index(index, item.stack_shape)
-        shape = item.label_shape if index is None else item.plane_shape
-        given = self._arrays.check(shape, labels, baseline, verified)
-        with database.guard, saving(self.path):
-            staged = self._arrays.stage(item.id, given, item.stack_shape, index)
-            try:
-                with database.transaction():
-                    replaced = self._arrays.record(staged)
-                    has_baseline = "baseline" in given
-                    database.execute(
-                        "UPDATE items SET modified = ?, has_baseline = has_baseline OR ? WHERE id = ?",
-                        (now(), has_baseline, item.id),
-                    )
-            except BaseException:
-                self._arrays.discard(staged)
-                raise
-            self._arrays.remove(replaced)
-        return self.item(item.id)
+        with self._writable().guard, saving(self.path):
+            return self._items.set_labels(item, LabelArrays(labels, baseline, verified), index)
+
+    def verify(self, item: Item, box: Box | None = None, *, index: PlaneIndex | None = None) -> Item:
+        """Say that the labels in a box are right, so that `fine_tune` learns from all of them.
+
+        Parameters
+        ----------
+        item
+            Whose labels.
+        box
+            (y0, x0, y1, x1), the ends excluded, such as `Patch.box`; None for all of the plane. Unlabelled
+            pixels stay out.
+        index
+            Place of the plane in the stack; None for an image that is one plane, or for all planes.
+
+        Raises
+        ------
+        ValueError
+            If the box does not lie in the plane.
+        IndexError, PermissionError, SaveError
+            As `set_labels`.
+        """
+        with self._writable().guard, saving(self.path):
+            return self._items.verify(item, box, index)
 
     def remove(self, item: Item) -> None:
         """Remove an image and its labels.
@@ -386,14 +302,8 @@ class Project:
         PermissionError
             If the project is read-only.
         """
-        database = self._writable()
-        self.item(item.id)
-        with database.guard, saving(self.path):
-            files = self._arrays.files(item)
-            with database.transaction():
-                database.execute("DELETE FROM items WHERE id = ?", (item.id,))
-                write_event(database, "remove", {"item": item.id, "name": item.name})
-            self._arrays.remove(files)
+        with self._writable().guard, saving(self.path):
+            self._items.remove(item)
 
     # Classes
 
@@ -427,38 +337,24 @@ class Project:
         SaveError
             If it cannot be written; table and labels are as they were then.
         """
-        database = self._writable()
-        table = class_table(classes)
-        with database.guard, saving(self.path):
-            old = self.classes
-            new_values = map_classes(old, table, mapping or {})
-            staged: list[StagedPlane] = []
-            try:
-                if not _keeps_every_value(new_values, len(old), len(table)):
-                    for item in self.items:
-                        staged += self._arrays.stage_remapped(item, new_values, len(table))
-                with database.transaction():
-                    replaced = self._arrays.record(staged)
-                    write_classes(database, table)
-                    detail = {"classes": [spec.name for spec in table], "mapping": dict(mapping or {})}
-                    write_event(database, "classes", detail)
-            except BaseException:
-                self._arrays.discard(staged)
-                raise
-            self._arrays.remove(replaced)
+        with self._writable().guard, saving(self.path):
+            self._items.set_classes(class_table(classes), mapping or {})
 
     # Rounds
 
     @property
     def rounds(self) -> tuple[Round, ...]:
-        """The rounds of learning, oldest first."""
-        rows = self._database.rows("SELECT number, created, report, model_file FROM rounds ORDER BY number")
-        return tuple(
-            Round(number, created, json.loads(report), self.path / MODELS / file)
-            for number, created, report, file in rows
-        )
+        """The rounds of learning, oldest first; also those that were rolled back from."""
+        return self._rounds.all()
 
-    def add_round(self, report: SavableReport | Mapping[str, Any], model: SavableModel) -> Round:
+    @property
+    def current_round(self) -> Round | None:
+        """The round in force: the last one, unless `roll_back` chose another; None before the first."""
+        return self._rounds.current()
+
+    def add_round(
+        self, report: SavableReport | Mapping[str, Any], model: SavableModel, *, use: bool = True
+    ) -> Round:
         """Store the model and the report of a round of learning.
 
         Parameters
@@ -467,6 +363,8 @@ class Project:
             A `TrainReport`, or JSON values.
         model
             The model that the round produced.
+        use
+            Put it in force; otherwise it is stored, and the round in force stays.
 
         Raises
         ------
@@ -477,23 +375,43 @@ class Project:
         SaveError
             If it cannot be written; the earlier rounds are untouched then.
         """
-        database = self._writable()
-        values = dict(report) if isinstance(report, Mapping) else report.as_dict()
-        text = to_json("report", values)
-        with database.guard, saving(self.path):
-            number = 1 + max((done.number for done in self.rounds), default=0)
-            path = self.path / MODELS / f"round_{number:03d}.safetensors"
-            save_file(path, model.save)
-            try:
-                with database.transaction():
-                    database.execute(
-                        "INSERT INTO rounds VALUES (?, ?, ?, ?)", (number, now(), text, path.name)
-                    )
-                    write_event(database, "round", {"round": number})
-            except BaseException:
-                remove_files(path.parent, [path.name])
-                raise
-        return self.rounds[-1]
+        with self._writable().guard, saving(self.path):
+            return self._rounds.add(report, model, use=use)
+
+    def roll_back(self, number: int) -> Round | None:
+        """Put another round in force, an earlier one or a later one; 0 for the time before the first.
+
+        No round is lost by it.
+
+        Returns
+        -------
+        round
+            The round in force now.
+
+        Raises
+        ------
+        KeyError
+            If there is no such round.
+        PermissionError
+            If the project is read-only.
+        """
+        with self._writable().guard, saving(self.path):
+            return self._rounds.choose(number)
+
+    def remove_round(self, number: int) -> None:
+        """Remove a round and its model from the disk.
+
+        Raises
+        ------
+        KeyError
+            If there is no such round.
+        ValueError
+            If it is the one in force.
+        PermissionError
+            If the project is read-only.
+        """
+        with self._writable().guard, saving(self.path):
+            self._rounds.remove(number)
 
     def model(self, number: int) -> SegmentationModel:
         """Return the model of a round.
@@ -503,18 +421,12 @@ class Project:
         KeyError
             If there is no such round.
         """
-        # Only who asks for a model pays for loading torch.
-        from napari_crfasrnn.checkpoint import load_checkpoint
-
-        for done in self.rounds:
-            if done.number == number:
-                return load_checkpoint(done.model_path)
-        raise KeyError(f"the project has no round {number}")
+        return self._rounds.load(number)
 
     def latest_model(self) -> SegmentationModel | None:
-        """Return the model of the last round, or None if there was none."""
-        rounds = self.rounds
-        return self.model(rounds[-1].number) if rounds else None
+        """Return the model of the round in force, or None before the first round."""
+        current = self.current_round
+        return None if current is None else self.model(current.number)
 
     @property
     def events(self) -> tuple[Mapping[str, Any], ...]:
@@ -528,12 +440,8 @@ class Project:
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed program left behind: files that were never recorded."""
-        models = [done.model_path.name for done in self.rounds]
-        for place, known in ((self.path / ARRAYS, self._arrays.files()), (self.path / MODELS, models)):
+        arrays, models = self._arrays.files(), self._rounds.files()
+        for place, known in ((self.path / ARRAYS, arrays), (self.path / MODELS, models)):
             if not place.is_dir():
                 place.mkdir()
             remove_files(place, sorted({file.name for file in place.iterdir()} - set(known)))
-
-
-def _keeps_every_value(new_values: list[int | None], n_old: int, n_new: int) -> bool:
-    return new_values == list(range(n_old)) and label_dtype(n_old) is label_dtype(n_new)

@@ -1,0 +1,127 @@
+"""The rounds of learning of a project: their reports and models, and which one is in force."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from napari_crfasrnn.project.database import Database, now
+from napari_crfasrnn.project.files import remove_files, save_file
+from napari_crfasrnn.project.items import Round
+from napari_crfasrnn.project.records import to_json, write_event
+
+if TYPE_CHECKING:
+    from napari_crfasrnn.network import SegmentationModel
+
+_CURRENT = "current_round"  # key in the table "meta"; without it the last round is in force
+
+
+class SavableModel(Protocol):
+    """A model that can write itself to a file, such as `SegmentationModel`."""
+
+    def save(self, path: Path) -> None: ...  # noqa: D102
+
+
+class SavableReport(Protocol):
+    """A report that can say itself in JSON values, such as `TrainReport`."""
+
+    def as_dict(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+class ProjectRounds:
+    """The rounds of one project.
+
+    Parameters
+    ----------
+    folder
+        Where the models are.
+    database
+        The project's.
+    """
+
+    def __init__(self, folder: Path, database: Database) -> None:
+        self._folder, self._database = folder, database
+
+    def all(self) -> tuple[Round, ...]:
+        """Return the rounds, oldest first."""
+        rows = self._database.rows("SELECT number, created, report, model_file FROM rounds ORDER BY number")
+        return tuple(
+            Round(number, created, json.loads(report), self._folder / file)
+            for number, created, report, file in rows
+        )
+
+    def current(self) -> Round | None:
+        """Return the round in force: the one chosen last, or else the last one; None before the first."""
+        rounds = self.all()
+        chosen = self._database.rows("SELECT value FROM meta WHERE key = ?", (_CURRENT,))
+        if not chosen:
+            return rounds[-1] if rounds else None
+        return next((done for done in rounds if done.number == int(chosen[0][0])), None)
+
+    def get(self, number: int) -> Round:
+        """Return a round by its number.
+
+        Raises
+        ------
+        KeyError
+            If there is no such round.
+        """
+        for done in self.all():
+            if done.number == number:
+                return done
+        raise KeyError(f"the project has no round {number}")
+
+    def add(self, report: SavableReport | Mapping[str, Any], model: SavableModel, *, use: bool) -> Round:
+        """Store a round, whole or not at all."""
+        values = dict(report) if isinstance(report, Mapping) else report.as_dict()
+        text = to_json("report", values)
+        current = self.current()
+        number = 1 + max((done.number for done in self.all()), default=0)
+        path = self._folder / f"round_{number:03d}.safetensors"
+        save_file(path, model.save)
+        try:
+            with self._database.transaction():
+                self._database.execute(
+                    "INSERT INTO rounds VALUES (?, ?, ?, ?)", (number, now(), text, path.name)
+                )
+                self._choose(number if use else current.number if current else 0)
+                write_event(self._database, "round", {"round": number, "used": use})
+        except BaseException:
+            remove_files(path.parent, [path.name])
+            raise
+        return self.get(number)
+
+    def choose(self, number: int) -> Round | None:
+        """Put a round in force; 0 for none."""
+        chosen = self.get(number) if number else None
+        with self._database.transaction():
+            self._choose(number)
+            write_event(self._database, "roll back", {"round": number})
+        return chosen
+
+    def remove(self, number: int) -> None:
+        """Forget a round that is not in force, and its model."""
+        done, current = self.get(number), self.current()
+        if current is not None and current.number == number:
+            raise ValueError(f"round {number} is in force: roll back to another one before it is removed")
+        with self._database.transaction():
+            self._choose(current.number if current else 0)
+            self._database.execute("DELETE FROM rounds WHERE number = ?", (number,))
+            write_event(self._database, "remove round", {"round": number})
+        remove_files(self._folder, [done.model_path.name])
+
+    def load(self, number: int) -> SegmentationModel:
+        """Return the model of a round."""
+        # Only who asks for a model pays for loading torch.
+        from napari_crfasrnn.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.get(number).model_path)
+
+    def files(self) -> list[str]:
+        """Return the names of the models' files."""
+        return [done.model_path.name for done in self.all()]
+
+    def _choose(self, number: int) -> None:
+        self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_CURRENT, str(number)))
