@@ -401,7 +401,9 @@ _Kernels = tuple[Kernel, Kernel, Tensor | None]
 
 
 def _kernels_of(prepared: PreparedImage) -> list[_Kernels]:
-    orders = prepared.pixel_of or (None,) * len(prepared.bilateral)
+    pixel_of = prepared.pixel_of or (None,) * len(prepared.bilateral)
+    # index_copy takes no other integers
+    orders = [None if order is None else order.to(torch.int64) for order in pixel_of]
     return list(zip(prepared.spatial, prepared.bilateral, orders, strict=True))
 
 

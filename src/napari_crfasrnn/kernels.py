@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -156,7 +157,7 @@ class PreparedImage:
     images_per_kernel: int = 1
     """How many images, one behind the other, a kernel is for: 1, or B where a GPU takes them as one."""
     pixel_of: tuple[Tensor, ...] | None = None
-    """For each bilateral kernel the pixel at each of its points, int64 ``[N]``; None: they are in order."""
+    """For each bilateral kernel the pixel at each of its points, int32 ``[N]``; None: they are in order."""
 
     @property
     def n_images(self) -> int:
@@ -200,7 +201,7 @@ class PreparedImage:
         for group, kernel, order in zip(groups, self.bilateral, orders, strict=True):
             flat = group.flatten(2).transpose(1, 2).flatten(0, 1)  # [N, V]
             if order is not None:
-                order = order.to(flat.device)
+                order = order.to(flat.device, torch.int64)  # all that index_copy takes
                 flat = flat[order]
             filtered = kernel.lattice.filter(flat.contiguous())
             if order is not None:
@@ -381,7 +382,7 @@ def _checked(image: Tensor, extra_features: Tensor | None, backend: Backend) -> 
     _check_image("image", image)
     dtype = torch.float64 if backend == "reference" and image.dtype == torch.float64 else torch.float32
     image = image.to(dtype)
-    if not bool(torch.isfinite(image.detach()).all()):
+    if not _is_finite(image):
         raise ValueError("image must be finite, got NaN or infinity; replace those pixels first")
     if extra_features is None:
         return image, None
@@ -392,9 +393,15 @@ def _checked(image: Tensor, extra_features: Tensor | None, backend: Backend) -> 
             f"got {tuple(extra_features.shape)} and {tuple(image.shape)}"
         )
     extra_features = extra_features.to(image)
-    if not bool(torch.isfinite(extra_features.detach()).all()):
+    if not _is_finite(extra_features):
         raise ValueError("extra_features must be finite, got NaN or infinity; replace those pixels first")
     return image, extra_features
+
+
+def _is_finite(image: Tensor) -> bool:
+    # Both are NaN when any value is; torch.isfinite takes several passes and an array of flags.
+    low, high = image.detach().aminmax()
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _check_image(name: str, image: object) -> None:

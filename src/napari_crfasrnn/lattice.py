@@ -122,7 +122,7 @@ class Lattice:
         cls,
         image: Tensor,  # [C, N] float32 on the CPU
         space: tuple[int, ...],
-        order: Tensor,  # [N] int64
+        order: Tensor,  # [N] int32
         *,
         position_width: float,
         colour_width: float = 1.0,
@@ -160,7 +160,7 @@ class Lattice:
         lattice._native = _lattice.Lattice.of_pixels(
             _contiguous(image),
             list(space),
-            pixel_of=order.numpy().astype(np.uint32),
+            pixel_of=as_order(order),
             position_width=position_width,
             colour_width=colour_width,
         )
@@ -260,7 +260,7 @@ class MeanField:
     spatial_factors, bilateral_factors
         What multiplies the values going into and coming out of each filter, each ``[N]`` float32, or None.
     pixel_of
-        Which column of `run`'s arrays belongs to each point, int64 ``[N]``; None: they are in order. Only
+        Which column of `run`'s arrays belongs to each point, int32 ``[N]``; None: they are in order. Only
         for lattices on the CPU.
     averages
         Whether the factors make every row of both kernels sum to 1.
@@ -287,7 +287,7 @@ class MeanField:
             self._native = cuda.CudaMeanField(spatial._native, bilateral._native, **factors)
         else:
             plain: dict[str, Any] = {name: _plain(factor) for name, factor in factors.items()}
-            order = None if pixel_of is None else pixel_of.numpy().astype(np.uint32)
+            order = None if pixel_of is None else as_order(pixel_of)
             self._native = _lattice.MeanField(
                 spatial._native, bilateral._native, **plain, pixel_of=order, averages=averages
             )
@@ -351,7 +351,7 @@ def order_pixels(
     space: tuple[int, ...],
     *,
     colour_step: float,
-) -> Tensor:  # [N] int64
+) -> Tensor:  # [N] int32
     """Return an order of the pixels in which neighbours share lattice vertices: faster for the cache.
 
     Squares of the last two axes follow one another; in each of them colours (of the first three
@@ -359,7 +359,14 @@ def order_pixels(
     """
     order = np.empty(image.shape[1], np.uint32)
     _lattice.order_pixels(_contiguous(image), list(space), colour_step=colour_step, pixel_of=order)
-    return torch.from_numpy(order.astype(np.int64))
+    return torch.from_numpy(order.view(np.int32))  # a lattice has less than 2^31 points
+
+
+def as_order(
+    pixel_of: Tensor,  # [N] int32
+) -> NDArray[np.uint32]:  # [N]
+    """Return an order of pixels as compiled code takes it: the same memory."""
+    return pixel_of.numpy().view(np.uint32)
 
 
 def _contiguous(tensor: Tensor) -> NDArray[np.float32]:

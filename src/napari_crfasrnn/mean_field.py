@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn._ext import _lattice
-from napari_crfasrnn.lattice import Lattice
+from napari_crfasrnn.lattice import Lattice, as_order
 
 # Takes logits, both maps and the logarithms of both scales to refined logits, in torch.
 Definition = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -34,7 +34,7 @@ class DifferentiableMeanField:
     spatial_factors, bilateral_factors
         What multiplies the values going into and coming out of each filter, each ``[N]`` float32, or None.
     pixel_of
-        Which pixel each point is, int64 ``[N]``; None: they are in order.
+        Which pixel each point is, int32 ``[N]``; None: they are in order.
     averages
         Whether the factors make every row of both kernels sum to 1.
     """
@@ -53,7 +53,7 @@ class DifferentiableMeanField:
         for name, pair in (("spatial", spatial_factors), ("bilateral", bilateral_factors)):
             for place, factor in zip(("before", "after"), pair, strict=True):
                 factors[f"{name}_{place}"] = None if factor is None else factor.numpy()
-        order = None if pixel_of is None else pixel_of.numpy().astype(np.uint32)
+        order = None if pixel_of is None else as_order(pixel_of)
         self._native = _lattice.MeanFieldTraining(
             spatial._native, bilateral._native, **factors, pixel_of=order, averages=averages
         )

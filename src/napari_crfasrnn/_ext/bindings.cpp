@@ -111,12 +111,8 @@ std::unique_ptr<Field> mean_field(SharedLattice spatial, SharedLattice bilateral
   std::span<const std::uint32_t> order;
   if (pixel_of) {
     order = {pixel_of->data(), pixel_of->size()};
-    std::vector<bool> seen(spatial->n_points());
-    if (order.size() != seen.size()) throw nb::value_error("pixel_of must be [N]");
-    for (const std::uint32_t pixel : order) {
-      if (pixel >= seen.size() || seen[pixel]) throw nb::value_error("pixel_of must be a permutation of 0..N-1");
-      seen[pixel] = true;
-    }
+    if (order.size() != spatial->n_points()) throw nb::value_error("pixel_of must be [N]");
+    if (!crfasrnn::is_permutation(order)) throw nb::value_error("pixel_of must be a permutation of 0..N-1");
   }
   const crfasrnn::MeanField::Kernel first{spatial, factors_for(spatial_before, *spatial),
                                           factors_for(spatial_after, *spatial), averages};
@@ -251,7 +247,7 @@ std::unique_ptr<crfasrnn::Lattice> build_of_pixels(Image image, const std::vecto
     throw nb::value_error(sentence(crfasrnn::BuildError::bad_shape));
   }
   const std::span<const std::uint32_t> order{pixel_of.data(), pixel_of.size()};
-  if (std::any_of(order.begin(), order.end(), [&](std::uint32_t pixel) { return pixel >= order.size(); })) {
+  if (!order.empty() && *std::max_element(order.begin(), order.end()) >= order.size()) {
     throw nb::value_error("pixel_of must be below N");
   }
   return build_from(

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "memory.hpp"
 #include "parallel.hpp"
 
 namespace crfasrnn {
@@ -83,6 +84,19 @@ void order_pixels(std::span<const float> image, std::span<const std::size_t> spa
       }
     }
   });
+}
+
+bool is_permutation(std::span<const std::uint32_t> numbers) {
+  if (std::any_of(numbers.begin(), numbers.end(), [&](std::uint32_t i) { return i >= numbers.size(); })) return false;
+  Buffer<std::uint64_t> seen(numbers.size() / 64 + 1);
+  std::fill_n(seen.data(), seen.size(), std::uint64_t{0});
+  bool twice = false;
+  for (const std::uint32_t i : numbers) {
+    const std::uint64_t bit = std::uint64_t{1} << (i & 63);
+    twice |= (seen[i >> 6] & bit) != 0;
+    seen[i >> 6] |= bit;
+  }
+  return !twice;
 }
 
 void PixelPoints::read(std::size_t first, std::size_t count, FeatureBlock& block) const {
