@@ -9,16 +9,13 @@ places of a batch, draw what one process would.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -34,7 +31,9 @@ from napari_crfasrnn.progress import Cancel, Cancelled
 from napari_crfasrnn.training.data_sets import IGNORE, DataSet, Sample, open_data_set
 from napari_crfasrnn.training.evaluation import Score, judge
 from napari_crfasrnn.training.history import STAGES, History, ScoreEntry, Stage
+from napari_crfasrnn.training.material import class_weights, count_labels, divide, fingerprint, spread
 from napari_crfasrnn.training.optimizers import StageOptimizer
+from napari_crfasrnn.training.pipeline import Pipeline, half_precision
 from napari_crfasrnn.training.processes import Processes, joined
 from napari_crfasrnn.training.run_folder import RunFolder
 from napari_crfasrnn.training.starts import starting_model
@@ -132,29 +131,6 @@ def train(
         return training.run(resume=resume)
 
 
-class _Pipeline(nn.Module):
-    """From a batch of windows to the logits that the loss looks at."""
-
-    def __init__(self, model: SegmentationModel, stage: Stage, half: torch.dtype | None) -> None:
-        super().__init__()
-        # Registered is only what learns: data parallelism waits for the gradients of all the rest, too.
-        self.network = model.network if stage != "crf" else None
-        self.crf = model.crf if stage != "fcn" else None
-        self._model = model
-        self._stage = stage
-        self._half = half
-
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, s, s] → [B, L, s, s]
-        frozen = torch.no_grad() if self._stage == "crf" else nullcontext()
-        with frozen, torch.autocast(images.device.type, self._half, enabled=self._half is not None):
-            logits = self._model.logits(images)
-        logits = logits.float()
-        if self.crf is None or not bool(torch.isfinite(logits).all()):
-            return logits  # the loss, not finite either, says so
-        refined: Tensor = self.crf(logits, self._model.crf_image(images))
-        return refined
-
-
 class _Training:
     """A training on its way; `run` brings it to its end."""
 
@@ -174,18 +150,18 @@ class _Training:
             raise ValueError(f"there must be images to train on, got none in {data.folder}")
         self._data, self._folder, self._recipe = data, folder, recipe
         self._processes, self._progress, self._cancel = processes, progress, cancel
-        self._fit, self._held = _divide(data.train, recipe.held_out)
+        self._fit, self._held = divide(data.train, recipe.held_out)
         self._uses_crf = recipe.crf_iterations + recipe.joint_iterations > 0
-        self._half = _half_precision(recipe, processes.device)
+        self._half = half_precision(recipe.precision, processes.device)
         self._history = History()
         self._best: float | None = None
         self._stage: Stage = "fcn"
         self._done = 0  # iterations of the stage
         self._optimizer_state: dict[str, Any] | None = None
-        self._counts = np.stack([_count_labels(data, sample) for sample in data.train])  # [images, L]
+        self._counts = np.stack([count_labels(data, sample) for sample in data.train])  # [images, L]
         if not self._counts.any():
             raise ValueError(f"the masks to train on must hold labelled pixels, got none in {data.folder}")
-        self._weight = _class_weights(self._counts.sum(0), recipe.class_balance).to(processes.device)
+        self._weight = class_weights(self._counts.sum(0), recipe.class_balance).to(processes.device)
 
     def run(self, *, resume: bool) -> DataTraining:
         """Do what is left to do."""
@@ -226,7 +202,7 @@ class _Training:
         )
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
-        pipeline = self._processes.parallel(_Pipeline(self._model, stage, self._half))
+        pipeline = self._processes.parallel(Pipeline(self._model, stage, self._half))
         known = self._known_pairs() if stage != "fcn" else None
         with ThreadPoolExecutor(_READERS) as readers:
             coming = self._read(readers, self._done)
@@ -355,7 +331,7 @@ class _Training:
     def _choose_crf(self) -> None:
         """Give the model a new CRF with the widths that help most on some held-out images."""
         pool = self._held or self._data.train
-        samples = _spread(pool, self._recipe.search_images)
+        samples = spread(pool, self._recipe.search_images)
         self._model.network.eval()
         found = search_widths(self._model, self._data, samples, self._recipe.crf, self._cancel)
         chosen = self._processes.from_first(  # the others have found the same, but for rounding
@@ -374,7 +350,7 @@ class _Training:
 
     def _evaluate(self) -> None:
         """Score the model on the validation images and keep it if it is the best."""
-        samples = _spread(self._data.val, self._recipe.evaluate_images or len(self._data.val))
+        samples = spread(self._data.val, self._recipe.evaluate_images or len(self._data.val))
         if samples:
             self._model.network.eval()
             self._model.crf.eval()
@@ -431,7 +407,7 @@ class _Training:
         self._folder.write_state(
             {
                 "recipe": self._recipe.model_dump_json(),
-                "data": _fingerprint(self._data),
+                "data": fingerprint(self._data),
                 "stage": self._stage,
                 "done": self._done,
                 "network": self._model.network.state_dict(),
@@ -461,7 +437,7 @@ class _Training:
                 f"the training in {self._folder.path} has another recipe, it differs in {', '.join(other)}: "
                 "resume it with its own recipe.toml, or choose another folder"
             )
-        if state["data"] != _fingerprint(self._data):
+        if state["data"] != fingerprint(self._data):
             raise ValueError(
                 f"the training in {self._folder.path} is on other data: other images or classes than in "
                 f"{self._data.folder}"
@@ -473,44 +449,3 @@ class _Training:
         self._optimizer_state = state["optimizer"]
         self._history = History.from_dict(json.loads(state["history"]))
         self._best = state["best"]
-
-
-def _divide(samples: tuple[Sample, ...], share: float) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Return the images the network alone learns from and those held out; a name always falls on one side."""
-    held = tuple(s for s in samples if crc32(s.name.encode()[::-1]) % 1000 < 1000 * share)
-    fit = tuple(s for s in samples if s not in set(held))
-    return (fit, held) if fit else (samples, ())
-
-
-def _spread(samples: tuple[Sample, ...], count: int) -> list[Sample]:
-    """Return ``count`` samples evenly spread over the list."""
-    count = min(count, len(samples))
-    return [samples[place * len(samples) // count] for place in range(count)]
-
-
-def _count_labels(data: DataSet, sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:  # [L]
-    return np.bincount(data.labels(sample).reshape(-1), minlength=256)[: data.n_labels]
-
-
-def _class_weights(counts: np.ndarray[Any, np.dtype[np.int64]], balance: float) -> Tensor:  # [L]
-    """Return share ** -balance, 1 on average over pixels; a class that is nowhere weighs as the rarest."""
-    share = counts / counts.sum()
-    share = np.maximum(share, share[share > 0].min())
-    weights = share**-balance
-    return torch.from_numpy(weights / (weights * counts).sum() * counts.sum()).float()
-
-
-def _half_precision(recipe: Recipe, device: torch.device) -> torch.dtype | None:
-    """Return the 16-bit type that the network computes in, or None for 32 bits."""
-    if recipe.precision == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.precision]
-
-
-def _fingerprint(data: DataSet) -> str:
-    """Return what tells data sets apart: the names of images and classes, in order."""
-    names = [[sample.name for sample in part] for part in (data.train, data.val)]
-    table = [spec.name for spec in data.classes]
-    return hashlib.sha256(json.dumps([names, table, data.values.tolist()]).encode()).hexdigest()
