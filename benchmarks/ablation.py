@@ -67,7 +67,7 @@ def with_superpixels(data: DataSet, run: Path, recipe: Recipe) -> SegmentationMo
         optimizer.param_groups[0]["lr"] = SUPERPIXEL_RATE * (1 - number / len(samples))
         optimizer.step()
         if (number + 1) % 8 == 0:
-            print(f"superpixels {number + 1}/{len(samples)}: {float(loss):.3f}", flush=True)
+            print(f"superpixels {number + 1}/{len(samples)}: {loss.item():.3f}", flush=True)
     model.save(path)
     return model
 

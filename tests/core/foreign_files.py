@@ -104,7 +104,7 @@ V1_TYPES = {
     "INNER_PRODUCT": 14,
     "MULTI_STAGE_MEANFIELD": 42,
 }
-MEANFIELD_FIELD = 999  # the parameters of the mean-field layer; any number that no reader knows
+WIDTHS = (160.0, 3.0, 3.0)  # of the kernels, as published
 
 
 @cache
@@ -143,8 +143,12 @@ def caffe_messages() -> dict[str, Any]:
         )
     message(
         "MultiStageMeanfieldParameter",
-        ("num_iterations", 1, one, F.TYPE_INT32),
-        ("theta_alpha", 2, one, F.TYPE_FLOAT),
+        ("compatibility_mode", 1, one, F.TYPE_INT32),
+        ("threshold", 2, one, F.TYPE_FLOAT),
+        *((f"theta_{name}", 3 + i, one, F.TYPE_FLOAT) for i, name in enumerate(("alpha", "beta", "gamma"))),
+        ("num_iterations", 6, one, F.TYPE_UINT32),
+        ("spatial_filter_weight", 7, one, F.TYPE_FLOAT),
+        ("bilateral_filter_weight", 8, one, F.TYPE_FLOAT),
     )
     described = message(
         "V1LayerParameter",
@@ -155,7 +159,7 @@ def caffe_messages() -> dict[str, Any]:
         ("blobs", 6, many, "BlobProto"),
         ("blobs_lr", 7, many, F.TYPE_FLOAT),
         ("weight_decay", 8, many, F.TYPE_FLOAT),
-        ("multi_stage_meanfield_param", MEANFIELD_FIELD, one, "MultiStageMeanfieldParameter"),
+        ("multi_stage_meanfield_param", 44, one, "MultiStageMeanfieldParameter"),
     )
     enum = described.enum_type.add(name="LayerType")
     enum.value.add(name="NONE", number=0)
@@ -170,6 +174,7 @@ def caffe_messages() -> dict[str, Any]:
             ("top", 4, many, F.TYPE_STRING),
             ("blobs", 7, many, blob),
             ("phase", 10, one, F.TYPE_INT32),
+            ("multi_stage_meanfield_param", 147, one, "MultiStageMeanfieldParameter"),
         )
     for name, layer in (("NetParameter", "LayerParameter"), ("LooseNetParameter", "LooseLayerParameter")):
         message(
@@ -200,7 +205,16 @@ def legacy_shape(array: Array) -> tuple[int, ...]:
     return (1,) * (4 - array.ndim) + array.shape
 
 
-def write_caffe_v1(path: Path, weights: Weights, suffix: str = "") -> None:
+def describe_meanfield(layer: Any, widths: tuple[float, float, float]) -> None:
+    described = layer.multi_stage_meanfield_param
+    described.compatibility_mode, described.threshold, described.num_iterations = 0, 2.0, 5
+    described.theta_alpha, described.theta_beta, described.theta_gamma = widths
+    described.spatial_filter_weight, described.bilateral_filter_weight = 3.0, 5.0
+
+
+def write_caffe_v1(
+    path: Path, weights: Weights, suffix: str = "", *, widths: tuple[float, float, float] | None = WIDTHS
+) -> None:
     net = caffe_messages()["NetParameter"](name="TVG_CRFRNN_COCO_VOC", input=["data"])
     net.input_dim.extend([1, 3, 500, 500])
     for name, kind, blobs in caffe_parameters(weights, suffix):
@@ -209,9 +223,8 @@ def write_caffe_v1(path: Path, weights: Weights, suffix: str = "") -> None:
             n, c, h, w = legacy_shape(array)
             layer.blobs.add(num=n, channels=c, height=h, width=w, data=array.ravel())
             layer.blobs_lr.append(1)
-        if kind == "MULTI_STAGE_MEANFIELD":
-            layer.multi_stage_meanfield_param.num_iterations = 10
-            layer.multi_stage_meanfield_param.theta_alpha = 160
+        if kind == "MULTI_STAGE_MEANFIELD" and widths is not None:
+            describe_meanfield(layer, widths)
         elif kind == "CONVOLUTION":
             net.layers.add(name=f"relu_{name}", type=V1_TYPES["RELU"], bottom=[name], top=[name])
     path.write_bytes(net.SerializeToString())
@@ -224,7 +237,14 @@ V2_TYPES = {
 }
 
 
-def write_caffe_v2(path: Path, weights: Weights, suffix: str = "", *, packed: bool = True) -> None:
+def write_caffe_v2(
+    path: Path,
+    weights: Weights,
+    suffix: str = "",
+    *,
+    packed: bool = True,
+    widths: tuple[float, float, float] | None = WIDTHS,
+) -> None:
     net = caffe_messages()["NetParameter" if packed else "LooseNetParameter"](name="TVG_CRFRNN_new")
     net.layer.add(name="input", type="Input", top=["data"])
     for name, kind, blobs in caffe_parameters(weights, suffix):
@@ -232,6 +252,8 @@ def write_caffe_v2(path: Path, weights: Weights, suffix: str = "", *, packed: bo
         for array in blobs:
             blob = layer.blobs.add(data=array.ravel())
             blob.shape.dim.extend(array.shape)
+        if kind == "MULTI_STAGE_MEANFIELD" and widths is not None:
+            describe_meanfield(layer, widths)
     path.write_bytes(net.SerializeToString())
 
 

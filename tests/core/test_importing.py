@@ -365,7 +365,7 @@ class TestCaffeSchema:
             assert net.layers[-1].type == 42
             again = caffe_messages()["NetParameter"]()
             again.ParseFromString(net.SerializeToString())
-            assert again.layers[-1].multi_stage_meanfield_param.theta_alpha == 160
+            assert again.layers[-1].multi_stage_meanfield_param.spatial_filter_weight == 3
             assert list(again.input_dim) == [1, 3, 500, 500]
             original = caffe_messages()["NetParameter"]()
             original.ParseFromString(path.read_bytes())
@@ -389,6 +389,36 @@ class TestCaffeSchema:
         (tmp_path / "m.caffemodel").write_bytes(net.SerializeToString())
         with pytest.raises(CheckpointError, match=r"conv1_1\[0\] should hold 2×3×3×3 numbers, but has 2$"):
             import_model(tmp_path / "m.caffemodel")
+
+
+class TestKernelWidths:
+    @pytest.mark.parametrize("write", [write_caffe_v1, write_caffe_v2], ids=["v1", "v2"])
+    def test_those_of_the_file_are_taken(self, tmp_path: Path, write: Callable[..., None]) -> None:
+        path = tmp_path / "m.caffemodel"
+        write(path, random_weights(), widths=(80.0, 13.0, 2.5))
+        imported = import_model(path)
+        crf = imported.model.crf.config
+        assert (crf.theta_alpha, crf.theta_beta, crf.theta_gamma) == (80, 13, 2.5)
+        assert (crf.n_iterations, crf.n_iterations_train) == (10, 5)
+        said = "of the file, 80, 13 and 2.5; it was saved from a net of 5 mean-field iterations, 10 are used"
+        assert f"kernel widths: {said}" in imported.report.lines()
+        assert imported.report.as_dict()["kernels"] == said
+        # and they matter
+        assert not torch.equal(predict(imported.model), expected_prediction())
+
+    @pytest.mark.parametrize("write", [write_caffe_v1, write_caffe_v2], ids=["v1", "v2"])
+    def test_without_them_those_of_the_original_are(self, tmp_path: Path, write: Callable[..., None]) -> None:
+        path = tmp_path / "m.caffemodel"
+        write(path, random_weights(), widths=None)
+        imported = import_model(path)
+        assert torch.equal(predict(imported.model), expected_prediction())
+        assert imported.report.kernels == "of the original, 160, 3 and 3 (the file does not say)"
+
+    def test_widths_that_are_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "m.caffemodel"
+        write_caffe_v1(path, random_weights(), widths=(160.0, 0.0, 3.0))
+        with pytest.raises(CheckpointError, match=r"inference1 must be positive, got 160, 0 and 3$"):
+            import_model(path)
 
 
 class TestReport:

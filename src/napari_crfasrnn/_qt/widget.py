@@ -259,7 +259,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         box.setWindowTitle("Imported model")
         lines = report.lines()
         box.setText(lines[0])
-        box.setInformativeText("\n".join([*report.warnings, *lines[-3:]]))
+        box.setInformativeText("\n".join([*report.warnings, *lines[-4:]]))
         box.setDetailedText("\n".join(lines))
         box.show()
 

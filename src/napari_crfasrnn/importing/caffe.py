@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from napari_crfasrnn.checkpoint import CheckpointError
 from napari_crfasrnn.importing.caffe_schema import net_parameter
-from napari_crfasrnn.importing.source import Role, Source, SourceTensor, damaged_if, needs
+from napari_crfasrnn.importing.source import CrfSettings, Role, Source, SourceTensor, damaged_if, needs
 from napari_crfasrnn.importing.table import CRF, known_layer
 
 _PARAMETERS: tuple[Role, ...] = ("weight", "bias")
@@ -45,7 +45,8 @@ def read_caffe(path: Path) -> Source:
         raise CheckpointError(
             f"{path} is no Caffe model with weights: none of its {len(layers)} layers has a blob"
         )
-    return Source("caffe", tuple(tensors))
+    settings = (_settings(path, layer) for layer in layers if _is_crf(layer))
+    return Source("caffe", tuple(tensors), crf=next((s for s in settings if s is not None), None))
 
 
 def _parse(path: Path, *, numbers_as_bytes: bool) -> Any:
@@ -59,10 +60,28 @@ def _parse(path: Path, *, numbers_as_bytes: bool) -> Any:
     return net
 
 
-def _tensors(path: Path, layer: Any) -> list[SourceTensor]:
+def _is_crf(layer: Any) -> bool:
     # by its name too: private versions of Caffe gave the type other numbers
-    is_crf = layer.type in _CRF_TYPES or (known_layer(layer.name) or ("",))[0] == CRF
-    roles = _CRF_PARAMETERS if is_crf else _PARAMETERS
+    return layer.type in _CRF_TYPES or (known_layer(layer.name) or ("",))[0] == CRF
+
+
+def _settings(path: Path, layer: Any) -> CrfSettings | None:
+    """Return the parameters of a mean-field layer, if they are where they were published."""
+    stored = layer.multi_stage_meanfield_param
+    names = ("theta_alpha", "theta_beta", "theta_gamma")
+    if not all(stored.HasField(name) for name in names):
+        return None
+    alpha, beta, gamma = (float(getattr(stored, name)) for name in names)
+    if not all(math.isfinite(width) and width > 0 for width in (alpha, beta, gamma)):
+        raise CheckpointError(
+            f"{path} is damaged: the kernel widths of the layer {layer.name} must be positive, "
+            f"got {alpha:g}, {beta:g} and {gamma:g}"
+        )
+    return CrfSettings(alpha, beta, gamma, int(stored.num_iterations))
+
+
+def _tensors(path: Path, layer: Any) -> list[SourceTensor]:
+    roles = _CRF_PARAMETERS if _is_crf(layer) else _PARAMETERS
     found = []
     for place, blob in enumerate(layer.blobs):
         role = roles[place] if place < len(roles) else None

@@ -5,7 +5,9 @@ no quarrel with a Caffe that is loaded in the same process. The layer type is a 
 that no public schema knows (42, the mean-field layer of the CRF-RNN) are as good as any other. Fields that
 are not listed are kept as unknown ones and written again.
 
-Field numbers: caffe.proto of BVLC Caffe, messages NetParameter, V1LayerParameter, LayerParameter, BlobProto.
+Field numbers: caffe.proto of BVLC Caffe, messages NetParameter, V1LayerParameter, LayerParameter, BlobProto;
+for the parameters of the mean-field layer that of the Caffe which came with the CRF-RNN, where they are
+field 44 of a layer, and of its ports to newer ones, where they are field 147.
 """
 
 from __future__ import annotations
@@ -26,15 +28,23 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "shape": (7, "BlobShape", False),
         "double_data": (8, "double packed", True),
     },
+    "MultiStageMeanfieldParameter": {
+        "theta_alpha": (3, "float", False),
+        "theta_beta": (4, "float", False),
+        "theta_gamma": (5, "float", False),
+        "num_iterations": (6, "uint32", False),
+    },
     "V1LayerParameter": {
         "name": (4, "string", False),
         "type": (5, "int32", False),
         "blobs": (6, "BlobProto", True),
+        "multi_stage_meanfield_param": (44, "MultiStageMeanfieldParameter", False),
     },
     "LayerParameter": {
         "name": (1, "string", False),
         "type": (2, "string", False),
         "blobs": (7, "BlobProto", True),
+        "multi_stage_meanfield_param": (147, "MultiStageMeanfieldParameter", False),
     },
     "NetParameter": {
         "name": (1, "string", False),
@@ -74,7 +84,7 @@ def net_parameter(*, numbers_as_bytes: bool = False) -> Any:
             base, _, packed = kind.partition(" ")
             if base in _MESSAGES:
                 field.type, field.type_name = Field.TYPE_MESSAGE, f".{_PACKAGE}.{base}"
-            elif numbers_as_bytes and base in ("float", "double"):
+            elif numbers_as_bytes and packed and base in ("float", "double"):
                 field.type = Field.TYPE_BYTES
             else:
                 field.type = getattr(Field, f"TYPE_{base.upper()}")

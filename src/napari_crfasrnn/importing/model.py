@@ -173,6 +173,7 @@ def import_model(
         all_zero=tuple(name for name, array in values.items() if not array.any()),
         compatibility=_sign(values.get("crf.compatibility")),
         preprocessing=_preprocessing_text(source),
+        kernels=_kernels_text(source, config.crf),
         notes=source.notes + (() if has_crf else (_WITHOUT_CRF,)),
     )
     if not (report.is_complete or (allow_partial and matched)):
@@ -259,11 +260,33 @@ def _config(
             width=widths[0] if widths else 1.0,
             classes=table,
             preprocessing=preprocessing,
-            crf=CrfConfig.original(),
+            crf=_crf_config(source),
         )
     except ValidationError as error:
         said = "; ".join(str(e["msg"]) for e in error.errors())
         raise CheckpointError(f"the model in {path} is no FCN-8s: {said}") from None
+
+
+def _crf_config(source: Source) -> CrfConfig:
+    """Return the original's settings with the widths that the file states.
+
+    Not with its number of iterations: a snapshot has that of training, and was made for more in prediction.
+    """
+    config, stated = CrfConfig.original(), source.crf
+    if stated is None:
+        return config
+    names = ("theta_alpha", "theta_beta", "theta_gamma")
+    return config.model_copy(update={name: getattr(stated, name) for name in names})
+
+
+def _kernels_text(source: Source, crf: CrfConfig) -> str:
+    widths = f"{crf.theta_alpha:g}, {crf.theta_beta:g} and {crf.theta_gamma:g}"
+    if source.crf is None:
+        return f"of the original, {widths} (the file does not say)"
+    return (
+        f"of the file, {widths}; it was saved from a net of {source.crf.n_iterations} mean-field iterations, "
+        f"{crf.n_iterations} are used"
+    )
 
 
 def _sign(compatibility: NDArray[np.float32] | None) -> CompatibilityCheck:

@@ -70,6 +70,8 @@ class ImportReport:
     compatibility: CompatibilityCheck
     preprocessing: str
     """What is known of the input the file wants."""
+    kernels: str
+    """What is known of the widths of the CRF's kernels."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -127,6 +129,7 @@ class ImportReport:
                 "verdict": self.compatibility.verdict,
             },
             "preprocessing": self.preprocessing,
+            "kernels": self.kernels,
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }
@@ -152,6 +155,7 @@ class ImportReport:
             + (f" ({sign.negative} negative, {sign.positive} positive on the diagonal)" if sign.negative
                + sign.positive else ""),
             f"preprocessing: {self.preprocessing}",
+            f"kernel widths: {self.kernels}",
         ]  # fmt: skip
         return found + list(self.notes)
 

@@ -38,6 +38,17 @@ class SourceTensor:
     values: NDArray[np.floating]
 
 
+@dataclass(frozen=True)
+class CrfSettings:
+    """What a foreign file says about its CRF layer beside the matrices."""
+
+    theta_alpha: float
+    theta_beta: float
+    theta_gamma: float
+    n_iterations: int
+    """Of the net that the file was saved from, which is that of training in a snapshot."""
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """All arrays of a foreign file, and what it says about its input."""
@@ -48,6 +59,8 @@ class Source:
     """The mean that the file wants subtracted, red first, if it holds one."""
     blue_first: bool = True
     """Whether the first convolution takes blue first, as Caffe does."""
+    crf: CrfSettings | None = None
+    """None where the file does not say."""
     notes: tuple[str, ...] = ()
 
 
