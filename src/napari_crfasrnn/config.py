@@ -170,6 +170,11 @@ class PanelConfig(_Config):
 
     forests: tuple[ForestConfig, ...] = ()
     perceptrons: tuple[PerceptronsConfig, ...] = ()
+    speaks_for: tuple[int, ...] | None = None
+    """The label value that each column of the experts' judgements stands for, -1 for what is none of these:
+    there the network decides. None: the experts know all classes, and the network none."""
+    n_remembered: int = Field(0, ge=0)
+    """Pixels that the experts learnt from and that the model carries along, to be taught again elsewhere."""
 
 
 class ModelConfig(_Config):

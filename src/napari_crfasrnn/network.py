@@ -60,8 +60,8 @@ class SegmentationModel:
         Where the weights come from: anything JSON holds. The keys ``title`` and ``licence`` are shown
         in lists of models.
     panel
-        Experts for single pixels. Where there are some, their logits are the model's, and the network
-        serves by its encoder; it has to be an `FcnLite`.
+        Experts for single pixels, which speak for all classes, so that the network serves by its encoder
+        only, or for some of them beside it; the network has to be an `FcnLite`.
     higher_order
         The weights of superpixels and detections; made from ``config`` when None, and saved with the model
         where ``config`` says that it has them.
@@ -244,10 +244,13 @@ class SegmentationModel:
         else:
             assert isinstance(self.network, FcnLite)
             logits = torch.cat([self.panel.logits(self.network, one) for one in seen[:, None]])
-        size = (image.shape[-2], image.shape[-1])
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        return logits
+            if not self.panel.is_alone:
+                logits = self.panel.joined(logits, self.network(seen))
+        return _enlarged(logits, image)
+
+    def network_logits(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
+        """Return what the network alone says, without a panel: logits before the CRF, [B, L, H, W]."""
+        return _enlarged(self.network(self.preprocess(image)), image)
 
     def with_classes(
         self, classes: Iterable[str | ClassSpec], *, continues: Mapping[str, str] | None = None
@@ -292,6 +295,14 @@ class SegmentationModel:
     def __repr__(self) -> str:
         names = ", ".join(spec.name for spec in self.classes[:4]) + (", …" if self.n_labels > 4 else "")
         return f"SegmentationModel({self.config.architecture!r}, {self.n_labels} classes: {names})"
+
+
+def _enlarged(logits: Tensor, image: Tensor) -> Tensor:
+    """Return logits at the size of an image."""
+    size = (image.shape[-2], image.shape[-1])
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def _check_image(image: Tensor) -> None:

@@ -13,7 +13,7 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import ModelConfig, PerceptronsConfig, TrainConfig
-from napari_crfasrnn.experts import FeatureMaps, Forest, Panel, Perceptrons, Sieve
+from napari_crfasrnn.experts import REST, FeatureMaps, Forest, Memory, Panel, Perceptrons, Sieve
 from napari_crfasrnn.experts.features import GROUPS, columns
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.project import Project
@@ -110,6 +110,49 @@ class TestPanel:
             SegmentationModel(config, panel=small_panel(3))
 
 
+def partial_panel(n_labels: int, speaks_for: tuple[int, ...]) -> Panel:
+    panel = small_panel(len(speaks_for))
+    experts = [*panel.forests, *panel.perceptrons]
+    return Panel.of(experts, panel.votes.tolist(), n_labels, speaks_for)
+
+
+class TestBesideTheNetwork:
+    def test_the_rest_is_shared_out_as_the_network_says(self) -> None:
+        panel = partial_panel(5, (3, 1, REST))
+        judged = torch.rand(1, 3, 4, 6).add(0.1).log()
+        known = torch.randn(1, 5, 4, 6)
+        joined = panel.joined(judged, known)[0].softmax(0)
+        experts = judged[0].softmax(0)
+        torch.testing.assert_close(joined[[3, 1]], experts[:2])
+        rest = known[0, [0, 2, 4]].softmax(0) * experts[2]
+        torch.testing.assert_close(joined[[0, 2, 4]], rest)
+
+    def test_classes_that_go_are_left_to_the_network(self) -> None:
+        panel = partial_panel(4, (3, 1, REST))
+        moved = panel.with_origin([0, 3, None])
+        assert moved is not None
+        assert moved.speaks_for == (1, REST, REST)
+        rows = torch.randn(20, sum(GROUPS.values()))
+        assert torch.equal(moved.marginals(rows), panel.marginals(rows))
+        assert panel.with_origin([0, 2]) is None
+
+    def test_it_is_saved_with_what_it_remembers(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model = SegmentationModel(ModelConfig(classes=class_table(["a", "b", "c", "d"])))
+        panel = partial_panel(4, (3, REST))
+        rows = torch.randn(7, sum(GROUPS.values()))
+        panel.memory = Memory.of(rows, torch.arange(7) % 2, torch.ones(7))
+        model = model.with_panel(panel)
+        model.save(tmp_path / "model.safetensors")
+        loaded = load_model(tmp_path / "model.safetensors")
+        image = torch.rand(1, 3, 40, 50) * 255
+        assert torch.equal(model.logits(image), loaded.logits(image))
+        assert loaded.panel is not None
+        assert loaded.panel.speaks_for == (3, REST)
+        assert torch.equal(loaded.panel.memory.rows, rows.half().float())
+        assert loaded.panel.memory.column.tolist() == [0, 1, 0, 1, 0, 1, 0]
+
+
 def segment(model: SegmentationModel, image: NDArray[np.generic]) -> NDArray[np.uint8]:
     segmenter = Segmenter(model)
     segmenter.set_image(image)
@@ -139,3 +182,45 @@ class TestRounds:
         assert (before == after).mean() > 0.97
         assert (after == 2).mean() < 0.01
         assert (segment(second.model, paper) == 2).mean() > 0.5
+
+    def test_a_class_beside_those_of_the_starter_is_learnt_from_a_few_strokes(
+        self, starter: SegmentationModel, tmp_path: Path
+    ) -> None:
+        image, cat = data.coins()[:160, :160], np.ascontiguousarray(data.chelsea()[::2, ::2])
+        labels = np.full(image.shape, 255, np.uint8)
+        labels[30:70, 35:60] = 21
+        labels[45:75, 95:120] = 21
+        classes = [*starter.classes, "coin"]
+        with Project.create(tmp_path / "project", classes) as project:
+            project.add(image, labels=labels)  # nobody has to paint background where it is background
+            model = fine_tune(starter, project, QUICK).model
+        seen, is_coin = segment(model, image), image > 115
+        assert (is_coin & (seen == 21)).sum() > 0.5 * (is_coin | (seen == 21)).sum()
+        assert (segment(model, cat) == segment(starter, cat)).mean() > 0.98
+        assert all(
+            torch.equal(value, model.network.state_dict()[name])
+            for name, value in starter.with_classes(classes).network.state_dict().items()
+        )
+
+    def test_what_another_project_taught_is_not_forgotten(
+        self, starter: SegmentationModel, tmp_path: Path
+    ) -> None:
+        image, paper = data.coins()[:160, :160], np.ascontiguousarray(data.page()[:160, :160])
+        labels = np.full(image.shape, 255, np.uint8)
+        labels[30:70, 35:60] = 1
+        labels[45:75, 95:120] = 1
+        labels[2:8, 10:125] = 0
+        labels[90:100, 4:125] = 0
+        with Project.create(tmp_path / "coins", ["background", "coin"]) as project:
+            project.add(image, labels=labels)
+            first = fine_tune(starter, project, QUICK).model
+        strokes = np.full(paper.shape, 255, np.uint8)
+        strokes[70:74, 20:120] = 2
+        with Project.create(tmp_path / "papers", ["background", "coin", "paper"]) as project:
+            project.add(paper, labels=strokes)
+            second = fine_tune(first, project, QUICK).model
+            third = fine_tune(second, project, QUICK).model
+        before = segment(first, image)
+        assert (segment(second, image) == before).mean() > 0.95
+        assert (segment(third, image) == before).mean() > 0.95
+        assert (segment(third, paper) == 2).mean() > 0.5

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from napari_crfasrnn.experts.features import FeatureMaps
 from napari_crfasrnn.experts.forest import Forest
-from napari_crfasrnn.experts.panel import Panel, Sieve
+from napari_crfasrnn.experts.memory import Memory
+from napari_crfasrnn.experts.panel import REST, Panel, Sieve
 from napari_crfasrnn.experts.perceptrons import Perceptrons
 
-__all__ = ["FeatureMaps", "Forest", "Panel", "Perceptrons", "Sieve"]
+__all__ = ["REST", "FeatureMaps", "Forest", "Memory", "Panel", "Perceptrons", "Sieve"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from napari_crfasrnn.config import PanelConfig
 from napari_crfasrnn.experts.features import GROUPS, FeatureMaps, columns
 from napari_crfasrnn.experts.forest import Forest
+from napari_crfasrnn.experts.memory import Memory
 from napari_crfasrnn.experts.perceptrons import Perceptrons
 from napari_crfasrnn.fcn import FcnLite
 
@@ -21,6 +23,8 @@ _EVERY_PIXEL_UP_TO = 80_000  # pixels; of larger images every second row and col
 _CHUNK = 16_384  # pixels at a time, for the memory that their features take
 _LEAST = 1e-3  # marginal: an expert that never saw a class cannot exclude it
 _NEVER = -20.0  # logit of a class that a perceptron was never taught
+REST = -1
+"""In `PanelConfig.speaks_for`: what is none of the classes that the experts know."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Sieve:
         for start in range(0, len(y), _CHUNK):
             yield y[start : start + _CHUNK], x[start : start + _CHUNK]
 
-    def spread(self, marginals: Tensor) -> Tensor:  # [N, L] → [1, L, h, w]
+    def spread(self, marginals: Tensor) -> Tensor:  # [N, K] → [1, K, h, w]
         """Return the logarithms of marginals, enlarged to the box."""
         rows, columns = self._axes()
         logits = marginals.clamp_min(_LEAST).log().T.reshape(1, -1, len(rows), len(columns))
@@ -70,27 +74,40 @@ class Sieve:
 class Panel(nn.Module):
     """Experts with the weights of their votes.
 
+    They speak for all classes of a model, or for some of them beside its network. Then they tell these from
+    each other and from the rest, p(class) and p(rest), and p(rest) is shared out among the other classes as
+    the network says (`joined`).
+
     Parameters
     ----------
     config
-        What experts there are.
+        What experts there are, and what they speak for.
     n_labels
-        Number of classes L.
+        Number of classes L of the model.
     """
 
     votes: Tensor
 
     def __init__(self, config: PanelConfig, n_labels: int) -> None:
         super().__init__()
-        self.forests = nn.ModuleList(Forest(each, n_labels) for each in config.forests)
-        self.perceptrons = nn.ModuleList(Perceptrons(each, n_labels) for each in config.perceptrons)
-        self.register_buffer("votes", torch.ones(len(self.forests) + len(self.perceptrons)))
+        self.speaks_for = config.speaks_for
         self.n_labels = n_labels
+        k = self.n_columns
+        self.forests = nn.ModuleList(Forest(each, k) for each in config.forests)
+        self.perceptrons = nn.ModuleList(Perceptrons(each, k) for each in config.perceptrons)
+        self.memory = Memory(config.n_remembered)
+        self.register_buffer("votes", torch.ones(len(self.forests) + len(self.perceptrons)))
 
     @classmethod
-    def of(cls, experts: Sequence[Forest | Perceptrons], votes: Sequence[float], n_labels: int) -> Panel:
+    def of(
+        cls,
+        experts: Sequence[Forest | Perceptrons],
+        votes: Sequence[float],
+        n_labels: int,
+        speaks_for: tuple[int, ...] | None = None,
+    ) -> Panel:
         """Return a panel of some experts, the forests first."""
-        panel = cls(PanelConfig(), n_labels)
+        panel = cls(PanelConfig(speaks_for=speaks_for), n_labels)
         panel.forests.extend(each for each in experts if isinstance(each, Forest))
         panel.perceptrons.extend(each for each in experts if isinstance(each, Perceptrons))
         panel.votes = torch.tensor(votes, dtype=torch.float32)
@@ -102,17 +119,50 @@ class Panel(nn.Module):
         return PanelConfig(
             forests=tuple(each.config for each in self.forests),
             perceptrons=tuple(each.config for each in self.perceptrons),
+            speaks_for=self.speaks_for,
+            n_remembered=len(self.memory),
         )
 
-    def marginals(self, rows: Tensor) -> Tensor:  # [N, d] → [N, L]
+    @property
+    def n_columns(self) -> int:
+        """Number of columns K of the experts' judgements: L, or the classes they know and the rest."""
+        return self.n_labels if self.speaks_for is None else len(self.speaks_for)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the experts speak for all classes."""
+        return self.speaks_for is None
+
+    def joined(self, judged: Tensor, known: Tensor) -> Tensor:  # [B, K, …], [B, L, …] → [B, L, …]
+        """Return the logits of all classes.
+
+        Parameters
+        ----------
+        judged
+            Logarithms of the experts' marginals.
+        known
+            The network's logits, of which those of the experts' classes do not count.
+        """
+        if self.speaks_for is None:
+            return judged
+        judged = judged.log_softmax(1)
+        own = [value for value in self.speaks_for if value != REST]
+        rest = [column for column, value in enumerate(self.speaks_for) if value == REST]
+        others = [value for value in range(self.n_labels) if value not in own]
+        logits = torch.empty_like(known)
+        logits[:, others] = known[:, others].log_softmax(1) + judged[:, rest].logsumexp(1, keepdim=True)
+        logits[:, own] = judged[:, [self.speaks_for.index(value) for value in own]]
+        return logits
+
+    def marginals(self, rows: Tensor) -> Tensor:  # [N, d] → [N, K]
         """Return what the panel thinks of pixels with these features, all groups of them."""
-        total = rows.new_zeros(len(rows), self.n_labels)
+        total = rows.new_zeros(len(rows), self.n_columns)
         for vote, expert in zip(self.votes.tolist(), (*self.forests, *self.perceptrons), strict=True):
             total += vote * expert(columns(rows, expert.config.groups))
         return total / self.votes.sum()
 
     @torch.no_grad()
-    def logits(self, network: FcnLite, seen: Tensor) -> Tensor:  # [1, 3, h, w] → [1, L, h, w]
+    def logits(self, network: FcnLite, seen: Tensor) -> Tensor:  # [1, 3, h, w] → [1, K, h, w]
         """Return the logarithms of what the panel thinks of every pixel.
 
         Parameters
@@ -130,18 +180,28 @@ class Panel(nn.Module):
         ]
         return sieve.spread(torch.cat(judged)).to(seen.device)
 
-    def with_origin(self, origin: Sequence[int | None]) -> Panel:
-        """Return a copy for another class table: each new class is an old one, or one that nobody knows."""
+    def with_origin(self, origin: Sequence[int | None]) -> Panel | None:
+        """Return a copy for another class table: each new class is an old one, or one that nobody knows.
+
+        None if the panel spoke for some classes only, and all of them are gone.
+        """
+        if self.speaks_for is not None:
+            place = {source: value for value, source in enumerate(origin) if source is not None}
+            panel = copy.deepcopy(self)
+            panel.n_labels = len(origin)
+            # What was a class that is no longer there is for the network to name.
+            panel.speaks_for = tuple(place.get(value, REST) for value in self.speaks_for)
+            return panel if any(value != REST for value in panel.speaks_for) else None
         kept = [source for source in origin if source is not None]
         places = [value for value, source in enumerate(origin) if source is not None]
         forests, perceptrons = [], []
         for forest in self.forests:
             assert isinstance(forest, Forest)
-            copy = Forest(forest.config, len(origin)).to(forest.share.device)
+            planted = Forest(forest.config, len(origin)).to(forest.share.device)
             for name in ("feature", "threshold", "child", "root"):
-                getattr(copy, name).copy_(getattr(forest, name))
-            copy.share[:, places] = forest.share[:, kept]
-            forests.append(copy)
+                getattr(planted, name).copy_(getattr(forest, name))
+            planted.share[:, places] = forest.share[:, kept]
+            forests.append(planted)
         for old in self.perceptrons:
             assert isinstance(old, Perceptrons)
             grown = Perceptrons(old.config, len(origin)).to(old.centre.device)
@@ -153,4 +213,5 @@ class Panel(nn.Module):
                 grown.bias2[..., places] = old.bias2[..., kept]
             perceptrons.append(grown)
         panel = Panel.of([*forests, *perceptrons], self.votes.tolist(), len(origin))
+        panel.memory = self.memory.with_origin(origin)
         return panel.to(self.votes.device)

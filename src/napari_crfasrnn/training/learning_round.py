@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.experts import REST
 from napari_crfasrnn.network import FcnLite, SegmentationModel
 from napari_crfasrnn.progress import Cancel, Cancelled, raise_if_cancelled
 from napari_crfasrnn.project import Project
@@ -43,10 +45,11 @@ _LEAST_LOOKS = 2  # at a plane
 _VARIED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
+_WRONG_PIXELS = 20  # labels of known classes that the head must take for others to be taught beside experts
+_HEAD_SHARE = 0.4  # of the time limit is kept for it then
 _SCORES_AFTER = 2.0  # scores on all tiles that come after the last head iteration
 _TITLE = "Fine-tuned from "
 TAUGHT = "taught"  # in a model's provenance: the classes that it knows from the labels of one project only
-_FROM_ELSEWHERE = "the model came with labels of another project: only those of this one were learnt"
 _DIVERGED = "the loss was no longer a number, so learning stopped and the best weights before that were kept"
 
 
@@ -117,7 +120,8 @@ class _Round:
     ) -> None:
         self.clock = _Clock(config.seconds, time.monotonic())
         self.project, self.config, self.progress, self.cancel = project, config, progress, cancel
-        self.knows = _n_known_classes(model, project) > 1
+        self.known = _known_classes(model, project)
+        self.is_foreign = model.provenance.get(TAUGHT, {}).get("project") != project.id
         self.student = _with_classes_of(model, project)
         if self.config.thaw:
             self.student = self.student.with_panel(None)  # what is trained must also speak
@@ -129,14 +133,19 @@ class _Round:
         self.after: LockedScore | None = None
         self.crf_learnt = False
         self.found: tuple[PlaceOfContradiction, ...] = ()
+        self.total = self.config.max_iterations
+        self.offset = 0  # iterations of what was taught before
+
+    @property
+    def knows(self) -> bool:
+        """Whether the network knows more of the project's classes than the background."""
+        return sum(self.known) > 1
 
     def run(self) -> TrainReport:
         """Learn, and report."""
         stopped_by: StoppedBy
         try:
             stopped_by = self._learn()
-            if self.student.panel is None and not self.clock.is_over():
-                self.found = find_contradictions(self.student, self.planes, self.cancel)
         except Cancelled:
             stopped_by = "cancelled"
         self._note_provenance()
@@ -164,9 +173,18 @@ class _Round:
                 "project must hold labelled pixels to learn from, got none: paint or accept some first"
             )
         self._note_missing_classes()
-        if self._takes_panel():
-            return self._learn_panel()
-        views = self._draw_views()
+        if not self.config.thaw and isinstance(self.student.network, FcnLite):
+            if not self.knows:
+                return self._learn_panel()
+            new = self._new_classes()
+            if new:
+                return self._learn_both((*new, REST))
+        return self._learn_network()
+
+    def _learn_network(self) -> StoppedBy:
+        """Teach the head of the network (thawed, all of it), and the CRF."""
+        self.total += self.config.crf_iterations
+        views = self._draw_views(self.planes)
         tuner = CrfTuner(self.student, self.planes, views[: len(self.planes)], self.config, self.cancel)
         begun = self.clock.seconds()
         self.before = tuner.score()
@@ -174,91 +192,124 @@ class _Round:
         crf_seconds = score_seconds / max(1, len(tuner)) * _CRF_STEP_COST * self.config.crf_iterations
         if self.clock.limit is not None:
             crf_seconds = min(crf_seconds, _CRF_SHARE * self.clock.limit)
-        stopped_by = self._learn_head(views, reserve=crf_seconds + _SCORES_AFTER * score_seconds)
+        reserve = crf_seconds + _SCORES_AFTER * score_seconds
+        stopped_by = self._learn_head(self.planes, views, reserve)
         if stopped_by != "diverged" and self.config.crf_iterations:
             stopped_by = self._learn_crf(tuner, stopped_by, reserve=_SCORES_AFTER * score_seconds)
         if self.after is None:
             self.after = tuner.score()
+        if not self.clock.is_over():
+            self.found = find_contradictions(self.student, self.planes, self.cancel)
         return stopped_by
 
-    def _takes_panel(self) -> bool:
-        """Return whether experts for pixels shall learn, and not the head of the network.
-
-        They do for classes that the model knows nothing of, and where they have spoken for it before.
-        """
-        if self.config.thaw or not isinstance(self.student.network, FcnLite):
-            return False
-        return not self.knows or self.student.panel is not None
+    def _new_classes(self) -> list[int]:
+        """Return the classes that experts must speak for: those to learn that the network does not know."""
+        wanted = {value for value, is_there in enumerate(self.labelled) if is_there}
+        panel = self.student.panel
+        if panel is not None and panel.speaks_for is not None:
+            wanted |= {panel.speaks_for[column] for column in panel.memory.column.tolist()}
+        return sorted(value for value in wanted - {REST} if not self.known[value])
 
     def _learn_panel(self) -> StoppedBy:
-        """Teach experts from the start: the project holds all labels that there are."""
-        if self.knows:
-            self.notes.append(_FROM_ELSEWHERE)
-        work = PanelRound(self.student, self.planes, self.config, self.cancel, self._is_late)
+        """Teach experts, for all classes, from the start."""
+        work = self._read_for_panel(None)
+        stopped_by = self._teach_panel(work, reserve=0.0)
+        panel = self.student.panel
+        assert panel is not None
+        self.student = self.student.with_crf(work.tiles.choose_crf(panel))
+        self.crf_learnt = True
+        self.after = work.tiles.score(self.student)
+        if not self.clock.is_over():
+            self.found = work.contradictions(self.student)
+        return stopped_by
+
+    def _learn_both(self, speaks_for: tuple[int, ...]) -> StoppedBy:
+        """Teach experts the classes that the network does not know, and then the network the others.
+
+        The head is left alone if it names the labels of its classes rightly. So is the CRF, which was
+        learnt with more images than there are here.
+        """
+        work = self._read_for_panel(speaks_for)
+        planes = [plane.without(speaks_for) for plane in self.planes]
+        planes = [plane for plane in planes if plane.n_training]
+        is_head_wrong = _n_wrong(self.student, planes, self.known, self.cancel) >= _WRONG_PIXELS
+        reserve = 0.0
+        if is_head_wrong:
+            self.total += self.config.max_iterations
+            reserve = _HEAD_SHARE * (self.clock.limit or 0.0)
+        stopped_by = self._teach_panel(work, reserve)
+        if is_head_wrong and stopped_by != "diverged":
+            self.offset = self.config.max_iterations
+            views = self._draw_views(planes)
+            stopped_by = self._learn_head(planes, views, reserve=0.0)
+        self.after = work.tiles.score(self.student)
+        if not self.clock.is_over():
+            self.found = work.contradictions(self.student)
+        return stopped_by
+
+    def _read_for_panel(self, speaks_for: tuple[int, ...] | None) -> PanelRound:
+        """Read the planes for experts; and score the model as it is."""
+        work = PanelRound(
+            self.student, self.planes, speaks_for, self.is_foreign, self.config, self.cancel, self._is_late
+        )
         if work.n_read < len(self.planes):
-            self._note_left_out(work.n_read)
+            self._note_left_out(self.planes, work.n_read)
         self.before = work.tiles.score(self.student)
+        return work
+
+    def _teach_panel(self, work: PanelRound, reserve: float) -> StoppedBy:
+        """Teach experts, and give them to the student."""
         learner = work.start()
-        stopped_by: StoppedBy = "iterations"
-        total = self.config.max_iterations
         try:
-            while learner.iteration < total:
+            while learner.iteration < self.config.max_iterations:
                 raise_if_cancelled(self.cancel)
-                if learner.iteration and self.clock.is_over():
-                    stopped_by = "time"
-                    break
+                if learner.iteration and self.clock.is_over(reserve):
+                    return "time"
                 loss = learner.step()
                 if not math.isfinite(loss):
                     self.notes.append(_DIVERGED)
-                    stopped_by = "diverged"
-                    break
+                    return "diverged"
                 self._report(learner.iteration, loss, work.measure(learner.panel, learner.iteration))
         finally:
             learner.finish()
             if learner.iteration:
                 self.student = self.student.with_panel(learner.panel)
-        crf = work.tiles.choose_crf(learner.panel)
-        self.student = self.student.with_crf(crf)
-        self.crf_learnt = True
-        self.after = work.tiles.score(self.student)
-        if not self.clock.is_over():
-            self.found = work.contradictions(learner.panel)
-        return stopped_by
+        return "iterations"
 
     def _is_late(self) -> bool:
         limit = self.clock.limit
         return limit is not None and self.clock.is_over((1 - _FIRST_LOOK_SHARE) * limit)
 
-    def _note_left_out(self, n_read: int) -> None:
-        left_out = f"{len(self.planes) - n_read} of {len(self.planes)} labelled images"
+    def _note_left_out(self, planes: list[LabelledPlane], n_read: int) -> None:
+        left_out = f"{len(planes) - n_read} of {len(planes)} labelled images"
         self.notes.append(f"{left_out} were left out for lack of time: give it more seconds")
-        del self.planes[n_read:]
+        del planes[n_read:]
 
-    def _draw_views(self) -> list[View]:
+    def _draw_views(self, planes: list[LabelledPlane]) -> list[View]:
         """Return a view of every plane as it is, and then others, as far as there is time."""
         random = np.random.default_rng([self.config.seed, 0])
         encode = not self.config.thaw
         views: list[View] = []
-        limit = self.clock.limit or 0.0
-        pixels = [draw_pixels(plane, random) for plane in self.planes]
-        n_looks = min(len(LOOKS), max(_LEAST_LOOKS, _VIEWS // len(self.planes)))
-        for look in LOOKS[: n_looks if len(self.planes) <= _VARIED_UP_TO else 1]:
-            for number, plane in enumerate(self.planes):
+        left = (self.clock.limit or 0.0) - self.clock.seconds()
+        pixels = [draw_pixels(plane, random) for plane in planes]
+        n_looks = min(len(LOOKS), max(_LEAST_LOOKS, _VIEWS // len(planes)))
+        for look in LOOKS[: n_looks if len(planes) <= _VARIED_UP_TO else 1]:
+            for number, plane in enumerate(planes):
                 raise_if_cancelled(self.cancel)
                 share = _FIRST_LOOK_SHARE if look == LOOKS[0] else _LOOK_SHARE
-                if views and self.clock.is_over((1 - share) * limit):
+                if views and self.clock.is_over((1 - share) * left):
                     if look == LOOKS[0]:
-                        self._note_left_out(number)
+                        self._note_left_out(planes, number)
                     return views
                 views.append(make_view(self.student, number, plane, pixels[number], look, encode=encode))
         return views
 
-    def _learn_head(self, views: list[View], reserve: float) -> StoppedBy:
+    def _learn_head(self, planes: list[LabelledPlane], views: list[View], reserve: float) -> StoppedBy:
         locked = [
             (view, locked_sample(self.student, plane, view.grid))
-            for view, plane in zip(views[: len(self.planes)], self.planes, strict=True)
+            for view, plane in zip(views[: len(planes)], planes, strict=True)
         ]
-        learner = HeadLearner(self.student, views, locked, self.config, self._advice(views))
+        learner = HeadLearner(self.student, views, locked, self.config, self._advice(planes, views))
         try:
             while learner.iteration < self.config.max_iterations:
                 raise_if_cancelled(self.cancel)
@@ -273,14 +324,14 @@ class _Round:
             learner.finish()
         return "iterations"
 
-    def _advice(self, views: list[View]) -> list[Advice]:
+    def _advice(self, planes: list[LabelledPlane], views: list[View]) -> list[Advice]:
         """Return what the untouched pixels of every plane should become."""
-        first = views[: len(self.planes)]
+        first = views[: len(planes)]
         if self.knows:
             return advise_by_votes(self.student, first, self.config, self.cancel)
         if sum(self.labelled) < 2:  # a forest that saw one class only would say that all is of this class
             return []
-        return advise_by_forest(self.student, self.planes, first, self.config, self.cancel)
+        return advise_by_forest(self.student, planes, first, self.config, self.cancel)
 
     def _learn_crf(self, tuner: CrfTuner, stopped_by: StoppedBy, reserve: float) -> StoppedBy:
         """Learn the CRF; put it back if the held-back pixels (or else the labels) are worse for it."""
@@ -312,8 +363,7 @@ class _Round:
         return stopped_by
 
     def _report(self, iteration: int, loss: float, locked_miou: float | None) -> None:
-        total = self.config.max_iterations + (0 if self._takes_panel() else self.config.crf_iterations)
-        step = TrainStep(iteration, total, loss, locked_miou, self.clock.seconds())
+        step = TrainStep(iteration + self.offset, self.total, loss, locked_miou, self.clock.seconds())
         self.history.append(step)
         if self.progress is not None:
             self.progress(step)
@@ -324,8 +374,10 @@ class _Round:
         title = str(about.get("title", "a model"))
         if self.history:
             about["title"] = title if title.startswith(_TITLE) else _TITLE + title
-            if not self.knows:
-                names = [spec.name for spec in self.student.classes]
+            panel = self.student.panel
+            taught = range(self.student.n_labels) if panel is None or panel.is_alone else panel.speaks_for
+            if taught is not None and (not self.knows or panel is not None):
+                names = [self.student.classes[value].name for value in taught if value != REST]
                 about[TAUGHT] = {"project": self.project.id, "classes": names}
 
     def _note_missing_classes(self) -> None:
@@ -343,17 +395,37 @@ class _Round:
             )
 
 
-def _n_known_classes(model: SegmentationModel, project: Project) -> int:
-    """Return how many of a project's classes a model knows from elsewhere.
+def _known_classes(model: SegmentationModel, project: Project) -> list[bool]:
+    """Return for each of a project's classes whether the network of a model knows it from elsewhere.
 
     What it learnt from the labels of this very project does not count: they are all here, and say it better.
+    Nor does what experts speak for.
     """
     known = {spec.name for spec in model.classes}
+    if model.panel is not None:
+        own = range(model.n_labels) if model.panel.speaks_for is None else model.panel.speaks_for
+        known -= {model.classes[value].name for value in own if value != REST}
     taught = model.provenance.get(TAUGHT, {})
     if taught.get("project") == project.id:
         known -= set(taught["classes"])
     renamed = _renamed(model, project)
-    return sum(renamed.get(spec.name, spec.name) in known for spec in project.classes)
+    return [renamed.get(spec.name, spec.name) in known for spec in project.classes]
+
+
+def _n_wrong(
+    model: SegmentationModel, planes: Sequence[LabelledPlane], known: list[bool], cancel: Cancel | None
+) -> int:
+    """Return how many labelled pixels of known classes the network takes for others."""
+    n_wrong = 0
+    unknown = [value for value, is_known in enumerate(known) if not is_known]
+    for plane in planes:
+        raise_if_cancelled(cancel)
+        logits = model.network_logits(plane.image)[0]
+        logits[unknown] = -math.inf
+        given = logits.argmax(0).cpu().numpy()
+        there = plane.training != ignore_value(plane.training.dtype)
+        n_wrong += int(np.count_nonzero(there & (given != plane.training)))
+    return n_wrong
 
 
 def _with_classes_of(model: SegmentationModel, project: Project) -> SegmentationModel:

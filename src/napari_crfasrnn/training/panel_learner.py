@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from torch import Tensor
 
@@ -42,17 +42,46 @@ _REMEMBER_EVERY = 25  # iterations: what to go back to should the loss grow beyo
 _BALANCE = 0.5  # pixels are drawn by class frequency to the power of minus this
 
 
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Pixels to learn.
+
+    Attributes
+    ----------
+    rows
+        [N, d] their features, all groups of them.
+    column
+        [N] which column of the experts' judgements is right.
+    weight
+        [N] how much each counts, where a pixel that somebody labelled counts 1.
+    """
+
+    rows: Tensor
+    column: Tensor
+    weight: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pixels]) -> Pixels:
+        """Return the pixels of several parts as one."""
+        rows, column, weight = zip(*((each.rows, each.column, each.weight) for each in parts), strict=True)
+        return cls(torch.cat(rows), torch.cat(column), torch.cat(weight))
+
+    def column_weight(self) -> Tensor:  # [N]
+        """Return how much all pixels of the same column count together."""
+        return torch.bincount(self.column, self.weight.double())[self.column]
+
+
 class PanelLearner:
     """Teaches a panel, one iteration of its perceptrons per call of `step`.
 
     Parameters
     ----------
     n_labels
-        Number of classes L.
-    rows
-        [N, d] the features of the pixels to learn, all groups of them.
-    target
-        [N] their classes.
+        Number of classes L of the model.
+    speaks_for
+        What the columns stand for, as in `PanelConfig`.
+    pixels
+        What to learn.
     config
         Seed, learning rate, number of iterations.
     cancel
@@ -65,18 +94,20 @@ class PanelLearner:
     """
 
     def __init__(
-        self, n_labels: int, rows: Tensor, target: Tensor, config: TrainConfig, cancel: Cancel | None
+        self,
+        n_labels: int,
+        speaks_for: tuple[int, ...] | None,
+        pixels: Pixels,
+        config: TrainConfig,
+        cancel: Cancel | None,
     ) -> None:
-        values = target.numpy()
-        forests = [_grow(rows, values, each, n_labels, config.seed, cancel) for each in _FORESTS]
+        n_columns = n_labels if speaks_for is None else len(speaks_for)
+        forests = [_grow(pixels, each, n_columns, config.seed, cancel) for each in _FORESTS]
         generator = torch.Generator().manual_seed(config.seed)
-        self._students = [
-            _Student(columns(rows, groups), target, groups, n_labels, config, generator)
-            for groups in _PERCEPTRONS
-        ]
+        self._students = [_Student(pixels, groups, n_columns, config, generator) for groups in _PERCEPTRONS]
         votes = [1 / len(forests)] * len(forests) + list(_PERCEPTRONS.values())
         perceptrons = [student.perceptrons for student in self._students]
-        self.panel = Panel.of([*forests, *perceptrons], votes, n_labels)
+        self.panel = Panel.of([*forests, *perceptrons], votes, n_labels, speaks_for)
         self.iteration = 0
 
     def step(self) -> float:
@@ -95,20 +126,19 @@ class _Student:
 
     def __init__(
         self,
-        rows: Tensor,
-        target: Tensor,
+        pixels: Pixels,
         groups: tuple[int, ...],
-        n_labels: int,
+        n_columns: int,
         config: TrainConfig,
         generator: torch.Generator,
     ) -> None:
         shape = PerceptronsConfig(groups=groups, n_members=_MEMBERS, hidden=_HIDDEN)
-        self.perceptrons = Perceptrons(shape, n_labels)
+        rows = columns(pixels.rows, groups)
+        self.perceptrons = Perceptrons(shape, n_columns)
         self.perceptrons.initialise(rows, generator)
         self._x = self.perceptrons.normalised(rows)
-        self._target = target
-        counts = torch.bincount(target, minlength=n_labels).float()
-        self._chance = counts[target] ** -_BALANCE
+        self._target = pixels.column
+        self._chance = (pixels.weight * pixels.column_weight() ** -_BALANCE).float()
         widths = torch.tensor([GROUPS[group] for group in groups])
         self._group_of = torch.arange(len(groups)).repeat_interleave(widths)
         self._config, self._generator = config, generator
@@ -172,12 +202,7 @@ class _Student:
 
 
 def _grow(
-    rows: Tensor,
-    target: NDArray[np.int64],
-    groups: tuple[int, ...],
-    n_labels: int,
-    seed: int,
-    cancel: Cancel | None,
+    pixels: Pixels, groups: tuple[int, ...], n_columns: int, seed: int, cancel: Cancel | None
 ) -> Forest:
     """Grow a random forest; of many kinds of features, extremely randomised trees."""
     settings: dict[str, Any] = {
@@ -189,10 +214,10 @@ def _grow(
         forest = ExtraTreesClassifier(max_depth=20, min_samples_leaf=2, **settings)
     else:
         forest = RandomForestClassifier(max_depth=12, **settings)
-    features = columns(rows, groups).numpy()
-    weight = 1 / np.bincount(target)[target]
+    features, target = columns(pixels.rows, groups).numpy(), pixels.column.numpy()
+    weight = (pixels.weight / pixels.column_weight()).numpy()
     for n_trees in range(_TREES_AT_ONCE, _TREES + 1, _TREES_AT_ONCE):
         raise_if_cancelled(cancel)
         forest.set_params(n_estimators=n_trees)
         forest.fit(features, target, sample_weight=weight)
-    return Forest.planted(forest, groups, n_labels)
+    return Forest.planted(forest, groups, n_columns)

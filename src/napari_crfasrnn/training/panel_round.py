@@ -1,7 +1,15 @@
-"""What a round does for a panel: read the planes, teach the experts, choose the CRF."""
+"""What a round does for a panel: read the planes, teach the experts, choose the CRF.
+
+Where the network knows some of the classes, the experts learn the others only, and what is none of them: the
+rest. That a pixel belongs to the rest is said by labels of known classes. It is also likely of pixels that
+nobody labelled, so a sample of them counts as rest, too, but less, and the less the less sure the network is
+of them. Lastly, the experts are told what else there is in the world (`background`): one kind of image does
+not tell how a class differs from all that other images show, where the network's classes are at home.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,12 +22,13 @@ from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import Box, contradictions
-from napari_crfasrnn.experts import FeatureMaps, Panel
+from napari_crfasrnn.experts import REST, FeatureMaps, Memory, Panel
 from napari_crfasrnn.experts.features import GROUPS
 from napari_crfasrnn.network import FcnLite, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.crf_tuning import choose_tiles
-from napari_crfasrnn.training.panel_learner import PanelLearner
+from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
 from napari_crfasrnn.training.panel_tiles import PanelTile, PanelTiles
 from napari_crfasrnn.training.planes import LabelledPlane, any_of, balanced
 from napari_crfasrnn.training.report import LockedScore, PlaceOfContradiction
@@ -28,13 +37,19 @@ _MAX_PIXELS = 15_000  # to learn, of all planes together; more teach hardly more
 _MIN_PLANE_PIXELS = 200  # of each plane, however many planes there are
 _MAX_LOCKED = 4_000  # of all planes, for the scores on the way
 _MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims are always in doubt
+_MAX_UNTOUCHED = 3_000  # of all planes: examples of the rest that nobody labelled
+_UNTOUCHED_WEIGHT = 0.5  # of these together, where all labels of the rest count 1
+_BACKGROUND_WEIGHT = 1.0  # of what else there is in the world
+_LEAST_REST = 200.0  # pixels: what labels of the rest count at least, were there fewer or none
+_REMEMBERED = 250  # pixels of each column that a panel takes along
 _ALL = tuple(GROUPS)
 _DRAW_STREAM = 4  # random stream, beside those of the head
+_UNTOUCHED_STREAM, _MEMORY_STREAM = 5, 6
 _MEASURE_EVERY = 25  # iterations
 
 
 @dataclass(frozen=True, eq=False)
-class _Pixels:
+class _Labelled:
     """Some labelled pixels of a plane: places, classes [n], features [n, d]."""
 
     y: NDArray[np.int64]
@@ -50,9 +65,13 @@ class PanelRound:
     Parameters
     ----------
     model
-        Whose encoder and classes; not changed.
+        Whose encoder and classes; not changed. What its panel remembers is learnt again.
     planes
         All of them.
+    speaks_for
+        What the panel is to speak for, as in `PanelConfig`.
+    is_foreign
+        Whether all that the model's panel remembers is from other projects.
     config
         Seed, iterations, learning rate.
     cancel
@@ -68,16 +87,25 @@ class PanelRound:
 
     model: SegmentationModel
     planes: Sequence[LabelledPlane]
+    speaks_for: tuple[int, ...] | None
+    is_foreign: bool
     config: TrainConfig
     cancel: Cancel | None
     is_late: Callable[[], bool]
     n_read: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        self._column_of = np.arange(self.model.n_labels)  # label → column
+        if self.speaks_for is not None:
+            self._column_of = np.full(self.model.n_labels, self.speaks_for.index(REST))
+            for column, value in enumerate(self.speaks_for):
+                if value != REST:
+                    self._column_of[value] = column
         boxes = choose_tiles(self.planes, self.model.n_labels)
         random = np.random.default_rng([self.config.seed, _DRAW_STREAM])
-        self._training: list[_Pixels] = []
-        self._locked: list[_Pixels] = []
+        self._training: list[_Labelled] = []
+        self._locked: list[_Labelled] = []
+        self._untouched: list[Pixels] = []
         tiles: list[PanelTile] = []
         for number, plane in enumerate(self.planes):
             raise_if_cancelled(self.cancel)
@@ -88,41 +116,124 @@ class PanelRound:
             limit = max(_MIN_PLANE_PIXELS, _MAX_PIXELS // len(self.planes))
             self._training.append(_read(maps, plane.training, limit, random))
             self._locked.append(_read(maps, plane.locked, 1 + _MAX_LOCKED // len(self.planes), None))
+            if self.speaks_for is not None:
+                self._untouched.append(self._read_untouched(maps, plane))
             tiles += [_cut(maps, plane, box) for place, box in boxes if place == number]
         self.tiles = PanelTiles(tiles, self.model, self.cancel)
-        self.learner: PanelLearner | None = None
 
     def start(self) -> PanelLearner:
         """Grow the forests, and get ready to teach the perceptrons step by step."""
-        rows = torch.cat([pixels.rows for pixels in self._training])
-        target = torch.from_numpy(np.concatenate([pixels.target for pixels in self._training]))
-        self.learner = PanelLearner(self.model.n_labels, rows, target, self.config, self.cancel)
-        return self.learner
+        rows = torch.cat([each.rows for each in self._training])
+        column = torch.from_numpy(self._column_of[np.concatenate([each.target for each in self._training])])
+        own = Pixels(rows, column, torch.ones(len(rows)))
+        remembered = self._remembered()
+        parts = [own, Pixels(remembered.rows, remembered.column.long(), torch.ones(len(remembered)))]
+        if self.speaks_for is not None:
+            parts += self._rest(float((own.column == self.speaks_for.index(REST)).sum()))
+        learner = PanelLearner(
+            self.model.n_labels, self.speaks_for, Pixels.joined(parts), self.config, self.cancel
+        )
+        learner.panel.memory = self._memory(own, remembered)
+        return learner
 
     def measure(self, panel: Panel, iteration: int) -> float | None:
-        """Return the mean IoU on held-back pixels, without CRF, if it is due and can be told."""
-        rows = [pixels.rows for pixels in self._locked if len(pixels.target)]
+        """Return the mean IoU on held-back pixels, without CRF, if it is due and can be told.
+
+        Of a panel that does not speak for all classes: the mean over those it speaks for and the rest.
+        """
+        rows = [each.rows for each in self._locked if len(each.target)]
         if iteration % _MEASURE_EVERY or not rows:
             return None
         given = panel.marginals(torch.cat(rows)).argmax(1).numpy()
-        truth = np.concatenate([pixels.target for pixels in self._locked])
-        counts = metrics.confusion(given, truth, self.model.n_labels, ignore=None)
-        return LockedScore.from_confusion(counts, tuple(spec.name for spec in self.model.classes)).miou
+        truth = self._column_of[np.concatenate([each.target for each in self._locked])]
+        counts = metrics.confusion(given, truth, panel.n_columns, ignore=None)
+        return LockedScore.from_confusion(counts, tuple(map(str, range(panel.n_columns)))).miou
 
-    def contradictions(self, panel: Panel) -> tuple[PlaceOfContradiction, ...]:
-        """Return the strokes that the panel, having learnt them, sees as another class."""
+    def contradictions(self, model: SegmentationModel) -> tuple[PlaceOfContradiction, ...]:
+        """Return the strokes that a model with this panel, having learnt them, sees as another class."""
         found = []
-        for plane, pixels in zip(self.planes, self._training, strict=False):
+        assert model.panel is not None
+        for plane, read in zip(self.planes, self._training, strict=False):
             raise_if_cancelled(self.cancel)
             if not 0 < plane.n_training <= _MAX_STROKE_PIXELS:
                 continue
+            logits = model.panel.marginals(read.rows).log()
+            if not model.panel.is_alone:
+                with torch.no_grad():
+                    known = model.network_logits(plane.image)[0, :, read.y, read.x].T.cpu()
+                logits = model.panel.joined(logits, known)
             prediction = plane.training.copy()
-            prediction[pixels.y, pixels.x] = panel.marginals(pixels.rows).argmax(1).numpy()
+            prediction[read.y, read.x] = logits.argmax(1).numpy()
             found += [
                 PlaceOfContradiction(plane.item_id, plane.index, region)
                 for region in contradictions(plane.training, prediction)
             ]
         return tuple(found)
+
+    def _rest(self, n_labelled: float) -> list[Pixels]:
+        """Return examples of the rest beside those that are labelled."""
+        assert self.speaks_for is not None
+        column, base = self.speaks_for.index(REST), max(_LEAST_REST, n_labelled)
+        untouched = Pixels.joined(self._untouched)
+        sure = untouched.weight / untouched.weight.sum().clamp_min(1)
+        rows = background_rows(self.model, self.cancel)
+        return [
+            Pixels(untouched.rows, untouched.column, sure * _UNTOUCHED_WEIGHT * base),
+            Pixels(
+                rows,
+                torch.full((len(rows),), column),
+                torch.full((len(rows),), _BACKGROUND_WEIGHT * base / max(1, len(rows))),
+            ),
+        ]
+
+    def _read_untouched(self, maps: FeatureMaps, plane: LabelledPlane) -> Pixels:
+        """Return some pixels without labels as examples of the rest, as far as the network is sure."""
+        assert self.speaks_for is not None
+        random = np.random.default_rng([self.config.seed, _UNTOUCHED_STREAM, plane.item_id])
+        ignore = ignore_value(plane.training.dtype)
+        y, x = np.nonzero((plane.training == ignore) & (plane.locked == ignore) & ~plane.aside)
+        some = any_of(len(y), 1 + _MAX_UNTOUCHED // len(self.planes), random)
+        y, x = y[some], x[some]
+        with torch.no_grad():
+            known = self.model.network_logits(plane.image)[0, :, y, x].T.cpu()  # [n, L]
+        own = [value for value in self.speaks_for if value != REST]
+        known[:, own] = -math.inf
+        entropy = torch.special.entr(known.softmax(1)).sum(1)
+        sure = 1 - entropy / math.log(max(2, self.model.n_labels - len(own)))
+        column = torch.full((len(y),), self.speaks_for.index(REST))
+        return Pixels(maps.at(y, x, _ALL), column, sure)
+
+    def _remembered(self) -> Memory:
+        """Return what the model's panel brings from other projects, in this panel's columns."""
+        panel = self.model.panel
+        if panel is None or not len(panel.memory):
+            return Memory()
+        values = range(self.model.n_labels) if panel.speaks_for is None else panel.speaks_for
+        value = np.array(values)[panel.memory.column.cpu().numpy()]
+        wanted = np.ones(len(value), bool)
+        if not self.is_foreign:  # labels of this project are all here, and say it better
+            here = np.unique(np.concatenate([each.target for each in self._training]))
+            wanted = (panel.memory.is_foreign.cpu().numpy() == 1) | ~np.isin(value, [*here, REST])
+        if self.speaks_for is None:
+            wanted &= value != REST
+        kept = panel.memory.select(wanted)
+        rest = -1 if self.speaks_for is None else self.speaks_for.index(REST)
+        moved = np.where(value == REST, rest, self._column_of[value])[wanted]
+        kept.column.copy_(torch.from_numpy(moved))
+        return kept
+
+    def _memory(self, own: Pixels, remembered: Memory) -> Memory:
+        """Return some of the pixels of each column, those of this project and those of others."""
+        random = np.random.default_rng([self.config.seed, _MEMORY_STREAM])
+        columns = torch.cat([own.column, remembered.column.long()])
+        is_foreign = torch.cat([torch.zeros(len(own.column)), torch.ones(len(remembered))])
+        chosen = []
+        for group in torch.unique(2 * columns + is_foreign).tolist():
+            places = np.flatnonzero((2 * columns + is_foreign).numpy() == group)
+            chosen.append(places[any_of(len(places), _REMEMBERED, random)])
+        some = torch.from_numpy(np.sort(np.concatenate(chosen)))
+        rows = torch.cat([own.rows, remembered.rows])
+        return Memory.of(rows[some], columns[some], is_foreign[some])
 
     def _maps(self, plane: LabelledPlane) -> FeatureMaps:
         network = self.model.network
@@ -132,7 +243,7 @@ class PanelRound:
 
 def _read(
     maps: FeatureMaps, labels: NDArray[np.integer], limit: int, random: np.random.Generator | None
-) -> _Pixels:
+) -> _Labelled:
     """Return the labelled pixels with their features, or a drawn sample: balanced, or (None) as they come."""
     y, x = np.nonzero(labels != ignore_value(labels.dtype))
     target = labels[y, x].astype(np.int64)
@@ -141,7 +252,7 @@ def _read(
     else:
         chosen = balanced(target, limit, random)
     y, x, target = y[chosen], x[chosen], target[chosen]
-    return _Pixels(y, x, target, maps.at(y, x, _ALL))
+    return _Labelled(y, x, target, maps.at(y, x, _ALL))
 
 
 def _cut(maps: FeatureMaps, plane: LabelledPlane, box: Box) -> PanelTile:

@@ -142,14 +142,23 @@ class PanelTiles:
     def _logits(self, model: SegmentationModel) -> list[Tensor]:
         """Return the logits [1, L, h, w] of every tile before the CRF."""
         found = []
+        whole: dict[int, Tensor] = {}  # what the network says of a plane
         for tile in self._tiles:
             raise_if_cancelled(self._cancel)
+            judged = None
             if model.panel is not None:
-                found.append(tile.sieve.spread(model.panel.marginals(tile.rows)).cpu())
-            else:
-                y0, x0, y1, x1 = tile.box
+                judged = tile.sieve.spread(model.panel.marginals(tile.rows)).cpu()
+                if model.panel.is_alone:
+                    found.append(judged)
+                    continue
+            if id(tile.plane) not in whole:
                 with torch.no_grad():
-                    found.append(model.logits(tile.plane.image)[..., y0:y1, x0:x1].cpu())
+                    whole[id(tile.plane)] = model.network_logits(tile.plane.image).cpu()
+            y0, x0, y1, x1 = tile.box
+            known = whole[id(tile.plane)][..., y0:y1, x0:x1]
+            found.append(
+                known if model.panel is None or judged is None else model.panel.joined(judged, known)
+            )
         return found
 
     def _refined(self, crf: CrfRnn, logits: Sequence[Tensor]) -> list[NDArray[np.int64]]:
