@@ -1,6 +1,6 @@
-"""How the starter's CRF is fitted: kernel widths by search, then its matrices by gradient.
+"""How the CRF of a shipped model is fitted: kernel widths by search, then its matrices by gradient.
 
-Everything happens on photographs with human masks that the network has not seen: on its own training
+Everything happens on images with human masks that the network has not seen: on its own training
 photographs it is too sure for a CRF to learn from. The network stays as it is. One third of the
 photographs only decides which of the candidates is kept, or whether any is.
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 from napari_crfasrnn.config import CrfConfig
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.network import SegmentationModel
-from starter_data import IGNORE, N_LABELS, Photo
-from starter_evaluate import Score, mean, score_labels
+from starter_data import IGNORE, Labelled
+from starter_evaluate import Score, mean, pixels_of, score_labels
 
 WIDTHS = ((10, 8), (20, 8), (40, 5), (40, 8), (80, 5))  # theta_alpha, theta_beta
 BILATERAL_WEIGHTS = (1.0, 2.0, 4.0)
@@ -40,34 +40,41 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Case:
-    """One photograph as the CRF meets it."""
+    """One image as the CRF meets it."""
 
     dataset: str
-    image: Tensor  # float32 [1, 3, H, W], 0..255
+    image: Tensor  # float32 [1, C, H, W], 0..255
     logits: Tensor  # float16 [1, L, H, W]
     mask: np.ndarray  # uint8 [H, W]
 
 
 @torch.inference_mode()
-def cases(model: SegmentationModel, photos: Sequence[Photo]) -> list[Case]:
+def cases(model: SegmentationModel, photos: Sequence[Labelled]) -> list[Case]:
     """Run the network once over the photographs."""
     found = []
     for photo in photos:
-        image = torch.from_numpy(np.array(photo.image())).permute(2, 0, 1)[None].float()
-        found.append(Case(photo.dataset, image, model.logits(image).half(), photo.mask()))
+        image = pixels_of(photo)
+        seen, logits = model.crf_image(image), model.logits(image).half()
+        found.append(Case(photo.dataset, seen, logits, photo.mask()))
     return found
 
 
-def fit_crf(model: SegmentationModel, photos: Sequence[Photo], seed: int, say: Say = print) -> CrfRnn:
+def fit_crf(
+    model: SegmentationModel,
+    photos: Sequence[Labelled],
+    seed: int,
+    say: Say = print,
+    widths: Sequence[tuple[float, float]] = WIDTHS,
+) -> CrfRnn:
     """Return the CRF that helps most on photographs unseen by it, or one that does nothing."""
     shuffled = sorted(photos, key=lambda photo: (photo.dataset, crc32(photo.key.encode())))
     judges = shuffled[::3]
     judging = cases(model, judges)
     fitting = cases(model, [photo for photo in photos if photo not in judges])
     say(f"  {len(fitting)} photographs to fit the CRF on, {len(judging)} to judge it")
-    searched = _search(fitting, seed, say)
+    searched = _search(fitting, model.n_labels, widths, seed, say)
     trained = _train(searched, fitting, seed, say)
-    silent = CrfRnn(N_LABELS, searched.config).eval()
+    silent = CrfRnn(model.n_labels, searched.config).eval()
     with torch.no_grad():
         silent.spatial_weights.zero_()
         silent.bilateral_weights.zero_()
@@ -93,11 +100,13 @@ def _merit(score: Score) -> float:
 def _score(crf: CrfRnn, some: Sequence[Case]) -> Score:
     refined = [crf(case.logits.float(), case.image)[0].argmax(0).numpy().astype(np.uint8) for case in some]
     plain = [case.logits[0].argmax(0).numpy().astype(np.uint8) for case in some]
-    return score_labels("held out", [case.mask for case in some], plain, refined)
+    return score_labels("held out", [case.mask for case in some], plain, refined, crf.n_labels)
 
 
-def _search(fitting: Sequence[Case], seed: int, say: Say) -> CrfRnn:
-    """Try the short list of kernel widths and weights; both data sets speak equally loud."""
+def _search(
+    fitting: Sequence[Case], n_labels: int, widths: Sequence[tuple[float, float]], seed: int, say: Say
+) -> CrfRnn:
+    """Try the short list of kernel widths and weights; all data sets speak equally loud."""
     rng = np.random.default_rng(seed)
     chosen: list[Case] = []
     names = sorted({case.dataset for case in fitting})
@@ -106,11 +115,11 @@ def _search(fitting: Sequence[Case], seed: int, say: Say) -> CrfRnn:
         count = min(len(members), SEARCH_PHOTOS // len(names))
         chosen += [members[i] for i in rng.choice(len(members), count, replace=False)]
     best, best_merit = None, -1.0
-    for (alpha, beta), weight in itertools.product(WIDTHS, BILATERAL_WEIGHTS):
+    for (alpha, beta), weight in itertools.product(widths, BILATERAL_WEIGHTS):
         config = CrfConfig.starter().model_copy(
             update={"theta_alpha": float(alpha), "theta_beta": float(beta), "bilateral_weight": weight}
         )
-        crf = CrfRnn(N_LABELS, config).eval()
+        crf = CrfRnn(n_labels, config).eval()
         merit = _merit(_score(crf, chosen))
         say(f"  widths {alpha}/{beta}, weight {weight:g}: {merit:.4f}")
         if merit > best_merit:
@@ -121,11 +130,11 @@ def _search(fitting: Sequence[Case], seed: int, say: Say) -> CrfRnn:
 
 def _train(start: CrfRnn, fitting: Sequence[Case], seed: int, say: Say) -> CrfRnn:
     """Train full matrices and scales of a CRF from ``start``, on crops of the photographs."""
-    crf = CrfRnn(N_LABELS, start.config)
+    crf = CrfRnn(start.n_labels, start.config)
     crf.load_state_dict(start.state_dict())
     crf.train()
     crf.compatibility.requires_grad_(False)  # a product with the weights: one of them is enough
-    known = _known_classes(fitting)
+    known = _known_classes(fitting, start.n_labels)
     matrices, scales = (
         [crf.spatial_weights, crf.bilateral_weights],
         [crf.log_unary_scale, crf.log_output_scale],
@@ -137,7 +146,7 @@ def _train(start: CrfRnn, fitting: Sequence[Case], seed: int, say: Say) -> CrfRn
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: (1 - i / ITERATIONS) ** 0.9)
     rng = np.random.default_rng(seed)
-    weights = _class_weights(fitting)
+    weights = _class_weights(fitting, start.n_labels)
     names = sorted({case.dataset for case in fitting})
     groups = [[case for case in fitting if case.dataset == name] for name in names]
     running = 0.0
@@ -167,10 +176,10 @@ def _train(start: CrfRnn, fitting: Sequence[Case], seed: int, say: Say) -> CrfRn
     return crf.eval()
 
 
-def _known_classes(some: Sequence[Case]) -> Tensor:
-    counts = np.zeros(N_LABELS, int)
+def _known_classes(some: Sequence[Case], n_labels: int) -> Tensor:
+    counts = np.zeros(n_labels, int)
     for case in some:
-        counts += np.bincount(case.mask.ravel(), minlength=256)[:N_LABELS] > 0
+        counts += np.bincount(case.mask.ravel(), minlength=256)[:n_labels] > 0
     return torch.from_numpy(counts >= ENOUGH_PHOTOS)
 
 
@@ -192,10 +201,10 @@ def _settle_unknown(matrices: Sequence[Tensor], known: Tensor) -> None:
             matrix[value, value] = common
 
 
-def _class_weights(some: Sequence[Case]) -> Tensor:
-    counts = torch.zeros(N_LABELS)
+def _class_weights(some: Sequence[Case], n_labels: int) -> Tensor:
+    counts = torch.zeros(n_labels)
     for case in some:
-        counts += torch.from_numpy(np.bincount(case.mask.ravel(), minlength=256)[:N_LABELS]).float()
+        counts += torch.from_numpy(np.bincount(case.mask.ravel(), minlength=256)[:n_labels]).float()
     share = (counts / counts.sum()).clamp_min(1e-3)
     weights = share**-CLASS_WEIGHT_POWER
     return weights / (weights * share).sum()

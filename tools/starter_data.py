@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 from zlib import crc32
 
 import numpy as np
@@ -26,6 +27,24 @@ _MSRC_IGNORED = {"flower"}
 
 # Which photographs of a training list are held out for fitting the CRF: one in so many.
 _CAL_ONE_IN = {"msrc21": 6, "voc_coco128": 5}
+
+
+class Labelled(Protocol):
+    """An image with its mask, of whatever set."""
+
+    @property
+    def dataset(self) -> str:
+        """The set it is from."""
+
+    @property
+    def key(self) -> str:
+        """A name that is unique over all sets."""
+
+    def image(self) -> Image.Image:
+        """Read the image, in colour or grey."""
+
+    def mask(self) -> np.ndarray:
+        """Read the mask, uint8 [H, W]; 255 = ignore."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the starter model is worth: IoU per class on photographs it never saw, before and after its CRF."""
+"""What a shipped model is worth: IoU per class on images it never saw, before and after its CRF."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from napari_crfasrnn import metrics
-from napari_crfasrnn.classes import VOC_CLASSES
+from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec
 from napari_crfasrnn.network import SegmentationModel
-from starter_data import IGNORE, N_LABELS, Photo, read_split
+from starter_data import IGNORE, N_LABELS, Labelled, read_split
 
 BAND = 5  # pixels on each side of a true edge
 VALIDATION_SETS = ("voc_coco128", "msrc21")
@@ -45,25 +45,34 @@ def mean(iou: np.ndarray) -> float:
     return float(np.nanmean(iou))
 
 
+def pixels_of(photo: Labelled) -> torch.Tensor:
+    """Read an image as float32 [1, C, H, W], 0..255."""
+    return torch.from_numpy(np.atleast_3d(np.array(photo.image()))).permute(2, 0, 1)[None].float()
+
+
 @torch.inference_mode()
-def predict(model: SegmentationModel, photo: Photo) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: SegmentationModel, photo: Labelled) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels [H, W] of a photograph from the network alone and after the CRF."""
-    image = torch.from_numpy(np.array(photo.image())).permute(2, 0, 1)[None].float()
+    image = pixels_of(photo)
     logits = model.logits(image)
     refined = model.crf(logits, model.crf_image(image))
     return logits[0].argmax(0).numpy().astype(np.uint8), refined[0].argmax(0).numpy().astype(np.uint8)
 
 
 def score_labels(
-    name: str, truths: Sequence[np.ndarray], before: Sequence[np.ndarray], after: Sequence[np.ndarray]
+    name: str,
+    truths: Sequence[np.ndarray],
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    n_labels: int = N_LABELS,
 ) -> Score:
     """Score labels [H, W] of several photographs, which may differ in size, as one set."""
     truth = _stack(truths)
-    present = np.bincount(truth.ravel(), minlength=256)[:N_LABELS] > 0
+    present = np.bincount(truth.ravel(), minlength=256)[:n_labels] > 0
     ious = []
     for labels in (_stack(before, 0), _stack(after, 0)):
-        whole = metrics.iou(metrics.confusion(labels, truth, N_LABELS, IGNORE))
-        band = metrics.band_iou(labels, truth, N_LABELS, BAND, IGNORE)
+        whole = metrics.iou(metrics.confusion(labels, truth, n_labels, IGNORE))
+        band = metrics.band_iou(labels, truth, n_labels, BAND, IGNORE)
         ious.append([np.where(present, iou, np.nan) for iou in (whole, band)])
     (iou, band), (iou_crf, band_crf) = ious
     return Score(name, len(truth), iou, iou_crf, band, band_crf)
@@ -71,11 +80,13 @@ def score_labels(
 
 def evaluate(model: SegmentationModel, data: Path, dataset: str, split: str = "val") -> Score:
     """Score a model on one set."""
-    photos = read_split(data, dataset, split)
-    pairs = [predict(model, photo) for photo in photos]
-    return score_labels(
-        f"{dataset} {split}", [p.mask() for p in photos], [b for b, _ in pairs], [a for _, a in pairs]
-    )
+    return evaluate_on(model, f"{dataset} {split}", read_split(data, dataset, split))
+
+
+def evaluate_on(model: SegmentationModel, name: str, photos: Sequence[Labelled]) -> Score:
+    """Score a model on some images, together called ``name``."""
+    before, after = zip(*(predict(model, photo) for photo in photos), strict=True)
+    return score_labels(name, [p.mask() for p in photos], before, after, model.n_labels)
 
 
 def _stack(labels: Sequence[np.ndarray], fill: int = IGNORE) -> np.ndarray:
@@ -87,11 +98,11 @@ def _stack(labels: Sequence[np.ndarray], fill: int = IGNORE) -> np.ndarray:
     return stack
 
 
-def table(scores: Sequence[Score]) -> str:
+def table(scores: Sequence[Score], classes: Sequence[ClassSpec] = VOC_CLASSES) -> str:
     """Return a Markdown table: a row per class, for each set IoU and band IoU before → after the CRF."""
     heads = [f"{s.name} ({s.n_photos}): IoU → CRF | band → CRF" for s in scores]
     rows = [f"| class | {' | '.join(heads)} |", f"|---|{'---|' * (2 * len(scores))}"]
-    names = [spec.name for spec in VOC_CLASSES]
+    names = [spec.name for spec in classes]
     for value, name in enumerate(names):
         if any(np.isfinite(s.iou[value]) for s in scores):
             cells = [_cells(s.iou[value], s.iou_crf[value], s.band[value], s.band_crf[value]) for s in scores]

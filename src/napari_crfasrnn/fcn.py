@@ -1,8 +1,8 @@
-"""The two networks: the original FCN-8s on VGG-16, and a small one on EfficientNet-Lite0.
+"""The networks: the original FCN-8s on VGG-16, and a small one on EfficientNet-Lite0.
 
-Both are cut in the same place. `encode` costs nearly everything and knows no classes; `decode` is
-cheap and holds all that depends on the classes. So the features of an image can be kept while the
-classes are taught.
+Both (and the finer one in `fcn_fine`) are cut in the same place. `encode` costs nearly everything and
+knows no classes; `decode` is cheap and holds all that depends on the classes. So the features of an
+image can be kept while the classes are taught.
 
 Sources: Long, Shelhamer and Darrell, "Fully convolutional networks for semantic segmentation",
 CVPR 2015; Zheng et al., "Conditional random fields as recurrent neural networks", ICCV 2015.
@@ -10,13 +10,17 @@ CVPR 2015; Zheng et al., "Conditional random fields as recurrent neural networks
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_crfasrnn.encoder import FEATURE_CHANNELS, STRIDE, EfficientNetLite0
+from napari_crfasrnn.encoder import FEATURE_BLOCKS, FEATURE_CHANNELS, STRIDE, EfficientNetLite0
 
-Features = tuple[Tensor, Tensor, Tensor]
+Features = tuple[Tensor, ...]
+"""Feature maps of an input, from fine to coarse."""
 
 VGG_MIN_CHANNELS = 4  # of the narrowest layer when `Fcn8s` is made small
 
@@ -168,7 +172,7 @@ def enlarge(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(padded, size=(h, w), mode="bilinear", align_corners=True)[..., 1:, 1:]
 
 
-class _Mix(nn.Module):
+class Mix(nn.Module):
     """Look around: a residual depthwise 3×3 and a pointwise convolution."""
 
     def __init__(self, channels: int, dilation: int = 1) -> None:
@@ -183,17 +187,85 @@ class _Mix(nn.Module):
         nn.init.zeros_(self.pointwise.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` [B, C, h, w] with what it sees around each cell added."""
         mixed: Tensor = self.pointwise(F.relu(self.depthwise(F.relu(x))))
         return x + mixed
 
 
-class FcnLite(nn.Module):
+class LiteNetwork(nn.Module, ABC):
+    """What the networks on EfficientNet-Lite0 have in common: all but the shape of the head.
+
+    They take any size: the input is padded at the bottom and the right to a multiple of 32 by repeating
+    its edge, and the logits are cropped. There is a score map for each level of the head; each is enlarged
+    and added to the next finer one.
+
+    Parameters
+    ----------
+    n_labels
+        Number of classes L.
+
+    Attributes
+    ----------
+    stride
+        Of the finest level, in pixels of the input.
+    feature_blocks
+        The blocks of the encoder whose outputs are the features.
+    """
+
+    stride: int
+    feature_blocks: tuple[int, ...]
+
+    def __init__(self, n_labels: int) -> None:
+        super().__init__()
+        self.n_labels = n_labels
+        self.encoder = EfficientNetLite0()
+
+    @property
+    @abstractmethod
+    def score_layers(self) -> tuple[nn.Conv2d, ...]:
+        """The 1×1 convolutions with one output row per class, from coarse to fine."""
+
+    @abstractmethod
+    def level_inputs(self, features: Features) -> Features:
+        """Return what each of `score_layers` reads, in their order: [B, C, …], each twice as fine."""
+
+    @property
+    def class_upsamplers(self) -> tuple[nn.ConvTranspose2d, ...]:
+        """None here: score maps are enlarged by plain interpolation."""
+        return ()
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters outside the encoder: what learns from a few corrections."""
+        return [p for name, p in self.named_parameters() if not name.startswith("encoder.")]
+
+    def encode(self, x: Tensor) -> Features:  # x: [B, 3, H, W]
+        """Return the features, [B, C, h/s, w/s] for some strides s; h, w are H, W in full multiples of 32."""
+        bottom, right = -x.shape[-2] % STRIDE, -x.shape[-1] % STRIDE
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        return self.encoder.maps(x.contiguous(memory_format=torch.channels_last), self.feature_blocks)
+
+    def decode(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Return the logits [B, L, h, w] of an input of ``size`` (h, w) from its features."""
+        return _crop(enlarge(self.decode_coarse(features), self.stride), 0, size)
+
+    def decode_coarse(self, features: Features) -> Tensor:
+        """Return the logits at the finest level, [B, L, h/stride, w/stride], before they are enlarged."""
+        layers = zip(self.score_layers, self.level_inputs(features), strict=True)
+        maps: list[Tensor] = [score(x) for score, x in layers]
+        return reduce(lambda coarse, fine: fine + enlarge(coarse, 2), maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [B, L, H, W] of ``x`` [B, 3, H, W]."""
+        return self.decode(self.encode(x), (x.shape[-2], x.shape[-1]))
+
+
+class FcnLite(LiteNetwork):
     """FCN-8s-style skips on EfficientNet-Lite0: a network for a laptop without a GPU.
 
     From coarse to fine, each level adds its features to the enlarged level below it, looks around,
     and is scored; the three score maps are enlarged and summed. The coarsest level also adds the mean
-    of the whole image to every pixel (global context). Takes any size: the input is padded at the
-    bottom and the right to a multiple of 32 by repeating its edge, and the logits are cropped.
+    of the whole image to every pixel (global context).
 
     Parameters
     ----------
@@ -201,18 +273,19 @@ class FcnLite(nn.Module):
         Number of classes L.
     """
 
+    stride = 8
+    feature_blocks = FEATURE_BLOCKS
+
     def __init__(self, n_labels: int) -> None:
-        super().__init__()
-        self.n_labels = n_labels
-        self.encoder = EfficientNetLite0()
+        super().__init__(n_labels)
         c8, c16, c32 = FEATURE_CHANNELS
         self.lateral8 = nn.Conv2d(c8, HEAD_CHANNELS, 1)
         self.lateral16 = nn.Conv2d(c16, HEAD_CHANNELS, 1)
         self.lateral32 = nn.Conv2d(c32, HEAD_CHANNELS, 1)
         self.context = nn.Conv2d(c32, HEAD_CHANNELS, 1, bias=False)
-        self.mix8 = _Mix(HEAD_CHANNELS)
-        self.mix16 = nn.Sequential(_Mix(HEAD_CHANNELS), _Mix(HEAD_CHANNELS))
-        self.mix32 = nn.Sequential(_Mix(HEAD_CHANNELS), _Mix(HEAD_CHANNELS, dilation=2))
+        self.mix8 = Mix(HEAD_CHANNELS)
+        self.mix16 = nn.Sequential(Mix(HEAD_CHANNELS), Mix(HEAD_CHANNELS))
+        self.mix32 = nn.Sequential(Mix(HEAD_CHANNELS), Mix(HEAD_CHANNELS, dilation=2))
         self.score8 = nn.Conv2d(HEAD_CHANNELS, n_labels, 1)
         self.score16 = nn.Conv2d(HEAD_CHANNELS, n_labels, 1)
         self.score32 = nn.Conv2d(HEAD_CHANNELS, n_labels, 1)
@@ -235,28 +308,8 @@ class FcnLite(nn.Module):
 
     @property
     def score_layers(self) -> tuple[nn.Conv2d, ...]:
-        """The 1×1 convolutions with one output row per class."""
+        """The 1×1 convolutions with one output row per class, from coarse to fine."""
         return self.score32, self.score16, self.score8
-
-    @property
-    def class_upsamplers(self) -> tuple[nn.ConvTranspose2d, ...]:
-        """None here: score maps are enlarged by plain interpolation."""
-        return ()
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters outside the encoder: what learns from a few corrections."""
-        return [p for name, p in self.named_parameters() if not name.startswith("encoder.")]
-
-    def encode(self, x: Tensor) -> Features:  # x: [B, 3, H, W]
-        """Return the features [B, 40, h/8, w/8], [B, 112, h/16, w/16], [B, 320, h/32, w/32].
-
-        h and w are H and W rounded up to multiples of 32.
-        """
-        bottom, right = -x.shape[-2] % STRIDE, -x.shape[-1] % STRIDE
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-        f8, f16, f32 = self.encoder(x.contiguous(memory_format=torch.channels_last))
-        return f8, f16, f32
 
     def level_inputs(self, features: Features) -> Features:
         """Return what each of `score_layers` reads, in their order: [B, 96, …] from coarse to fine."""
@@ -266,18 +319,3 @@ class FcnLite(nn.Module):
         x16 = self.mix16(self.lateral16(f16) + enlarge(x32, 2))
         x8 = self.mix8(self.lateral8(f8) + enlarge(x16, 2))
         return F.relu(x32), F.relu(x16), F.relu(x8)
-
-    def decode(self, features: Features, size: tuple[int, int]) -> Tensor:
-        """Return the logits [B, L, h, w] of an input of ``size`` (h, w) from its features."""
-        return _crop(enlarge(self.decode_coarse(features), 8), 0, size)
-
-    def decode_coarse(self, features: Features) -> Tensor:
-        """Return the logits at stride 8, [B, L, h/8, w/8], before they are enlarged."""
-        x32, x16, x8 = self.level_inputs(features)
-        coarse = self.score16(x16) + enlarge(self.score32(x32), 2)
-        fine: Tensor = self.score8(x8)
-        return fine + enlarge(coarse, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits [B, L, H, W] of ``x`` [B, 3, H, W]."""
-        return self.decode(self.encode(x), (x.shape[-2], x.shape[-1]))

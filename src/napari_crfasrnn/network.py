@@ -6,6 +6,7 @@ The networks themselves are in `fcn` and `encoder`; they are offered here too.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,13 +21,23 @@ from napari_crfasrnn.classes import ClassSpec, class_table
 from napari_crfasrnn.config import Frame, ModelConfig, Preprocessing
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.experts import Panel
-from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, bilinear_kernel
+from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, LiteNetwork, bilinear_kernel
+from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.frames import FramedImage, put_in_frame
 from napari_crfasrnn.higher_order import HigherOrder
 
-__all__ = ["Fcn8s", "FcnLite", "Features", "Network", "SegmentationModel", "build_network"]
+__all__ = [
+    "Fcn8s",
+    "FcnFine",
+    "FcnLite",
+    "Features",
+    "LiteNetwork",
+    "Network",
+    "SegmentationModel",
+    "build_network",
+]
 
-Network = Fcn8s | FcnLite
+Network = Fcn8s | LiteNetwork
 
 # A class without a past among at least two that have one: its logit is their mean, which can never be
 # the largest, give or take this many units, so that several new classes are not alike.
@@ -34,6 +45,9 @@ _QUIET = 0.05
 # A class without a past among none or one: this much deviation on photographs, so that each class
 # takes some of an image and none takes all of it.
 _LOUD = 2.0
+
+_PERCENTILE_PIXELS = 1 << 16  # about so many pixels of an image tell its range of values
+_LEAST_RANGE = 20.0  # of 0..255: an image with less contrast holds noise, or nothing
 
 _PROBE_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "coins")
 _PROBE_SIDE = 160  # pixels
@@ -44,7 +58,7 @@ def build_network(config: ModelConfig) -> Network:
     n_labels = len(config.classes)
     if config.architecture == "fcn-8s":
         return Fcn8s(n_labels, config.width)
-    return FcnLite(n_labels)
+    return FcnFine(n_labels) if config.architecture == "fcn-fine" else FcnLite(n_labels)
 
 
 class SegmentationModel:
@@ -61,7 +75,7 @@ class SegmentationModel:
         in lists of models.
     panel
         Experts for single pixels, which speak for all classes, so that the network serves by its encoder
-        only, or for some of them beside it; the network has to be an `FcnLite`.
+        only, or for some of them beside it; the network has to be a `LiteNetwork`.
     higher_order
         The weights of superpixels and detections; made from ``config`` when None, and saved with the model
         where ``config`` says that it has them.
@@ -70,7 +84,7 @@ class SegmentationModel:
     ------
     ValueError
         If the network, the CRF or the panel has another number of classes than ``config``, or there is a
-        panel beside another network than `FcnLite`.
+        panel beside another network than a `LiteNetwork`.
     """
 
     def __init__(
@@ -87,9 +101,10 @@ class SegmentationModel:
         self.network = build_network(config) if network is None else network
         self.crf = CrfRnn(n_labels, config.crf) if crf is None else crf
         self.panel = panel
-        if panel is not None and not isinstance(self.network, FcnLite):
+        if panel is not None and not isinstance(self.network, LiteNetwork):
             raise ValueError(
-                f"a panel reads the encoder of an FcnLite, got one beside an {type(self.network).__name__}"
+                "a panel reads the encoder of an FcnLite or FcnFine, got one beside an "
+                f"{type(self.network).__name__}"
             )
         for name, module in (("network", self.network), ("crf", self.crf), ("panel", panel)):
             if module is not None and module.n_labels != n_labels:
@@ -190,9 +205,8 @@ class SegmentationModel:
         ValueError
             If ``image`` is not [B, C, H, W] with at least one channel and one pixel.
         """
-        _check_image(image)
         settings = self.config.preprocessing
-        x = _three_channels(image.to(self.device, torch.float32))
+        x = _three_channels(self.stretched(image))
         size = _shrunk(x.shape[-2], x.shape[-1], settings.long_side)
         if size != x.shape[-2:]:
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
@@ -218,16 +232,40 @@ class SegmentationModel:
         """Return what both the network and the CRF read in the frame of a demo."""
         return self._centred(framed.image.to(self.device))
 
+    def stretched(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
+        """Return each image with the range of values that the preprocessing asks for, float32 on the device.
+
+        All channels are stretched alike, so colours keep their hue; the range is measured on at most
+        some 65 000 pixels. Without ``stretch`` in the preprocessing the values stay as they are.
+
+        Raises
+        ------
+        ValueError
+            If ``image`` is not [B, C, H, W] with at least one channel and one pixel.
+        """
+        _check_image(image)
+        x = image.to(self.device, torch.float32)
+        stretch = self.config.preprocessing.stretch
+        if stretch is None:
+            return x
+        step = max(1, math.isqrt(x[0, 0].numel() // _PERCENTILE_PIXELS))
+        shares = torch.tensor(stretch, device=x.device) / 100
+        low, high = torch.quantile(x[..., ::step, ::step].flatten(1), shares, dim=1)[..., None, None, None]
+        wide: Tensor = (x - low) * (255 / (high - low).clamp_min(_LEAST_RANGE))
+        return wide.clamp(0, 255)
+
     def crf_image(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
         """Return the image as the bilateral kernel of the CRF sees it, [B, C, H, W].
 
         Squared colour distances grow with the number of channels; more than three are scaled by
         sqrt(3 / C), so that ``theta_beta`` keeps its meaning. Grey stays one channel: repeating it
-        would stretch its distances by sqrt(3).
+        would stretch its distances by sqrt(3), so three equal channels become one. Cut it after this, not
+        before: the range of values that is stretched is that of the whole image.
         """
-        _check_image(image)
-        x = image.to(self.device, torch.float32)
+        x = self.stretched(image)
         channels = x.shape[1]
+        if channels == 3 and _is_grey(x):
+            return x[:, :1]
         return x * (3 / channels) ** 0.5 if channels > 3 else x
 
     def logits(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
@@ -242,7 +280,7 @@ class SegmentationModel:
         if self.panel is None:
             logits: Tensor = self.network(seen)
         else:
-            assert isinstance(self.network, FcnLite)
+            assert isinstance(self.network, LiteNetwork)
             logits = torch.cat([self.panel.logits(self.network, one) for one in seen[:, None]])
             if not self.panel.is_alone:
                 logits = self.panel.joined(logits, self.network(seen))
@@ -319,6 +357,14 @@ def _three_channels(x: Tensor) -> Tensor:
     if channels == 2:
         return torch.cat([x, x.mean(1, keepdim=True)], 1)
     return torch.cat([run.mean(1, keepdim=True) for run in x.tensor_split(3, dim=1)], 1)
+
+
+def _is_grey(x: Tensor) -> bool:  # [B, 3, H, W]
+    """Return whether the channels are equal; a colour image is told by a few of its pixels."""
+    some = x[..., ::64, ::64]
+    if not bool((some[:, :1] == some[:, 1:]).all()):
+        return False
+    return torch.equal(x[:, 0], x[:, 1]) and torch.equal(x[:, 0], x[:, 2])
 
 
 def _shrunk(h: int, w: int, long_side: int | None) -> tuple[int, int]:

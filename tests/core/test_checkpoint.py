@@ -24,6 +24,7 @@ from napari_crfasrnn.checkpoint import (
 from napari_crfasrnn.classes import ClassSpec, class_table
 from napari_crfasrnn.config import CrfConfig, ModelConfig, Preprocessing
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.zoo import load_model
 
 KEY = "napari-crfasrnn"
 
@@ -243,6 +244,62 @@ def _small_file() -> bytes:
             small_model().save(path)
             _cached.append(path.read_bytes())
     return _cached[0]
+
+
+@pytest.fixture
+def head() -> SegmentationModel:
+    """A small model on the encoder of the starter."""
+    config = ModelConfig(architecture="fcn-fine", classes=class_table(["soil", "crop"]))
+    head = SegmentationModel(config)
+    encoder = load_model("starter").network.encoder
+    head.network.encoder.load_state_dict(encoder.state_dict())
+    return head
+
+
+class TestSharedEncoder:
+    def test_comes_back_from_a_small_file(self, head: SegmentationModel, tmp_path: Path) -> None:
+        path = tmp_path / "head.safetensors"
+        save_checkpoint(head, path, borrow_encoder=True)
+        assert path.stat().st_size < 1_000_000
+        loaded = load_checkpoint(path)
+        assert torch.equal(predict(loaded), predict(head))
+        assert read_info(path).shared_encoder is not None
+
+    def test_whoever_saves_it_again_has_all_of_it(self, head: SegmentationModel, tmp_path: Path) -> None:
+        path, again = tmp_path / "head.safetensors", tmp_path / "again.safetensors"
+        save_checkpoint(head, path, borrow_encoder=True)
+        load_checkpoint(path).save(again)
+        assert again.stat().st_size > 5_000_000
+        assert read_info(again).shared_encoder is None
+        assert torch.equal(predict(load_checkpoint(again)), predict(head))
+
+    def test_another_encoder_is_not_left_out(self, head: SegmentationModel, tmp_path: Path) -> None:
+        with torch.no_grad():
+            head.network.encoder.stem.weight[0, 0, 0, 0] += 1
+        with pytest.raises(ValueError, match="encoder of the starter, got another one"):
+            save_checkpoint(head, tmp_path / "head.safetensors", borrow_encoder=True)
+        assert not list(tmp_path.iterdir())
+
+    def test_blocks_that_no_head_reads_do_not_matter(self, head: SegmentationModel, tmp_path: Path) -> None:
+        with torch.no_grad():
+            head.network.encoder.blocks[11].project.bias += 1
+        save_checkpoint(head, tmp_path / "head.safetensors", borrow_encoder=True)
+        assert torch.equal(predict(load_checkpoint(tmp_path / "head.safetensors")), predict(head))
+
+    def test_a_head_of_another_encoder_is_refused(self, head: SegmentationModel, tmp_path: Path) -> None:
+        path = tmp_path / "head.safetensors"
+        save_checkpoint(head, path, borrow_encoder=True)
+
+        def learnt_elsewhere(_tensors: Any, about: dict[str, Any]) -> None:
+            about["shared_encoder"]["sha256"] = "0" * 64
+
+        rewrite(path, learnt_elsewhere)
+        with pytest.raises(CheckpointError, match="goes with the encoder of another starter"):
+            load_checkpoint(path)
+
+    def test_the_original_network_has_none(self, model: SegmentationModel, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="networks on EfficientNet-Lite0, got a Fcn8s"):
+            save_checkpoint(model, tmp_path / "model.safetensors", borrow_encoder=True)
 
 
 class TestSaving:

@@ -419,7 +419,7 @@ def test_a_state_of_another_version_is_one_sentence(folder, whole, tmp_path):
 def test_what_cannot_be_trained_is_one_sentence(folder, tmp_path):
     with pytest.raises(ValueError, match="architecture fcn-lite, but the recipe asks for fcn-8s"):
         train(folder, tmp_path, TINY.model_copy(update={"start": "starter"}))
-    with pytest.raises(ValueError, match="only fcn-lite can start from imagenet"):
+    with pytest.raises(ValueError, match="only fcn-lite and fcn-fine can start from imagenet"):
         train(folder, tmp_path, TINY.model_copy(update={"start": "imagenet"}))
     data = open_data_set(folder)
     nothing = DataSet(data.folder, data.classes, (), data.val, data.values, data.file_colors)

@@ -11,6 +11,7 @@ from napari_crfasrnn.classes import ClassSpec, class_table
 from napari_crfasrnn.config import ModelConfig, Preprocessing
 from napari_crfasrnn.encoder import EfficientNetLite0, fold_batch_norms
 from napari_crfasrnn.fcn import Fcn8s, FcnLite, bilinear_kernel, enlarge
+from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.network import SegmentationModel
 
 SMALL_VGG = ModelConfig(
@@ -162,6 +163,99 @@ class TestFcnLite:
         torch.testing.assert_close(enlarge(cells, 8)[..., 7:, 7:], ramp[..., 7:, 7:])
 
 
+@pytest.fixture(scope="module")
+def fine() -> FcnFine:
+    torch.manual_seed(0)
+    return FcnFine(4).eval()
+
+
+class TestFcnFine:
+    @settings(max_examples=12, deadline=None)
+    @given(h=st.integers(1, 100), w=st.integers(1, 100))
+    def test_any_size_comes_back(self, fine: FcnFine, h: int, w: int) -> None:
+        with torch.inference_mode():
+            assert fine(torch.zeros(1, 3, h, w)).shape == (1, 4, h, w)
+
+    def test_features_are_those_of_the_early_blocks(self, fine: FcnFine) -> None:
+        x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            features = fine.encode(x)
+            f8, f16, _ = fine.encoder(x)
+        assert [tuple(f.shape[1:]) for f in features] == [
+            (16, 32, 48),
+            (24, 16, 24),
+            (40, 8, 12),
+            (112, 4, 6),
+        ]
+        torch.testing.assert_close(features[2], f8)
+        torch.testing.assert_close(features[3], f16)
+
+    def test_levels_are_scored_from_coarse_to_fine(self, fine: FcnFine) -> None:
+        with torch.inference_mode():
+            features = fine.encode(torch.zeros(1, 3, 64, 96))
+            levels = fine.level_inputs(features)
+            assert fine.decode_coarse(features).shape == (1, 4, 32, 48)
+        assert [tuple(x.shape[1:]) for x in levels] == [
+            (64, 2, 3), (64, 4, 6), (64, 8, 12), (32, 16, 24), (24, 32, 48),
+        ]  # fmt: skip
+        assert [score.in_channels for score in fine.score_layers] == [64, 64, 64, 32, 24]
+
+    def test_head_is_small(self, fine: FcnFine) -> None:
+        assert sum(p.numel() for p in fine.head_parameters()) < 200_000
+
+    def test_the_coarsest_level_lies_where_it_belongs(self) -> None:
+        """A map of stride 16 that holds its cells' places comes back, through stride 32, as the places."""
+        network = FcnFine(1).eval()
+        with torch.no_grad():
+            for parameter in network.head_parameters():
+                parameter.zero_()
+            network.laterals[0].weight[0, 0] = 1
+            network.scores[0].weight[0, 0] = 1
+        places = torch.arange(256.0)[:, None].expand(256, 256)
+        f2, f4, f8, f16 = (
+            places[s - 1 :: s, s - 1 :: s].expand(1, c, -1, -1)
+            for c, s in ((16, 2), (24, 4), (40, 8), (112, 16))
+        )
+        with torch.inference_mode():
+            found = network.decode((f2, f4, f8, f16), (256, 256))[0, 0]
+        torch.testing.assert_close(found[31:224], places[31:224])
+
+
+class TestStretch:
+    def model(self) -> SegmentationModel:
+        settings = Preprocessing(stretch=(0.0, 100.0))
+        return SegmentationModel(ModelConfig(architecture="fcn-fine", preprocessing=settings))
+
+    def test_brightness_means_nothing(self) -> None:
+        model = self.model()
+        image = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0)) * 200
+        dim = image * 0.4 + 30
+        with torch.inference_mode():
+            torch.testing.assert_close(model.logits(dim), model.logits(image), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(model.crf_image(dim), model.crf_image(image), atol=1e-2, rtol=0)
+
+    def test_range_is_that_of_each_image_over_its_channels(self) -> None:
+        image = torch.zeros(2, 3, 4, 4)
+        image[0, 1], image[0, 2, 0, 0] = 50, 100
+        image[1] = 7  # nothing to be seen: noise is not blown up
+        found = self.model().stretched(image)
+        assert [float(found[0, c].max()) for c in range(3)] == [0, 127.5, 255]
+        assert not found[1].any()
+        image[1, 0, 0, 0] = 8
+        assert float(self.model().stretched(image)[1].max()) == pytest.approx(255 / 20)
+
+    def test_range_of_a_large_image_is_measured_on_some_of_it(self) -> None:
+        image = torch.linspace(20, 120, 900 * 900).reshape(1, 1, 900, 900)
+        found = self.model().stretched(image)
+        assert 0 <= float(found.min()) < 1
+        assert 254 < float(found.max()) <= 255
+
+    @pytest.mark.parametrize("stretch", [(5, 5), (-1, 90), (2, 101), (99, 1)])
+    def test_other_percentiles_are_refused(self, stretch: tuple[float, float]) -> None:
+        with pytest.raises(ValueError, match="stretch must hold two percentiles"):
+            Preprocessing(stretch=stretch)
+
+
 class TestEncoder:
     @pytest.mark.parametrize("size", [(64, 96), (32, 32)])
     def test_equals_the_published_network(self, size: tuple[int, int]) -> None:
@@ -225,9 +319,17 @@ class TestPreprocess:
     ) -> None:
         grey = torch.rand(1, 1, 4, 5) * 255
         assert torch.equal(lite.crf_image(grey), grey)
-        three = lite.crf_image(grey.expand(-1, 3, -1, -1))
-        twelve = lite.crf_image(grey.expand(-1, 12, -1, -1))
+        assert torch.equal(lite.crf_image(grey.expand(-1, 3, -1, -1)), grey)
+        three = torch.rand(1, 3, 4, 5) * 255
+        assert torch.equal(lite.crf_image(three), three)
+        twelve = lite.crf_image(three.repeat_interleave(4, 1))
         torch.testing.assert_close(three.square().sum(1), twelve.square().sum(1))
+
+    def test_a_coloured_spot_makes_a_grey_image_coloured(self, lite: SegmentationModel) -> None:
+        image = torch.rand(1, 1, 100, 90).expand(-1, 3, -1, -1).clone()
+        assert lite.crf_image(image).shape[1] == 1
+        image[0, 2, 70, 33] += 1  # not among the pixels that are looked at first
+        assert torch.equal(lite.crf_image(image), image)
 
     @pytest.mark.parametrize("shape", [(3, 4, 4), (1, 0, 4, 4), (1, 3, 0, 4)])
     def test_other_shapes_are_refused(self, lite: SegmentationModel, shape: tuple[int, ...]) -> None:

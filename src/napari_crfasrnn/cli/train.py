@@ -37,7 +37,7 @@ def train(
     others: Annotated[
         str, typer.Option(help="What pixels of other classes are: background or ignore.")
     ] = "background",
-    architecture: Annotated[str | None, typer.Option(help="fcn-lite or fcn-8s.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="fcn-lite, fcn-fine or fcn-8s.")] = None,
     start: Annotated[str | None, typer.Option(help="Name or file of a model, imagenet, or scratch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows in an iteration of the network alone.")] = None,

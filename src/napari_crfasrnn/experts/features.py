@@ -18,7 +18,7 @@ from torch import Tensor
 
 from napari_crfasrnn.encoder import STRIDE
 from napari_crfasrnn.experts.sampling import Grid, Positions, locate_cells, values_at
-from napari_crfasrnn.fcn import FcnLite
+from napari_crfasrnn.fcn import LiteNetwork
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 CLASSIC = 1
@@ -54,7 +54,7 @@ class FeatureMaps:
     """
 
     def __init__(
-        self, network: FcnLite, seen: Tensor, image_size: tuple[int, int], cancel: Cancel | None = None
+        self, network: LiteNetwork, seen: Tensor, image_size: tuple[int, int], cancel: Cancel | None = None
     ) -> None:
         self.grid = Grid(image_size, (int(seen.shape[-2]), int(seen.shape[-1])))
         with torch.no_grad():
@@ -103,7 +103,7 @@ def _classic(seen: Tensor, cancel: Cancel | None) -> Tensor:  # [3, h, w] → [6
     return torch.from_numpy(np.concatenate(found))
 
 
-def _encoded(network: FcnLite, seen: Tensor, cancel: Cancel | None) -> dict[int, Tensor]:
+def _encoded(network: LiteNetwork, seen: Tensor, cancel: Cancel | None) -> dict[int, Tensor]:
     bottom, right = -seen.shape[-2] % STRIDE, -seen.shape[-1] % STRIDE
     x = F.relu6(network.encoder.stem(F.pad(seen, (0, right, 0, bottom), mode="replicate")))
     maps: dict[int, Tensor] = {}

@@ -17,7 +17,7 @@ from napari_crfasrnn.experts.features import GROUPS, FeatureMaps, columns
 from napari_crfasrnn.experts.forest import Forest
 from napari_crfasrnn.experts.memory import Memory
 from napari_crfasrnn.experts.perceptrons import Perceptrons
-from napari_crfasrnn.fcn import FcnLite
+from napari_crfasrnn.fcn import LiteNetwork
 
 _EVERY_PIXEL_UP_TO = 80_000  # pixels; of larger images every second row and column is judged
 _CHUNK = 16_384  # pixels at a time, for the memory that their features take
@@ -162,7 +162,7 @@ class Panel(nn.Module):
         return total / self.votes.sum()
 
     @torch.no_grad()
-    def logits(self, network: FcnLite, seen: Tensor) -> Tensor:  # [1, 3, h, w] → [1, K, h, w]
+    def logits(self, network: LiteNetwork, seen: Tensor) -> Tensor:  # [1, 3, h, w] → [1, K, h, w]
         """Return the logarithms of what the panel thinks of every pixel.
 
         Parameters

@@ -76,18 +76,25 @@ def hold(
     return unary
 
 
-def prepare_part(
+def crf_plane(
     model: SegmentationModel,
     image: Tensor,  # [1, C, H, W]
-    window: Box,
-) -> PreparedImage:
-    """Build the kernels of a part of a plane."""
-    y0, x0, y1, x1 = window
-    image = image[..., y0:y1, x0:x1]
+) -> Tensor:  # [1, c, H, W]
+    """Return a plane as the CRF sees it; very many channels become some that a lattice can take."""
     if image.shape[1] > CRF_CHANNELS:
         runs = image.tensor_split(CRF_CHANNELS, dim=1)
         image = torch.cat([run.mean(1, keepdim=True) for run in runs], dim=1)
-    return model.crf.prepare(model.crf_image(image))
+    return model.crf_image(image)
+
+
+def prepare_part(
+    model: SegmentationModel,
+    plane: Tensor,  # [1, c, H, W]
+    window: Box,
+) -> PreparedImage:
+    """Build the kernels of a part of a plane, of which `crf_plane` is given."""
+    y0, x0, y1, x1 = window
+    return model.crf.prepare(plane[..., y0:y1, x0:x1])
 
 
 def run_crf(

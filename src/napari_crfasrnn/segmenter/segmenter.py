@@ -28,6 +28,7 @@ from napari_crfasrnn.segmenter.refining import (
     check_detections,
     check_given,
     check_region,
+    crf_plane,
     evaluating,
     hold,
     prepare_part,
@@ -45,6 +46,7 @@ class _Plane:
     source: ImageSource
     index: tuple[int, ...]
     image: Tensor  # [1, C, H, W], 0..255
+    seen: Tensor | None = None  # [1, c, H, W], as the CRF sees it
     logits: Tensor | None = None  # [1, L, H, W], the network's
     framed: tuple[FramedImage, Tensor] | None = None  # in the frame of a demo, with logits [1, L, 500, 500]
     prepared: PreparedImage | None = None  # of the whole plane
@@ -356,7 +358,10 @@ class Segmenter:
             return plane, plane.prepared
         if plane.crop is not None and plane.crop[0] == window:
             return plane, plane.crop[1]
-        prepared = prepare_part(self.model, plane.image, window)
+        if plane.seen is None:
+            plane = replace(plane, seen=crf_plane(self.model, plane.image))
+        assert plane.seen is not None
+        prepared = prepare_part(self.model, plane.seen, window)
         if window == whole:
             plane = replace(plane, prepared=prepared)
         else:

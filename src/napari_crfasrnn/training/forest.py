@@ -21,7 +21,7 @@ from torch import Tensor
 
 from napari_crfasrnn.encoder import STRIDE
 from napari_crfasrnn.experts.sampling import Grid, locate_cells, values_at
-from napari_crfasrnn.network import FcnLite, SegmentationModel
+from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.planes import LabelledPlane, PixelSample, View
 
@@ -116,7 +116,7 @@ class _Features:
             image.numpy(), channel_axis=0, sigma_min=1.0, sigma_max=_WIDEST_BLUR
         )
         self._maps = {1: torch.from_numpy(classic).movedim(-1, 0)}
-        if isinstance(model.network, FcnLite):
+        if isinstance(model.network, LiteNetwork):
             with torch.no_grad():
                 self._maps |= _fine_maps(model.network, model.preprocess(plane.image))
 
@@ -132,7 +132,7 @@ class _Features:
         return rows
 
 
-def _fine_maps(network: FcnLite, seen: Tensor) -> dict[int, Tensor]:
+def _fine_maps(network: LiteNetwork, seen: Tensor) -> dict[int, Tensor]:
     """Return the encoder's maps [C, h, w] by stride."""
     bottom, right = -seen.shape[-2] % STRIDE, -seen.shape[-1] % STRIDE
     x = F.relu6(network.encoder.stem(F.pad(seen, (0, right, 0, bottom), mode="replicate")))

@@ -13,7 +13,7 @@ import torch
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.experts import REST
-from napari_crfasrnn.network import FcnLite, SegmentationModel
+from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, Cancelled, raise_if_cancelled
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.training.crf_tuning import CrfTuner
@@ -173,7 +173,7 @@ class _Round:
                 "project must hold labelled pixels to learn from, got none: paint or accept some first"
             )
         self._note_missing_classes()
-        if not self.config.thaw and isinstance(self.student.network, FcnLite):
+        if not self.config.thaw and isinstance(self.student.network, LiteNetwork):
             if not self.knows:
                 return self._learn_panel()
             new = self._new_classes()

@@ -24,7 +24,7 @@ from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import Box, contradictions
 from napari_crfasrnn.experts import REST, FeatureMaps, Memory, Panel
 from napari_crfasrnn.experts.features import GROUPS
-from napari_crfasrnn.network import FcnLite, SegmentationModel
+from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.crf_tuning import choose_tiles
@@ -237,7 +237,7 @@ class PanelRound:
 
     def _maps(self, plane: LabelledPlane) -> FeatureMaps:
         network = self.model.network
-        assert isinstance(network, FcnLite)
+        assert isinstance(network, LiteNetwork)
         return FeatureMaps(network, self.model.preprocess(plane.image), plane.size, self.cancel)
 
 

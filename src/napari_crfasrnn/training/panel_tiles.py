@@ -76,11 +76,6 @@ class PanelTile:
         known = (self.plane.training != ignore) | (self.plane.locked != ignore) | self.plane.aside
         return float(self.cut(known).mean())
 
-    def cut_image(self) -> Tensor:  # [1, C, h, w]
-        """Return the tile's part of the plane's image."""
-        y0, x0, y1, x1 = self.box
-        return self.plane.image[..., y0:y1, x0:x1]
-
     def cut(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Return the tile's part of a plane's labels."""
         y0, x0, y1, x1 = self.box
@@ -164,7 +159,10 @@ class PanelTiles:
     def _refined(self, crf: CrfRnn, logits: Sequence[Tensor]) -> list[NDArray[np.int64]]:
         """Return the classes [h, w] of every tile after a CRF."""
         if crf.config not in self._prepared:
-            images = [self._model.crf_image(tile.cut_image()) for tile in self._tiles]
+            images = []
+            for tile in self._tiles:
+                y0, x0, y1, x1 = tile.box
+                images.append(self._model.crf_image(tile.plane.image)[..., y0:y1, x0:x1])
             self._prepared[crf.config] = [crf.prepare(image) for image in images]
         found = []
         for each, prepared in zip(logits, self._prepared[crf.config], strict=True):

@@ -7,14 +7,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.experts.sampling import Grid, Positions, locate_cells
-from napari_crfasrnn.network import Fcn8s, FcnLite, Features, Network
-
-_LITE_STRIDE = 8
+from napari_crfasrnn.network import Fcn8s, Features, LiteNetwork, Network
 
 
 def score_map(network: Network, features: Features, grid: Grid) -> Tensor:  # [L, gh, gw]
     """Return the logits of one image at the network's own resolution."""
-    if isinstance(network, FcnLite):
+    if isinstance(network, LiteNetwork):
         return network.decode_coarse(features)[0]
     return network.decode(features, grid.input_size)[0]
 
@@ -38,4 +36,4 @@ def locate(
     """
     if mirrored:
         x = grid.image_size[1] - 1 - x
-    return locate_cells(grid, y, x, 1 if isinstance(network, Fcn8s) else _LITE_STRIDE)
+    return locate_cells(grid, y, x, 1 if isinstance(network, Fcn8s) else network.stride)

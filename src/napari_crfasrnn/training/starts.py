@@ -8,8 +8,8 @@ from torch import Tensor
 from napari_crfasrnn.classes import ClassSpec
 from napari_crfasrnn.config import ModelConfig, Preprocessing, Recipe
 from napari_crfasrnn.encoder import fold_batch_norms
-from napari_crfasrnn.fcn import FcnLite
-from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.fcn import LiteNetwork
+from napari_crfasrnn.network import Network, SegmentationModel
 from napari_crfasrnn.zoo import STARTER, load_model
 
 SCRATCH, IMAGENET = "scratch", "imagenet"
@@ -25,8 +25,9 @@ def starting_model(recipe: Recipe, classes: tuple[ClassSpec, ...]) -> Segmentati
     RuntimeError
         If the package with the ImageNet weights is not installed.
     """
-    start = recipe.start or (STARTER if recipe.architecture == "fcn-lite" else SCRATCH)
-    if start not in (SCRATCH, IMAGENET):
+    start = recipe.start or (SCRATCH if recipe.architecture == "fcn-8s" else STARTER)
+    lends_encoder = start == STARTER and recipe.architecture == "fcn-fine"
+    if start not in (SCRATCH, IMAGENET) and not lends_encoder:
         model = load_model(start)
         if model.config.architecture != recipe.architecture:
             raise ValueError(
@@ -46,10 +47,14 @@ def starting_model(recipe: Recipe, classes: tuple[ClassSpec, ...]) -> Segmentati
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = SegmentationModel(config)
+    if lends_encoder:
+        starter = load_model(STARTER)
+        model.network.load_state_dict(_encoder_of(starter.network), strict=False)
+        model.provenance["licence"] = starter.provenance["licence"]
     if start == IMAGENET:
-        if not isinstance(model.network, FcnLite):
+        if not isinstance(model.network, LiteNetwork):
             raise ValueError(
-                f"only fcn-lite can start from {IMAGENET}, got {recipe.architecture}: "
+                f"only fcn-lite and fcn-fine can start from {IMAGENET}, got {recipe.architecture}: "
                 "start from a model, or from scratch"
             )
         model.network.encoder.load_state_dict(imagenet_encoder())
@@ -57,6 +62,10 @@ def starting_model(recipe: Recipe, classes: tuple[ClassSpec, ...]) -> Segmentati
             "encoder from EfficientNet-Lite0, Apache-2.0; else the terms of the data"
         )
     return model
+
+
+def _encoder_of(network: Network) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in network.state_dict().items() if name.startswith("encoder.")}
 
 
 def imagenet_encoder() -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.experts.sampling import values_at
-from napari_crfasrnn.network import FcnLite, SegmentationModel
+from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.forest import forest_marginals
 from napari_crfasrnn.training.planes import LabelledPlane, PixelSample, View
@@ -153,7 +153,7 @@ class _Looks:
 def _look(model: SegmentationModel, view: View, samples: tuple[PixelSample, ...]) -> list[_Looks]:
     features = view.encoded(model)
     scores = score_map(model.network, features, view.grid)
-    seen = model.network.level_inputs(features)[-1][0] if isinstance(model.network, FcnLite) else scores
+    seen = model.network.level_inputs(features)[-1][0] if isinstance(model.network, LiteNetwork) else scores
     mean, deviation = seen.mean((1, 2)), seen.std((1, 2)).clamp_min(_SMALLEST_DEVIATION)
     looks = []
     for sample in samples:
