@@ -169,6 +169,7 @@ class Labelling:
             return
         if group.labels is not work.labels and group.labels.shape == work.labels.shape:
             work.labels = group.labels  # a script put another array into the layer
+        work.follow_steps(group.undone)
         self._session.touch(key)
 
     def _on_segmented(self, key: str, present: tuple[int, ...]) -> None:

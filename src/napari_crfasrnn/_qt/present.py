@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.training import TrainReport
 
 CURES = {
+    "segment": "Segment",
     "bring-back": "Show them",
     "open-model": "Open…",
     "download": "Accept and download",
@@ -101,6 +102,8 @@ def correct_state(bench: Workbench) -> CorrectState:
     no_model = _no_model(session)
     missing = "Segment the image first." if work is None or work.entropy is None else ""
     return CorrectState(
+        patch=Action(bench.image is not None, "Open an image first.", primary=_lead(bench) == "patch"),
+        in_patch=bench.patching.patch is not None,
         live=bench.live.on,
         refine=Action(not (nothing or busy or no_model), nothing or busy or no_model),
         accept=Action(not nothing, nothing),
@@ -130,7 +133,7 @@ def learn_state(bench: Workbench) -> LearnState:
     material = f"{n_known:,} px in {n_images} image{'s' * (n_images != 1)}" if n_known else ""
     learning = session.busy is not None and session.busy.what == "learn"
     return LearnState(
-        learn=Action(not why, why, primary=not why and _has_edits(bench)),
+        learn=Action(not why, why, primary=not why and _lead(bench) == "learn"),
         material="" if learning or session.lessons.report is not None else material,
         result=describe(session.lessons.report) if session.lessons.report is not None else "",
         progress=_progress(session.busy, "learn"),
@@ -186,9 +189,18 @@ def _segment_action(bench: Workbench) -> Action:
         why = "Open an image first."
     elif not session.shelf.loading:  # else pressing it waits for the models
         why = why or _no_model(session)
-    return Action(
-        not why, why, primary=not why and not (_has_edits(bench) and session.lessons.report is None)
-    )
+    return Action(not why, why, primary=not why and _lead(bench) == "segment")
+
+
+def _lead(bench: Workbench) -> str:
+    """Return what comes next: "segment", "patch" (and in a patch, "approve"), or "learn"."""
+    session = bench.session
+    if bench.patching.patch is not None:
+        return "approve"
+    if session.lessons.report is not None or not _is_segmented(bench):
+        return "segment"
+    knows = any(numbers.summary.n_labelled > 0 for numbers in session.numbers.values())
+    return "learn" if knows else "patch"
 
 
 def _no_model(session: Session) -> str:
@@ -246,10 +258,6 @@ def _remark(report: TrainReport) -> str:
 
 def _numbers(bench: Workbench) -> Numbers | None:
     return bench.session.numbers.get(bench.key or "")
-
-
-def _has_edits(bench: Workbench) -> bool:
-    return any(numbers.summary.n_edited > 0 for numbers in bench.session.numbers.values())
 
 
 def _is_segmented(bench: Workbench) -> bool:

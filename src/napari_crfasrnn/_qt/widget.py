@@ -148,6 +148,9 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         classes.add_wanted.connect(self._add)
         classes.delete_wanted.connect(self._delete)
         classes.per_class_chosen.connect(bench.set_per_class)
+        correct.patch_wanted.connect(bench.patching.next)
+        correct.patch_approved.connect(bench.patching.approve)
+        correct.patches_left.connect(bench.patching.leave)
         correct.live_toggled.connect(bench.set_live)
         correct.refine_wanted.connect(bench.refine)
         correct.accept_clicked.connect(bench.accept)
@@ -241,6 +244,8 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     def _cure(self, cure: str) -> None:
         if cure == "bring-back":
             self._bench.bring_back()
+        elif cure == "segment":
+            self.segment()
         elif cure == "open-model":
             self._ask_model()
         elif cure == "download":

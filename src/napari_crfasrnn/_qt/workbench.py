@@ -26,6 +26,7 @@ from napari_crfasrnn._qt.layers import (
     visible_region,
 )
 from napari_crfasrnn._qt.live import Live
+from napari_crfasrnn._qt.patching import Patching
 from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Session, Work
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
@@ -56,8 +57,8 @@ class Workbench:
         Whether these layers are shown.
     left
         Images of the project that are not open.
-    live
-        Live refinement.
+    live, patching
+        Live refinement; patch mode.
     """
 
     changed = Signal()  # something that the widgets show
@@ -80,6 +81,7 @@ class Workbench:
         self._show_timer = _timer(0, self._show)
         self._watch()
         self.live = Live(self)
+        self.patching = Patching(self)
         self._select_first_image()
         self.session.begin()
         leftovers = self.labelling.leftovers()
@@ -108,6 +110,7 @@ class Workbench:
         """Save what is unsaved, stop everything, and leave the layers as they are."""
         with suppress(RuntimeError):  # at the end of the program, Qt may have deleted the layers' timers
             self.live.close()
+            self.patching.close()
             self.labelling.flush()
         self.session.close()
         with suppress(RuntimeError):
@@ -160,7 +163,12 @@ class Workbench:
     def pending(self) -> bool:
         """Whether something waits to be counted, saved or shown."""
         timers = (self._count_timer, self._save_timer, self._show_timer)
-        return any(timer.isActive() for timer in timers) or self.session.is_counting or self.live.busy
+        return (
+            any(timer.isActive() for timer in timers)
+            or self.session.is_counting
+            or self.live.busy
+            or self.patching.busy
+        )
 
     def read_image(self) -> ImageInput:
         """Return the image as the core takes it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from napari_crfasrnn._qt.layers.class_layers import ClassLayer, ClassLayers
 from napari_crfasrnn._qt.layers.drawing import Drawing, shows_planes, united
+from napari_crfasrnn._qt.layers.frame import Frame
 from napari_crfasrnn._qt.layers.group import LabelGroup
 from napari_crfasrnn._qt.layers.images import (
     ImageInput,
@@ -29,6 +30,7 @@ __all__ = [
     "ClassLayers",
     "ClassView",
     "Drawing",
+    "Frame",
     "ImageInput",
     "LabelGroup",
     "LabelStore",

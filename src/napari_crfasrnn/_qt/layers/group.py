@@ -179,6 +179,22 @@ class LabelGroup:
         self.flush()
         self.combined.redo()
 
+    def add_step(self) -> object:
+        """Add an undo step that changes no label; `undone` tells when it is taken back."""
+        self.flush()
+        nowhere = np.zeros(0, np.intp)
+        step = ((nowhere,) * self.labels.ndim, self.labels[:0].ravel(), self.labels[:0].ravel())
+        with self.silently():
+            self.combined._save_history(step)
+        return step
+
+    def undone(self, step: object) -> bool | None:
+        """Return whether an undo step was taken back; None where the history forgot it."""
+        for history, answer in ((self.combined._redo_history, True), (self.combined._undo_history, False)):
+            if any(part is step for item in history for part in item):
+                return answer
+        return None
+
     def replace(self, labels: NDArray[Any], classes: Sequence[ClassSpec]) -> None:
         """Take labels of another class table. Earlier strokes cannot be undone past this.
 

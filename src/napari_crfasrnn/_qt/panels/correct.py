@@ -6,12 +6,15 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_crfasrnn._qt.panels.parts import MessageLine, Section, button, row, show_action
-from napari_crfasrnn._qt.panels.state import CorrectState, Message
+from napari_crfasrnn._qt.panels.state import Action, CorrectState, Message
 
 
 class CorrectPanel(Section):
     """Correcting: how much was, and what helps."""
 
+    patch_wanted = Signal()  # the first one, or the next without a word on the present one
+    patch_approved = Signal()
+    patches_left = Signal()
     live_toggled = Signal(bool)
     refine_wanted = Signal(bool)  # whether only what is on the screen
     accept_clicked = Signal()
@@ -21,6 +24,20 @@ class CorrectPanel(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Correct", parent)
+        self.patch = button(
+            "Correct this patch",
+            "Zoom to the square where the model is least certain. One square that is right all over teaches "
+            "more than strokes on many images (N)",
+        )
+        self.approve = button(
+            "All of it is right", "Count every label in the frame as right; next one (Shift+A)"
+        )
+        self.skip = button("Skip", "Leave this square as it is; next one (N)")
+        self.leave = button("Leave", "No more squares; the view goes back to where it was (Shift+N)")
+        self.patch.clicked.connect(self.patch_wanted)
+        self.skip.clicked.connect(self.patch_wanted)
+        self.approve.clicked.connect(self.patch_approved)
+        self.leave.clicked.connect(self.patches_left)
         self.live = button(
             "Live",
             "While you paint, labels around the stroke follow the edges of the image. Ctrl+Z takes back what "
@@ -47,12 +64,21 @@ class CorrectPanel(Section):
         self.before.clicked.connect(self.before_toggled)
         self.message = MessageLine()
         self.message.cured.connect(self.cured)
+        patches = row(self.patch, self.approve, self.skip, self.leave)
+        for place in (0, 1):
+            patches.setStretch(place, 1)
+        self.content.addLayout(patches)
         self.content.addLayout(row(self.live, self.refine_view, self.refine_all))
         self.content.addLayout(row(self.uncertainty, self.before, self.accept))
         self.content.addWidget(self.message)
 
     def show_state(self, state: CorrectState) -> None:
         """Draw."""
+        show_action(self.patch, state.patch)
+        show_action(self.approve, Action(primary=True))
+        self.patch.setVisible(not state.in_patch)
+        for widget in (self.approve, self.skip, self.leave):
+            widget.setVisible(state.in_patch)
         for widget in (self.refine_view, self.refine_all):
             show_action(widget, state.refine)
         self.live.setChecked(state.live)

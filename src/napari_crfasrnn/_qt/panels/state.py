@@ -81,6 +81,8 @@ class ClassesState:
 class CorrectState:
     """What was corrected, and what helps to correct."""
 
+    patch: Action = Action()
+    in_patch: bool = False  # a square is framed
     live: bool = True
     refine: Action = Action()
     accept: Action = Action()

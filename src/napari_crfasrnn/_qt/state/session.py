@@ -21,7 +21,7 @@ from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.classes import ClassSpec, Color, ignore_value
 from napari_crfasrnn.config import TrainConfig
-from napari_crfasrnn.edits import EditSummary
+from napari_crfasrnn.edits import Box, EditSummary, Patch
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
@@ -255,6 +255,18 @@ class Session:
                 self.count(key, self._count_again.pop(key))
 
         self._counter.start("count", run, done, failed)
+
+    def choose_patch(
+        self, key: str, index: PlaneIndex, without: Sequence[Box], then: Callable[[Patch | None], None]
+    ) -> None:
+        """Find the square of a plane to correct next, in a thread; ``then`` gets it, or None."""
+        work = self.works[key]
+
+        def failed(error: Exception) -> None:
+            self.tasks.complain("correct", "Looking for a square", error)
+            then(None)
+
+        self._counter.start("patch", lambda task, report: work.least_certain(index, without), then, failed)
 
     # --- classes ------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.edits import (
+    Box,
     EditSummary,
+    Patch,
     as_labels,
     edited_mask,
+    least_certain_patch,
     merge_prediction,
     remap_labels,
     settled_mask,
@@ -29,6 +32,7 @@ Mask = NDArray[np.bool_]
 PlaneIndex = tuple[int, ...]
 Part = Any  # what NumPy takes for an index of a plane
 
+MAX_VERIFIED = 100  # squares that an undo can take back, as many as napari has steps
 MAX_REVISIONS = 4  # predictions whose baseline an undo can bring back; each holds copies of its planes
 
 
@@ -48,6 +52,18 @@ class Revision:
     index: PlaneIndex
     before: PlaneState
     after: PlaneState
+
+
+@dataclass(eq=False)
+class VerifiedBox:
+    """A part of a plane that a person said to be right, as one step that can be undone."""
+
+    index: PlaneIndex
+    box: Box
+    before: Mask
+    after: Mask
+    step: object  # what the history of the labels knows it by
+    in_force: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +106,7 @@ class Work:
     entropy: NDArray[np.float32] | None = None
     before_crf: Labels | None = None
     accepted: Mask | None = None
+    _boxes: list[VerifiedBox] = field(default_factory=list)
     _revisions: list[Revision] = field(default_factory=list)
     _at: int = 0  # how many revisions are in force
 
@@ -188,6 +205,45 @@ class Work:
         """Take the uncertainty of a part of a plane, if there is one of the image at all."""
         if self.entropy is not None:
             self.entropy[index][part] = np.where(self.held(index, part), 0.0, entropy)
+
+    def is_segmented(self, index: PlaneIndex) -> bool:
+        """Whether there is an uncertainty of a plane."""
+        return self.entropy is not None and bool(np.isfinite(self.entropy[index]).any())
+
+    def least_certain(self, index: PlaneIndex, without: Sequence[Box] = ()) -> Patch | None:
+        """Return the square of a plane to correct next, if there is one.
+
+        Verified pixels and erased ones need no look, and the boxes in ``without`` are left out.
+        """
+        if self.entropy is None:
+            return None
+        settled = self.verified[index] | (self.labels[index] == ignore_value(self.labels.dtype))
+        for y0, x0, y1, x1 in without:
+            settled[y0:y1, x0:x1] = True
+        return least_certain_patch(self.entropy[index], settled)
+
+    def verify(self, index: PlaneIndex, box: Box, step: object) -> None:
+        """Say that the labels of a part of a plane are right; unlabelled pixels stay out.
+
+        ``step`` is what stands for it in the history of the labels: see `follow_steps`.
+        """
+        y0, x0, y1, x1 = box
+        part = np.s_[y0:y1, x0:x1]
+        before = self.verified[index][part].copy()
+        after = np.asarray(self.labels[index][part] != ignore_value(self.labels.dtype))
+        self.verified[index][part] = after
+        self._boxes = [*self._boxes, VerifiedBox(index, box, before, after, step)][-MAX_VERIFIED:]
+
+    def follow_steps(self, undone: Callable[[object], bool | None]) -> None:
+        """Let verified boxes follow undo and redo: ``undone`` says whether a step was taken back."""
+        for taken_back, boxes in ((True, reversed(self._boxes)), (False, iter(self._boxes))):
+            for one in boxes:
+                if one.in_force == taken_back and undone(one.step) is taken_back:
+                    one.in_force = not taken_back
+                    y0, x0, y1, x1 = one.box
+                    for mask in (self.verified, self.accepted):
+                        if mask is not None:
+                            mask[one.index][y0:y1, x0:x1] = one.before if taken_back else one.after
 
     def accept(self) -> None:
         """Say that all labels of the image are right; unlabelled pixels stay out."""

@@ -1,0 +1,163 @@
+"""Patch mode: a person is led from square to square, and says of each that all of it is right.
+
+The view changes when a person presses something, and only then: it goes to the square, and back to where
+it was when they leave. If they look at another image or slice, the mode ends and the view stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from napari_crfasrnn._qt.layers import Frame, LabelGroup, shows_planes
+from napari_crfasrnn._qt.state import PlaneIndex, Work
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.workbench import Workbench
+    from napari_crfasrnn.edits import Patch
+
+HOW = "Correct what is wrong inside the frame; then say that all of it is right."
+NOT_SEGMENTED = "Nobody knows yet where the model is unsure: segment this slice first."
+ALL_DONE = "Everything here is verified: no square is left."
+NONE_LEFT = "All other squares here are verified or were skipped."
+NO_PLANES = "Patches are of a slice: show the image in 2-D, not turned."
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The plane that is worked on."""
+
+    group: LabelGroup
+    work: Work
+    index: PlaneIndex
+
+
+class Patching:
+    """Patch mode in one viewer.
+
+    Parameters
+    ----------
+    bench
+        The viewer's workbench.
+
+    Attributes
+    ----------
+    patch
+        The square that is framed.
+    n_right
+        How many squares were said to be right since the mode was entered.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        self.patch: Patch | None = None
+        self.n_right = 0
+        self._bench, self._session = bench, bench.session
+        self._frame = Frame(bench.viewer)
+        self._place: _Place | None = None
+        self._skipped: list[Patch] = []
+        self._looking = False  # the next square is being chosen
+        bench.changed.connect(self._follow)
+        self._session.segmented.connect(self._on_segmented)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the next square is being chosen."""
+        return self._looking
+
+    def next(self) -> None:
+        """Go to the square that is least certain; in the mode, leave the present one as it is."""
+        if self._looking:
+            return
+        if self.patch is not None:
+            self._skipped.append(self.patch)
+        self._look()
+
+    def approve(self) -> None:
+        """Say that all labels of the square are right, and go to the next one."""
+        place, patch = self._place, self.patch
+        if place is None or patch is None or self._looking:
+            return
+        self._bench.labelling.flush()
+        place.work.verify(place.index, patch.box, place.group.add_step())
+        self.n_right += 1
+        self._session.touch(place.group.key)
+        self._look()
+
+    def leave(self) -> None:
+        """End the mode; the view is as it was."""
+        if self._place is not None:
+            said = f"{self.n_right} square{'s' * (self.n_right != 1)} verified." if self.n_right else ""
+            self._end(restore=True)
+            self._session.tasks.say("correct", said)
+
+    def close(self) -> None:
+        """Stop."""
+        self._bench.changed.disconnect(self._follow)
+        self._session.segmented.disconnect(self._on_segmented)
+        self._end(restore=False)
+
+    def _where(self) -> _Place | None:
+        bench, group, work = self._bench, self._bench.group, self._bench.work
+        if group is None or not group.alive or work is None or group.labels is not work.labels:
+            return None
+        return _Place(group, work, bench.index) if shows_planes(bench.viewer) else None
+
+    def _follow(self) -> None:
+        """End where a person looks at something else."""
+        place, now = self._place, self._where()
+        if place is None:
+            return
+        if now is None or now.group is not place.group or now.index != place.index:
+            self._end(restore=False)
+            self._session.tasks.say("correct", "")
+        elif now.work is not place.work:  # the class table has changed
+            self._place = now
+
+    def _on_segmented(self, key: str) -> None:
+        line = self._session.tasks.lines.get("correct")
+        if line is not None and line.text == NOT_SEGMENTED:
+            self._session.tasks.say("correct", "")
+
+    def _end(self, *, restore: bool) -> None:
+        self._frame.hide(restore=restore)
+        self._place = self.patch = None
+        self._skipped.clear()
+        self._looking = False
+        self.n_right = 0
+
+    def _look(self) -> None:
+        """Choose the next square, beside whatever else is going on."""
+        place = self._where()
+        tasks = self._session.tasks
+        if place is None:
+            tasks.say(
+                "correct", NO_PLANES if self._bench.group is not None else NOT_SEGMENTED, cure=self._cure()
+            )
+            return
+        self._looking, self._place = True, place
+        skipped = tuple(patch.box for patch in self._skipped)
+
+        def done(found: Patch | None) -> None:
+            if self._place is not place or not self._looking:
+                return  # the person went elsewhere
+            self._looking = False
+            self._take(place, found)
+
+        self._session.choose_patch(place.group.key, place.index, skipped, done)
+
+    def _take(self, place: _Place, found: Patch | None) -> None:
+        say = self._session.tasks.say
+        if found is not None:
+            self.patch = found
+            self._frame.show(place.group.image, place.work.image.plane_shape, found.box)
+            say("correct", HOW)
+            return
+        skipped = bool(self._skipped)
+        self._end(restore=True)
+        if not place.work.is_segmented(place.index):
+            say("correct", NOT_SEGMENTED, cure=self._cure())
+        else:
+            say("correct", NONE_LEFT if skipped else ALL_DONE, "quiet" if skipped else "good")
+
+    def _cure(self) -> str:
+        return "" if self._session.busy is not None or not shows_planes(self._bench.viewer) else "segment"
