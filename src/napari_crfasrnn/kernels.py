@@ -182,6 +182,7 @@ class PreparedImage:
                 (_flat(spatial.before), _flat(spatial.after)),
                 (_flat(bilateral.before), _flat(bilateral.after)),
                 pixel_of=order,
+                space=self.space,
                 averages=self.averages,
             )
             for spatial, bilateral, order in zip(self.spatial, self.bilateral, pixel_of, strict=True)
@@ -228,6 +229,7 @@ class PreparedImage:
                 (_flat(spatial.before), _flat(spatial.after)),
                 (_flat(bilateral.before), _flat(bilateral.after)),
                 pixel_of=order,
+                space=self.space,
                 averages=self.averages,
             )
             for spatial, bilateral, order in zip(self.spatial, self.bilateral, pixel_of, strict=True)

@@ -9,7 +9,7 @@ Letters: N points, d feature dimensions, M vertices, V values per point.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -260,8 +260,10 @@ class MeanField:
     spatial_factors, bilateral_factors
         What multiplies the values going into and coming out of each filter, each ``[N]`` float32, or None.
     pixel_of
-        Which column of `run`'s arrays belongs to each point, int32 ``[N]``; None: they are in order. Only
-        for lattices on the CPU.
+        Which column of `run`'s arrays belongs to each point, int32 ``[N]``, as `order_pixels` gives it; None:
+        they are in order. Only for lattices on the CPU.
+    space
+        Size of the space axes, of which `pixel_of` is an order.
     averages
         Whether the factors make every row of both kernels sum to 1.
     """
@@ -277,6 +279,7 @@ class MeanField:
         bilateral_factors: tuple[Tensor | None, Tensor | None],
         *,
         pixel_of: Tensor | None = None,
+        space: Sequence[int] = (),
         averages: bool = False,
     ) -> None:
         names = ("spatial_before", "spatial_after", "bilateral_before", "bilateral_after")
@@ -289,7 +292,12 @@ class MeanField:
             plain: dict[str, Any] = {name: _plain(factor) for name, factor in factors.items()}
             order = None if pixel_of is None else as_order(pixel_of)
             self._native = _lattice.MeanField(
-                spatial._native, bilateral._native, **plain, pixel_of=order, averages=averages
+                spatial._native,
+                bilateral._native,
+                **plain,
+                pixel_of=order,
+                space=list(space),
+                averages=averages,
             )
 
     def run(

@@ -8,7 +8,7 @@ Letters: L labels, S the space axes, N pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,9 @@ class DifferentiableMeanField:
     spatial_factors, bilateral_factors
         What multiplies the values going into and coming out of each filter, each ``[N]`` float32, or None.
     pixel_of
-        Which pixel each point is, int32 ``[N]``; None: they are in order.
+        Which pixel each point is, int32 ``[N]``, as `order_pixels` gives it; None: they are in order.
+    space
+        Size of the space axes, of which `pixel_of` is an order.
     averages
         Whether the factors make every row of both kernels sum to 1.
     """
@@ -47,6 +49,7 @@ class DifferentiableMeanField:
         bilateral_factors: tuple[Tensor | None, Tensor | None],
         *,
         pixel_of: Tensor | None = None,
+        space: Sequence[int] = (),
         averages: bool = False,
     ) -> None:
         factors: dict[str, Any] = {}
@@ -55,7 +58,12 @@ class DifferentiableMeanField:
                 factors[f"{name}_{place}"] = None if factor is None else factor.numpy()
         order = None if pixel_of is None else as_order(pixel_of)
         self._native = _lattice.MeanFieldTraining(
-            spatial._native, bilateral._native, **factors, pixel_of=order, averages=averages
+            spatial._native,
+            bilateral._native,
+            **factors,
+            pixel_of=order,
+            space=list(space),
+            averages=averages,
         )
 
     def run(

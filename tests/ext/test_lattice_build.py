@@ -10,7 +10,7 @@ import torch
 
 from napari_crfasrnn._ext import _lattice
 from napari_crfasrnn._reference import ReferenceLattice
-from napari_crfasrnn.lattice import Lattice, order_pixels, set_num_threads
+from napari_crfasrnn.lattice import Lattice, MeanField, order_pixels, set_num_threads
 
 
 @pytest.fixture
@@ -103,3 +103,23 @@ def test_pixels_that_do_not_fit() -> None:
     image[1, 7] = 1e8
     with pytest.raises(ValueError, match="too large"):
         _lattice.Lattice.of_pixels(image, [3, 4], pixel_of=order, **widths)
+
+
+def test_a_mean_field_takes_only_orders_that_leave_pixels_in_their_squares() -> None:
+    space = (3, 130)
+    image = torch.rand(1, 390)
+    order = order_pixels(image, space, colour_step=0.1)
+    near, alike = (
+        Lattice.of_pixels(image[:c], space, order, position_width=3.0, colour_width=0.1) for c in (0, 1)
+    )
+    none = (None, None)
+    MeanField(near, alike, none, none, pixel_of=order, space=space)
+    swapped = order.clone()
+    swapped[[0, -1]] = order[[-1, 0]]  # pixels of the first square and of the last
+    doubled = order.clone()
+    doubled[1] = order[0]
+    for wrong in (swapped, doubled, order + 1, order - 1):
+        with pytest.raises(ValueError, match="permutation"):
+            MeanField(near, alike, none, none, pixel_of=wrong, space=space)
+    with pytest.raises(ValueError, match="space"):
+        MeanField(near, alike, none, none, pixel_of=order, space=(3, 131))

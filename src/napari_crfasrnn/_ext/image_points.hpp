@@ -16,9 +16,6 @@ namespace crfasrnn {
 void order_pixels(std::span<const float> image, std::span<const std::size_t> space, float colour_step,
                   std::span<std::uint32_t> pixel_of);
 
-// Whether these are the numbers below their own count, each of them once.
-bool is_permutation(std::span<const std::uint32_t> numbers);
-
 // The pixels of an image in that order, as points: positions, last axis first, over `position_width`, then
 // channels over `colour_width`. An image [0, N] has positions alone. The arrays are not copied.
 class PixelPoints final : public PointSource {

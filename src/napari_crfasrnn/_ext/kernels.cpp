@@ -192,37 +192,22 @@ void map_labels_rows(const LabelMap& map, const float* from, float* to, std::siz
 constexpr float far_below = -1e30F;  // logit of the labels that only fill up a row
 
 template <int N>
-bool pack_rows(const Planes& planes, const float* unary, float scale, float* rows, float* shift, float* marginals,
-               std::size_t begin, std::size_t end) {
-  alignas(64) float block[turned][N];
-  for (int i = 0; i < turned; ++i) {
-    for (int l = planes.n_labels; l < N; ++l) block[i][l] = far_below;
-  }
-  std::int32_t finite = 1;
-  for (std::size_t p = begin; p < end; p += turned) {
-    const int count = end - p < turned ? static_cast<int>(end - p) : turned;
-    for (int l = 0; l < planes.n_labels; ++l) {
-      const float* plane = unary + static_cast<std::size_t>(l) * planes.n_points;
-      for (int i = 0; i < count; ++i) {
-        const std::size_t q = p + static_cast<std::size_t>(i);
-        const float x = plane[planes.pixel_of == nullptr ? q : planes.pixel_of[q]];
-        finite &= x - x == 0.0F ? 1 : 0;
-        block[i][l] = scale * x;
-      }
-    }
-    for (int i = 0; i < count; ++i) {
-      const std::size_t q = p + static_cast<std::size_t>(i);
-      Row<N> row = Row<N>::load(block[i]);
-      const float highest = row.highest();
-      shift[q] = highest;
-      row.subtract(highest);
-      row.store(rows + q * N);
-      row.exponentiate(0.0F);
-      row.multiply(1.0F / row.total());
-      row.store(marginals + q * N);
-    }
-  }
-  return finite != 0;
+bool pack_rows(const Planes& planes, const Square& square, const float* unary, float scale, float* rows, float* shift,
+               float* marginals) {
+  Row<N> zeros = Row<N>::zero();  // unless something is not finite
+  read_square<N>(planes, square, unary, scale, far_below, [&](std::size_t p, Row<N> row) {
+    Row<N> difference = row;
+    difference.subtract(row);
+    zeros.add(difference);
+    const float highest = row.highest();
+    shift[p] = highest;
+    row.subtract(highest);
+    row.store(rows + p * N);
+    row.exponentiate(0.0F);
+    row.multiply(1.0F / row.total());
+    row.store(marginals + p * N);
+  });
+  return zeros.total() == 0.0F;
 }
 
 template <int N, int C1, int C2>
@@ -267,18 +252,12 @@ void update_rows(const float* unary, const Message& first, const Message& second
 }
 
 template <int N>
-void unpack_rows(const Planes& planes, const float* rows, const float* shift, float scale, float* out, std::size_t begin,
-                 std::size_t end) {
-  for (std::size_t p = begin; p < end; p += turned) {
-    const std::size_t stop = end - p < turned ? end : p + turned;
-    for (int l = 0; l < planes.n_labels; ++l) {
-      float* plane = out + static_cast<std::size_t>(l) * planes.n_points;
-      for (std::size_t q = p; q < stop; ++q) {
-        plane[planes.pixel_of == nullptr ? q : planes.pixel_of[q]] =
-            scale * (rows[q * N + static_cast<std::size_t>(l)] + shift[q]);
-      }
-    }
-  }
+void unpack_rows(const Planes& planes, const Square& square, const float* rows, const float* shift, float scale,
+                 float* out) {
+  write_square<N>(planes, square, rows, out, [&](std::size_t p, Row<N>& row) {
+    row.subtract(-shift[p]);
+    row.multiply(scale);
+  });
 }
 
 void splat(int width, const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values,
@@ -301,9 +280,9 @@ void map_labels(int width, const LabelMap& map, const float* from, float* to, st
   CRFASRNN_BY_WIDTH(map_labels_rows, map, from, to, begin, end)
 }
 
-bool pack(int width, const Planes& planes, const float* unary, float scale, float* rows, float* shift, float* marginals,
-          std::size_t begin, std::size_t end) {
-  CRFASRNN_BY_WIDTH(pack_rows, planes, unary, scale, rows, shift, marginals, begin, end)
+bool pack(int width, const Planes& planes, const Square& square, const float* unary, float scale, float* rows,
+          float* shift, float* marginals) {
+  CRFASRNN_BY_WIDTH(pack_rows, planes, square, unary, scale, rows, shift, marginals)
 }
 
 void update(int width, const float* unary, const Message& first, const Message& second, Finish finish, float* out,
@@ -311,9 +290,9 @@ void update(int width, const float* unary, const Message& first, const Message& 
   CRFASRNN_BY_WIDTH(update_rows, unary, first, second, finish, out, begin, end)
 }
 
-void unpack(int width, const Planes& planes, const float* rows, const float* shift, float scale, float* out, std::size_t begin,
-            std::size_t end) {
-  CRFASRNN_BY_WIDTH(unpack_rows, planes, rows, shift, scale, out, begin, end)
+void unpack(int width, const Planes& planes, const Square& square, const float* rows, const float* shift, float scale,
+            float* out) {
+  CRFASRNN_BY_WIDTH(unpack_rows, planes, square, rows, shift, scale, out)
 }
 
 template <class Pack>

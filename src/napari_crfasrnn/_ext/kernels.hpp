@@ -68,7 +68,20 @@ struct Message {
 struct Planes {
   std::size_t n_points;
   int n_labels;
-  const std::uint32_t* pixel_of;  // [N], or null when point p is pixel p
+  const std::uint32_t* point_of;  // [N], or null when pixel i is point i
+
+  std::size_t point_at(std::size_t pixel) const { return point_of == nullptr ? pixel : point_of[pixel]; }
+};
+
+// A part of an image whose pixels are consecutive points, in some order.
+struct Square {
+  std::size_t first_point;
+  std::size_t first_pixel;
+  std::size_t rows;
+  std::size_t columns;
+  std::size_t stride;  // pixels from a row to the next
+
+  std::size_t n_points() const { return rows * columns; }
 };
 
 // What follows the sum of unary and messages.
@@ -109,15 +122,15 @@ struct Kernels {
   void (*map_labels)(int width, const LabelMap& map, const float* from, float* to, std::size_t begin,
                      std::size_t end);
   // rows[p] = scale * unary of point p - shift[p], padded with very low logits, such that its largest is 0;
-  // marginals[p] = softmax of that. Returns whether all logits were finite.
-  bool (*pack)(int width, const Planes& planes, const float* unary, float scale, float* rows, float* shift,
-               float* marginals, std::size_t begin, std::size_t end);
+  // marginals[p] = softmax of that; for the points of a square. Returns whether all logits were finite.
+  bool (*pack)(int width, const Planes& planes, const Square& square, const float* unary, float scale, float* rows,
+               float* shift, float* marginals);
   // out[p] = unary[p] + the two messages, or softmax of that; rows of `width`.
   void (*update)(int width, const float* unary, const Message& first, const Message& second, Finish finish,
                  float* out, std::size_t begin, std::size_t end);
-  // out [L, N] = scale * (rows + shift), where the points belong.
-  void (*unpack)(int width, const Planes& planes, const float* rows, const float* shift, float scale, float* out,
-                 std::size_t begin, std::size_t end);
+  // out [L, N] = scale * (rows + shift) for the pixels of a square.
+  void (*unpack)(int width, const Planes& planes, const Square& square, const float* rows, const float* shift,
+                 float scale, float* out);
   // values[p] = 1 / (1 + exp(-values[p]))
   void (*sigmoid)(float* values, std::size_t begin, std::size_t end);
 

@@ -7,32 +7,14 @@ namespace crfasrnn::CRFASRNN_ISA {
 namespace {
 
 template <int N>
-void to_rows_of(const Planes& planes, const float* values, float scale, float* rows, std::size_t begin,
-                std::size_t end) {
-  for (std::size_t p = begin; p < end; p += turned) {
-    const std::size_t stop = end - p < turned ? end : p + turned;
-    for (int l = 0; l < N; ++l) {
-      const float* plane = values + static_cast<std::size_t>(l) * planes.n_points;
-      for (std::size_t q = p; q < stop; ++q) {
-        rows[q * N + static_cast<std::size_t>(l)] =
-            l < planes.n_labels ? scale * plane[planes.pixel_of == nullptr ? q : planes.pixel_of[q]] : 0.0F;
-      }
-    }
-  }
+void to_rows_of(const Planes& planes, const Square& square, const float* values, float scale, float* rows) {
+  read_square<N>(planes, square, values, scale, 0.0F,
+                 [rows](std::size_t p, const Row<N>& row) { row.store(rows + p * N); });
 }
 
 template <int N>
-void to_planes_of(const Planes& planes, const float* rows, float scale, float* values, std::size_t begin,
-                  std::size_t end) {
-  for (std::size_t p = begin; p < end; p += turned) {
-    const std::size_t stop = end - p < turned ? end : p + turned;
-    for (int l = 0; l < planes.n_labels; ++l) {
-      float* plane = values + static_cast<std::size_t>(l) * planes.n_points;
-      for (std::size_t q = p; q < stop; ++q) {
-        plane[planes.pixel_of == nullptr ? q : planes.pixel_of[q]] = scale * rows[q * N + static_cast<std::size_t>(l)];
-      }
-    }
-  }
+void to_planes_of(const Planes& planes, const Square& square, const float* rows, float scale, float* values) {
+  write_square<N>(planes, square, rows, values, [scale](std::size_t, Row<N>& row) { row.multiply(scale); });
 }
 
 // So many rows of products are summed in registers at a time: a divisor of N that leaves a few free.
@@ -114,14 +96,12 @@ void retreat_of(const float* marginals, const Message& first, const Message& sec
   retreat_corners<N, 0, 0>(marginals, first, second, gradient, total, begin, end);
 }
 
-void to_rows(int width, const Planes& planes, const float* values, float scale, float* rows, std::size_t begin,
-             std::size_t end) {
-  CRFASRNN_BY_WIDTH(to_rows_of, planes, values, scale, rows, begin, end)
+void to_rows(int width, const Planes& planes, const Square& square, const float* values, float scale, float* rows) {
+  CRFASRNN_BY_WIDTH(to_rows_of, planes, square, values, scale, rows)
 }
 
-void to_planes(int width, const Planes& planes, const float* rows, float scale, float* values, std::size_t begin,
-               std::size_t end) {
-  CRFASRNN_BY_WIDTH(to_planes_of, planes, rows, scale, values, begin, end)
+void to_planes(int width, const Planes& planes, const Square& square, const float* rows, float scale, float* values) {
+  CRFASRNN_BY_WIDTH(to_planes_of, planes, square, rows, scale, values)
 }
 
 void add_products(int width, const float* left, const float* right, float* sums, std::size_t begin,

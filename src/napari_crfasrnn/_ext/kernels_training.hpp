@@ -6,12 +6,12 @@
 namespace crfasrnn {
 
 struct TrainingKernels {
-  // rows[p] = scale * what the planes hold for point p, padded with zeros.
-  void (*to_rows)(int width, const Planes& planes, const float* values, float scale, float* rows, std::size_t begin,
-                  std::size_t end);
-  // values [L, N] = scale * rows, where the points belong.
-  void (*to_planes)(int width, const Planes& planes, const float* rows, float scale, float* values,
-                    std::size_t begin, std::size_t end);
+  // rows[p] = scale * what the planes hold for point p, padded with zeros; for the points of a square.
+  void (*to_rows)(int width, const Planes& planes, const Square& square, const float* values, float scale,
+                  float* rows);
+  // values [L, N] = scale * rows for the pixels of a square.
+  void (*to_planes)(int width, const Planes& planes, const Square& square, const float* rows, float scale,
+                    float* values);
   // sums[i, j] += left[m, i] * right[m, j] over m in [begin, end); [width, width].
   void (*add_products)(int width, const float* left, const float* right, float* sums, std::size_t begin,
                        std::size_t end);

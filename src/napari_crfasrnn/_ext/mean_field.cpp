@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <utility>
 
 #include "label_matrix.hpp"
 #include "parallel.hpp"
@@ -17,6 +18,17 @@ Buffer<T> copied(std::span<const T> source) {
   Buffer<T> copy(source.size());
   std::copy(source.begin(), source.end(), copy.data());
   return copy;
+}
+
+// Call body(pixel, point) for all of a square.
+template <class Body>
+void for_pixels(const Planes& planes, const Square& square, const Body& body) {
+  for (std::size_t y = 0; y < square.rows; ++y) {
+    const std::size_t first = square.first_pixel + y * square.stride;
+    for (std::size_t pixel = first; pixel < first + square.columns; ++pixel) {
+      body(pixel, planes.point_at(pixel));
+    }
+  }
 }
 
 }  // namespace
@@ -45,8 +57,8 @@ Message MeanField::Side::message(const float* vertices, float scale) const {
           lattice->n_corners()};
 }
 
-MeanField::MeanField(const Kernel& spatial, const Kernel& bilateral, std::span<const std::uint32_t> pixel_of)
-    : spatial_(spatial), bilateral_(bilateral), pixel_of_(copied(pixel_of)) {}
+MeanField::MeanField(const Kernel& spatial, const Kernel& bilateral, PixelOrder order)
+    : spatial_(spatial), bilateral_(bilateral), order_(std::move(order)) {}
 
 bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& weights, int n_iterations,
                     std::span<float> out, const AfterIteration& after_iteration) const {
@@ -57,15 +69,15 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
   const int width = padded_width(static_cast<std::size_t>(n_labels));
   const auto w = static_cast<std::size_t>(width);
   const Kernels& k = kernels();
-  const Planes planes{n, n_labels, pixel_of_.size() == 0 ? nullptr : pixel_of_.data()};
+  const Planes planes = order_.planes(n_labels);
 
-  Buffer<float> logits(n * w);     // the scaled unary, its largest label at 0
-  Buffer<float> shift(n);          // what was taken away for that
-  Buffer<float> marginals(n * w);  // after the last iteration: the refined logits
+  Buffer<float> logits(n * w);  // the scaled unary, its largest label at 0; at last the refined logits
+  Buffer<float> shift(n);       // what was taken away for that
+  Buffer<float> marginals(n * w);
   std::atomic<bool> finite{true};
-  parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
-    if (!k.pack(width, planes, unary.data(), weights.unary_scale, logits.data(), shift.data(), marginals.data(), begin,
-                end)) {
+  order_.for_squares([&](const Square& square) {
+    if (!k.pack(width, planes, square, unary.data(), weights.unary_scale, logits.data(), shift.data(),
+                marginals.data())) {
       finite.store(false, std::memory_order_relaxed);
     }
   });
@@ -89,15 +101,20 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
       sides[i]->lattice->splat(width, sides[i]->splat_entries(), rows, maps[i].map, vertices[i].data());
       sides[i]->lattice->blur(width, vertices[i].data(), false);
     }
-    const Finish finish = iteration + 1 == n_iterations ? Finish::nothing : softmax;
-    parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
-      k.update(width, logits.data(), messages[0], messages[1], finish, marginals.data(), begin, end);
-    });
+    if (iteration + 1 < n_iterations) {
+      parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
+        k.update(width, logits.data(), messages[0], messages[1], softmax, marginals.data(), begin, end);
+      });
+    } else {
+      // Rows become planes while they are in the cache.
+      order_.for_squares([&](const Square& square) {
+        k.update(width, logits.data(), messages[0], messages[1], Finish::nothing, logits.data(), square.first_point,
+                 square.first_point + square.n_points());
+        k.unpack(width, planes, square, logits.data(), shift.data(), weights.output_scale, out.data());
+      });
+    }
     if (after_iteration) after_iteration(iteration + 1, n_iterations);
   }
-  parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
-    k.unpack(width, planes, marginals.data(), shift.data(), weights.output_scale, out.data(), begin, end);
-  });
   return true;
 }
 
@@ -107,7 +124,7 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
                                std::span<float> out, const AfterIteration& after_iteration) const {
   const std::size_t n = n_points();
   const Kernels& k = kernels();
-  const std::uint32_t* pixel_of = pixel_of_.size() == 0 ? nullptr : pixel_of_.data();
+  const Planes planes = order_.planes(2);
   const Side* sides[2] = {&spatial_, &bilateral_};
   const std::span<const float> maps[2] = {weights.spatial, weights.bilateral};
 
@@ -124,19 +141,18 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
   Buffer<float> difference(n);  // logit of label 1 minus that of label 0, less the constant
   Buffer<float> marginal(n);    // of label 1
   std::atomic<bool> finite{true};
-  parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
+  order_.for_squares([&](const Square& square) {
     bool own = true;
-    for (std::size_t p = begin; p < end; ++p) {
-      const std::size_t pixel = pixel_of == nullptr ? p : pixel_of[p];
+    for_pixels(planes, square, [&](std::size_t pixel, std::size_t p) {
       const float low = unary[pixel];
       const float high = unary[n + pixel];
-      own = own && std::isfinite(low) && std::isfinite(high);
+      own &= std::isfinite(low) && std::isfinite(high);
       const float start = weights.unary_scale * high - weights.unary_scale * low;
       difference[p] = start - constant;
       marginal[p] = start;
-    }
+    });
     if (!own) finite.store(false, std::memory_order_relaxed);
-    k.sigmoid(marginal.data(), begin, end);
+    k.sigmoid(marginal.data(), square.first_point, square.first_point + square.n_points());
   });
   if (!finite.load()) return false;
 
@@ -156,14 +172,13 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
   }
   // The last messages one by one: both labels need them.
   Buffer<float> sliced[2] = {Buffer<float>(n), Buffer<float>(n)};
-  parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
+  order_.for_squares([&](const Square& square) {
     for (int i = 0; i < 2; ++i) {
       const Lattice& lattice = *sides[i]->lattice;
       k.slice(1, lattice.vertex_of(), lattice.weight_of(), lattice.n_corners(), lattice.slice_gain(),
-              vertices[i].data(), sliced[i].data(), 1, 1, begin, end);
+              vertices[i].data(), sliced[i].data(), 1, 1, square.first_point, square.first_point + square.n_points());
     }
-    for (std::size_t p = begin; p < end; ++p) {
-      const std::size_t pixel = pixel_of == nullptr ? p : pixel_of[p];
+    for_pixels(planes, square, [&](std::size_t pixel, std::size_t p) {
       float state[2] = {weights.unary_scale * unary[pixel], weights.unary_scale * unary[n + pixel]};
       for (int i = 0; i < 2; ++i) {
         const float s = sliced[i][p] * sides[i]->after[p];
@@ -172,7 +187,7 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
       }
       out[pixel] = weights.output_scale * state[0];
       out[n + pixel] = weights.output_scale * state[1];
-    }
+    });
   });
   if (after_iteration) after_iteration(n_iterations, n_iterations);
   return true;

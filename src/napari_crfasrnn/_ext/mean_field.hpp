@@ -10,6 +10,7 @@
 
 #include "lattice.hpp"
 #include "memory.hpp"
+#include "pixel_order.hpp"
 
 namespace crfasrnn {
 
@@ -26,8 +27,8 @@ class MeanField {
     std::span<const float> after;
     bool averages = false;  // `after` makes the rows of the kernel sum to 1
   };
-  // pixel_of: where each point lies in the planes of `run`, a permutation of 0..N-1; empty: in order.
-  MeanField(const Kernel& spatial, const Kernel& bilateral, std::span<const std::uint32_t> pixel_of);
+  // order: where each point lies in the planes of `run`.
+  MeanField(const Kernel& spatial, const Kernel& bilateral, PixelOrder order);
 
   // The matrices [L, L] row-major map messages to what is subtracted from the logits.
   struct Weights {
@@ -62,7 +63,7 @@ class MeanField {
 
   Side spatial_;
   Side bilateral_;
-  Buffer<std::uint32_t> pixel_of_;
+  PixelOrder order_;
 };
 
 }  // namespace crfasrnn

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <utility>
 #include <vector>
 
 #include "kernels_training.hpp"
@@ -57,11 +58,8 @@ MeanFieldTraining::Pair::Pair(const Kernel& kernel) : forward(std::make_shared<M
                       : std::make_shared<MeanField::Side>(Kernel{kernel.lattice, kernel.after, kernel.before, false});
 }
 
-MeanFieldTraining::MeanFieldTraining(const Kernel& spatial, const Kernel& bilateral,
-                                     std::span<const std::uint32_t> pixel_of)
-    : spatial_(spatial), bilateral_(bilateral), pixel_of_(pixel_of.size()) {
-  std::copy(pixel_of.begin(), pixel_of.end(), pixel_of_.data());
-}
+MeanFieldTraining::MeanFieldTraining(const Kernel& spatial, const Kernel& bilateral, PixelOrder order)
+    : spatial_(spatial), bilateral_(bilateral), order_(std::move(order)) {}
 
 std::size_t MeanFieldTraining::trace_size(int n_labels, bool with_vertices) const {
   const auto w = static_cast<std::size_t>(padded_width(static_cast<std::size_t>(n_labels)));
@@ -77,14 +75,13 @@ bool MeanFieldTraining::forward(std::span<const float> unary, int n_labels, cons
   const int width = padded_width(static_cast<std::size_t>(n_labels));
   const auto w = static_cast<std::size_t>(width);
   const Kernels& k = kernels();
-  const Planes planes{n, n_labels, pixel_of_.size() == 0 ? nullptr : pixel_of_.data()};
+  const Planes planes = order_.planes(n_labels);
 
   Buffer<float> logits(n * w);  // the scaled unary, its largest label at 0; at last the refined logits
   Buffer<float> shift(n);
   std::atomic<bool> finite{true};
-  parallel_for(n, point_grain, [&](std::size_t begin, std::size_t end) {
-    if (!k.pack(width, planes, unary.data(), weights.unary_scale, logits.data(), shift.data(), trace.data(), begin,
-                end)) {
+  order_.for_squares([&](const Square& square) {
+    if (!k.pack(width, planes, square, unary.data(), weights.unary_scale, logits.data(), shift.data(), trace.data())) {
       finite.store(false, std::memory_order_relaxed);
     }
   });
@@ -132,8 +129,8 @@ bool MeanFieldTraining::forward(std::span<const float> unary, int n_labels, cons
     });
     if (after_iteration) after_iteration(iteration + 1, n_iterations);
   }
-  parallel_for(n, point_grain, [&](std::size_t begin, std::size_t end) {
-    k.unpack(width, planes, logits.data(), shift.data(), weights.output_scale, out.data(), begin, end);
+  order_.for_squares([&](const Square& square) {
+    k.unpack(width, planes, square, logits.data(), shift.data(), weights.output_scale, out.data());
   });
   return true;
 }
@@ -145,15 +142,15 @@ void MeanFieldTraining::backward(std::span<const float> trace, bool with_vertice
   const int width = padded_width(static_cast<std::size_t>(n_labels));
   const auto w = static_cast<std::size_t>(width);
   const Kernels& k = kernels();
-  const Planes planes{n, n_labels, pixel_of_.size() == 0 ? nullptr : pixel_of_.data()};
+  const Planes planes = order_.planes(n_labels);
   const bool for_unary = !wanted.unary.empty();
   const std::span<float> wanted_matrices[2] = {wanted.spatial, wanted.bilateral};
 
   Buffer<float> state(n * w);                  // the gradient of the logits after the iteration at hand
   Buffer<float> total(for_unary ? n * w : 0);  // the sum over iterations, which the last one begins
   float* last = for_unary ? total.data() : state.data();
-  parallel_for(n, point_grain, [&](std::size_t begin, std::size_t end) {
-    k.training->to_rows(width, planes, gradient.data(), weights.output_scale, last, begin, end);
+  order_.for_squares([&](const Square& square) {
+    k.training->to_rows(width, planes, square, gradient.data(), weights.output_scale, last);
   });
 
   const std::vector<float> adjoint_matrices[2] = {transposed(weights.spatial, n_labels),
@@ -206,8 +203,8 @@ void MeanFieldTraining::backward(std::span<const float> trace, bool with_vertice
     }
   }
   if (!for_unary) return;
-  parallel_for(n, point_grain, [&](std::size_t begin, std::size_t end) {
-    k.training->to_planes(width, planes, total.data(), weights.unary_scale, wanted.unary.data(), begin, end);
+  order_.for_squares([&](const Square& square) {
+    k.training->to_planes(width, planes, square, total.data(), weights.unary_scale, wanted.unary.data());
   });
 }
 

@@ -28,7 +28,7 @@ class MeanFieldTraining {
   using Kernel = MeanField::Kernel;
   using Weights = MeanField::Weights;
 
-  MeanFieldTraining(const Kernel& spatial, const Kernel& bilateral, std::span<const std::uint32_t> pixel_of);
+  MeanFieldTraining(const Kernel& spatial, const Kernel& bilateral, PixelOrder order);
 
   std::size_t n_points() const { return spatial_.forward->lattice->n_points(); }
 
@@ -64,7 +64,7 @@ class MeanFieldTraining {
 
   Pair spatial_;
   Pair bilateral_;
-  Buffer<std::uint32_t> pixel_of_;
+  PixelOrder order_;
 };
 
 // The sum of a[i] * b[i], in an order that does not depend on the number of threads.

@@ -6,9 +6,60 @@
 
 namespace crfasrnn::CRFASRNN_ISA {
 
-// So many points are turned between planes and rows at a time. Ordered points lie anywhere in a square of
-// the image: a plane is visited for many of them at once, since every visit touches other pages.
-inline constexpr int turned = 256;
+// So many pixels of a row of the image are turned between planes and rows of values at a time.
+inline constexpr std::size_t turned = 16;
+
+// Call use(count, pixel) for pieces of `turned` pixels, or fewer, in all rows of a square.
+template <class Use>
+inline void for_pieces(const Square& square, Use use) {
+  for (std::size_t y = 0; y < square.rows; ++y) {
+    const std::size_t first = square.first_pixel + y * square.stride;
+    std::size_t x = 0;
+    for (; x + turned <= square.columns; x += turned) use(turned, first + x);
+    if (x < square.columns) use(square.columns - x, first + x);
+  }
+}
+
+// Call use(point, row) with scale * the values of the planes at each pixel of a square, padded with `filler`.
+template <int N, class Use>
+inline void read_square(const Planes& planes, const Square& square, const float* values, float scale, float filler,
+                        Use use) {
+  alignas(64) float block[turned][N];
+  for (std::size_t i = 0; i < turned; ++i) {
+    for (int l = planes.n_labels; l < N; ++l) block[i][l] = filler;
+  }
+  for_pieces(square, [&](std::size_t count, std::size_t pixel) {
+    for (int l = 0; l < planes.n_labels; ++l) {
+      const float* plane = values + static_cast<std::size_t>(l) * planes.n_points + pixel;
+#if defined(__GNUC__)
+      __builtin_prefetch(plane + square.stride);  // the next row, of which the processor cannot know
+#endif
+      for (std::size_t i = 0; i < count; ++i) block[i][l] = scale * plane[i];
+    }
+    for (std::size_t i = 0; i < count; ++i) use(planes.point_at(pixel + i), Row<N>::load(block[i]));
+  });
+}
+
+// Write the rows of a square's points into planes, each after change(point, row).
+template <int N, class Change>
+inline void write_square(const Planes& planes, const Square& square, const float* rows, float* values, Change change) {
+  alignas(64) float block[turned][N];
+  for_pieces(square, [&](std::size_t count, std::size_t pixel) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t p = planes.point_at(pixel + i);
+      Row<N> row = Row<N>::load(rows + p * N);
+      change(p, row);
+      row.store(block[i]);
+    }
+    for (int l = 0; l < planes.n_labels; ++l) {
+      float* plane = values + static_cast<std::size_t>(l) * planes.n_points + pixel;
+#if defined(__GNUC__)
+      __builtin_prefetch(plane + square.stride, 1);
+#endif
+      for (std::size_t i = 0; i < count; ++i) plane[i] = block[i][l];
+    }
+  });
+}
 
 // Add a message at point p to a row, in one sum. C corners, or message.n_corners when C is 0.
 template <int N, int C>

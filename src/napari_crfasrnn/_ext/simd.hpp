@@ -422,6 +422,9 @@ struct Row {
   void subtract(float x) {
     *this = each([x](auto a) { return a - decltype(a)::all(x); }, *this);
   }
+  void subtract(const Row& row) {
+    *this = each([](auto a, auto b) { return a - b; }, *this, row);
+  }
   void multiply(float factor) {
     *this = each([factor](auto a) { return a * decltype(a)::all(factor); }, *this);
   }
