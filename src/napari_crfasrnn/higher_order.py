@@ -238,6 +238,35 @@ class Detection:
         )
         return cls(label, score, mask)
 
+    @classmethod
+    def polygon(
+        cls,
+        label: int | str,
+        score: float,
+        corners: ArrayLike,  # [n, 2]
+        shape: tuple[int, int],
+    ) -> Self:
+        """Return a detection of all pixels whose middle lies in a polygon, the part of it in the image.
+
+        Parameters
+        ----------
+        label, score
+            As above.
+        corners
+            ``[n, 2]``, rows and columns in pixels; the middle of the first pixel is (0, 0). It may turn
+            either way round.
+        shape
+            Height and width of the image.
+        """
+        from skimage.draw import polygon2mask
+
+        points = np.asarray(corners, np.float64)
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
+            raise ValueError(f"corners must be [n, 2] finite numbers, n at least 3, got shape {points.shape}")
+        # Far outside, as little as needed: the coordinates become integers on the way.
+        points = points.clip(-1e6, 1e6)
+        return cls(label, score, np.asarray(polygon2mask(shape, points), bool))
+
 
 class DetectionPotential(nn.Module):
     """Detections, each with a hidden variable Y that says whether it is true (Arnab et al., section 3.2).

@@ -440,3 +440,41 @@ def test_boxes_are_cut_at_the_border() -> None:
     expected[:2, 3:] = True
     np.testing.assert_array_equal(box.mask, expected)
     assert not Detection.box(0, 0.5, (-9, -9, -2, -2), (4, 6)).mask.any()
+
+
+def test_polygons_hold_the_pixels_whose_middle_is_inside() -> None:
+    square = [(0.6, 0.6), (0.6, 3.4), (2.4, 3.4), (2.4, 0.6)]
+    expected = np.zeros((4, 6), bool)
+    expected[1:3, 1:4] = True
+    for corners in (square, square[::-1]):
+        np.testing.assert_array_equal(Detection.polygon(0, 0.5, corners, (4, 6)).mask, expected)
+    triangle = Detection.polygon("a", 0.5, [(-0.5, -0.5), (7.5, -0.5), (7.5, 7.5)], (8, 8)).mask
+    np.testing.assert_array_equal(triangle | triangle.T, np.ones((8, 8), bool))  # half of all, give or take
+    assert not triangle[0, 7]
+    huge = Detection.polygon(0, 0.5, [(-1e300, -9), (-1e300, 99), (1e300, 99), (1e300, -9)], (4, 6))
+    assert huge.mask.all()
+    assert not Detection.polygon(0, 0.5, [(-9, -9), (-9, -5), (-5, -5)], (4, 6)).mask.any()
+    for wrong in ([(0, 0), (1, 1)], [(0, 0, 0)] * 3, [(0, 0), (1, np.nan), (1, 1)]):
+        with pytest.raises(ValueError, match=r"corners must be \[n, 2\]"):
+            Detection.polygon(0, 0.5, wrong, (4, 4))
+
+
+def test_detections_of_several_planes(model: SegmentationModel) -> None:
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(model, device="cpu")
+    segmenter.set_image(rng.integers(0, 256, (3, 40, 50), np.uint8), axes="ZYX")
+    boxes = {
+        at: [Detection.box("thing", 0.9, (5 + 9 * at[0], 5, 20 + 9 * at[0], 40), (40, 50))]
+        for at in ((0,), (2,))
+    }
+    plain, both = segmenter.predict(), segmenter.predict(detections=boxes)
+    for index in range(3):
+        alone = segmenter.predict(detections=boxes.get((index,), ()), index=index)
+        np.testing.assert_array_equal(both.labels[index], alone.labels)
+    np.testing.assert_array_equal(both.labels[1], plain.labels[1])
+    for index in (0, 2):
+        assert (both.labels[index] != plain.labels[index]).any()
+    # one plane takes its own and leaves the others'
+    np.testing.assert_array_equal(segmenter.predict(detections=boxes, index=1).labels, plain.labels[1])
+    with pytest.raises(ValueError, match=r"within a stack of shape \(3,\), got \(3,\)"):
+        segmenter.predict(detections={(3,): boxes[0,]})

@@ -526,3 +526,80 @@ def test_the_graphics_card_agrees_with_the_processor(photo):
         results.append(segmenter.predict())
     assert (results[0].labels == results[1].labels).mean() > 0.995
     np.testing.assert_allclose(results[0].entropy, results[1].entropy, atol=0.02)
+
+
+# ------------------------------------------------------------------------------------- extra features
+
+
+def test_the_crf_follows_edges_of_extra_features(model) -> None:
+    """A grey image without any edge, and depth with one: only with it labels stop there."""
+    image = np.full((64, 80), 120, np.uint8)
+    depth = np.zeros((64, 80))
+    depth[:, 40:] = 30.0
+    logits = np.zeros((model.n_labels, 64, 80), np.float32)
+    logits[1, :, :37] = logits[2, :, 37:] = 1.0  # an edge that is three pixels off
+    segmenter = Segmenter(model, device="cpu")
+    segmenter.set_image(image)
+    off = segmenter.refine(logits).labels
+    segmenter.set_image(image, extra_features=depth)
+    right = segmenter.refine(logits).labels
+    assert (right[:, 37:40] == 1).mean() > 0.9
+    assert (off[:, 37:40] == 1).mean() < 0.5
+    # as the layer does it
+    with torch.no_grad():
+        features = torch.from_numpy(depth).float()[None, None]
+        grey = torch.from_numpy(image).float()[None, None]
+        expected = model.crf(torch.from_numpy(logits)[None], model.crf_image(grey), extra_features=features)
+    np.testing.assert_array_equal(right, expected[0].argmax(0).numpy())
+
+
+def test_extra_features_in_every_use(model, photo) -> None:
+    small = np.ascontiguousarray(photo[:64, :80])
+    rng = np.random.default_rng(0)
+    depth = rng.normal(0, 5, (2, 64, 80))
+    segmenter = Segmenter(model, device="cpu")
+    segmenter.set_image(small)
+    plain = segmenter.predict(marginals=True)
+    segmenter.set_image(small, extra_features=depth)
+    found = segmenter.predict(marginals=True)
+    np.testing.assert_array_equal(found.before_crf, plain.before_crf)  # the network does not see them
+    assert np.abs(found.marginals - plain.marginals).max() > 1e-3
+    segmenter.set_image(np.stack([small, small]), axes="ZYXC", extra_features=np.stack([depth, 0 * depth], 1))
+    stack = segmenter.predict(marginals=True)
+    np.testing.assert_array_equal(stack.marginals[:, 0], found.marginals)
+    np.testing.assert_allclose(stack.marginals[:, 1], plain.marginals, atol=0.05)
+    # live refinement is that of `refine` here, too: a preview looks at a crop, the answer at the whole
+    strokes = np.full((64, 80), 255, np.uint8)
+    strokes[20:30, 20:40] = 2
+    segmenter.set_image(small, extra_features=depth)
+    live, nothing, box = segmenter.live(), np.full((64, 80), 255, np.uint8), (20, 20, 30, 40)
+    assert live.is_whole
+    refined = segmenter.refine(strokes, clamp=strokes != 255).labels
+    np.testing.assert_array_equal(live.exact(box, strokes, nothing).labels, refined)
+    y0, x0, y1, x1 = live.preview_window(box)
+    crops = strokes[y0:y1, x0:x1], nothing[y0:y1, x0:x1]
+    preview = live.preview(box, *crops).entropy()
+    segmenter.set_image(small)  # forgotten with the image
+    assert np.abs(segmenter.live().preview(box, *crops).entropy() - preview).max() > 1e-3
+    np.testing.assert_array_equal(segmenter.predict(marginals=True).marginals, plain.marginals)
+
+
+def test_extra_features_that_do_not_fit(model) -> None:
+    segmenter = Segmenter(model, device="cpu")
+    image = np.zeros((8, 9), np.uint8)
+    segmenter.set_image(image)
+    for wrong, says in (
+        (np.zeros((9, 8)), r"shape of the image, \(8, 9\).*got \(9, 8\)"),
+        (np.zeros((7, 8, 9)), "up to 6 features"),
+        (np.zeros((0, 8, 9)), "up to 6 features"),
+        (np.full((8, 9), np.nan), "must be finite"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            segmenter.set_image(np.ones((8, 9), np.uint8), extra_features=wrong)
+    with pytest.raises(TypeError, match="must hold numbers"):
+        segmenter.set_image(image, extra_features=np.full((8, 9), "a"))
+    assert segmenter.source.plane().max() == 0  # the image set before stays
+    framed = Segmenter(model.with_frame("caffe"), device="cpu")
+    framed.set_image(image, extra_features=np.zeros((8, 9)))
+    with pytest.raises(ValueError, match="extra features are of the image as it is"):
+        framed.predict()

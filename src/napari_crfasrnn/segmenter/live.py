@@ -108,10 +108,15 @@ class LiveRefinement:
     """
 
     def __init__(
-        self, model: SegmentationModel, image: Tensor, logits: Tensor, whole: PreparedImage | None
+        self,
+        model: SegmentationModel,
+        image: Tensor,
+        logits: Tensor,
+        whole: PreparedImage | None,
+        extra: Tensor | None = None,
     ) -> None:
         self._model, self._logits, self._whole = model, logits, whole
-        self._seen = crf_plane(model, image)
+        self._seen, self._extra = crf_plane(model, image), extra
         self._state: _State | None = None  # of the whole plane, where there are kernels of it
         self._crops: OrderedDict[Box, _Crop] = OrderedDict()
         self._iterations = min(model.crf.config.n_iterations, PREVIEW_ITERATIONS)
@@ -189,7 +194,9 @@ class LiveRefinement:
         """
         window = self.preview_window(box)
         strokes, before = self._check("strokes", strokes, window), self._check("before", before, window)
-        crop = self._crops.pop(window, None) or _Crop(prepare_part(self._model, self._seen, window))
+        crop = self._crops.pop(window, None) or _Crop(
+            prepare_part(self._model, self._seen, window, self._extra)
+        )
         raise_if_cancelled(cancel)
         if crop.before is None or not np.array_equal(crop.before.strokes, before):
             crop = replace(crop, before=self._run(window, before, crop.prepared, cancel, self._iterations))
@@ -242,7 +249,7 @@ class LiveRefinement:
             assert was is not None
             self._state = now = self._run(window, strokes, self._whole, cancel)
             return _difference(window, now, was)
-        prepared = prepare_part(self._model, self._seen, window)
+        prepared = prepare_part(self._model, self._seen, window, self._extra)
         raise_if_cancelled(cancel)
         now, was = (self._run(window, painted, prepared, cancel) for painted in (strokes, before))
         return _difference(inner, _cut(now, window, inner), _cut(was, window, inner))

@@ -21,6 +21,7 @@ from napari_crfasrnn.network import SegmentationModel
 CONFIDENCE = 0.9  # probability of a label that differs from the network's opinion
 HALO_WIDTHS = 2.0  # how far around a region the CRF looks, in theta_alpha: 2 holds 86 % of the kernel
 HALO_GRID = 32  # pixels; the borders of such crops lie on it, so that neighbouring strokes share one
+MOST_EXTRA_FEATURES = 6  # with the channels and both places in the image that is all a lattice takes
 CRF_CHANNELS = 8  # beyond it, in ever more dimensions, every pixel would be alone with its colour
 _CLAMPED = 1e4  # logit of a held label: above what all messages add up to
 _HALF_TRUST = 3.0  # held pixels around that contradict the network and halve its say
@@ -91,10 +92,12 @@ def prepare_part(
     model: SegmentationModel,
     plane: Tensor,  # [1, c, H, W]
     window: Box,
+    extra: Tensor | None = None,  # [1, E, H, W]
 ) -> PreparedImage:
     """Build the kernels of a part of a plane, of which `crf_plane` is given."""
     y0, x0, y1, x1 = window
-    return model.crf.prepare(plane[..., y0:y1, x0:x1])
+    features = None if extra is None else extra[..., y0:y1, x0:x1]
+    return model.crf.prepare(plane[..., y0:y1, x0:x1], features)
 
 
 def run_crf(
@@ -199,6 +202,28 @@ def check_clamp(clamp: Any, plane_shape: tuple[int, int]) -> NDArray[np.bool_]:
             f"clamp must be boolean of shape [H, W] = {plane_shape}, got {held.dtype} of shape {held.shape}"
         )
     return held
+
+
+def check_extra_features(
+    given: Any, shape: tuple[int, ...]
+) -> NDArray[np.float32] | None:  # [E, *stack, H, W]
+    """Return features as float32 with their own axis; None is none."""
+    if given is None:
+        return None
+    array = np.asarray(given)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"extra_features must hold numbers, got {array.dtype}")
+    if array.shape == shape:
+        array = array[None]
+    if array.shape[1:] != shape or not 1 <= len(array) <= MOST_EXTRA_FEATURES:
+        raise ValueError(
+            f"extra_features must have the shape of the image, {shape}, or that after an axis of up to "
+            f"{MOST_EXTRA_FEATURES} features, got {array.shape}"
+        )
+    features = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(features).all():
+        raise ValueError("extra_features must be finite, got NaN or infinity: fill the gaps first")
+    return features
 
 
 def check_detections(

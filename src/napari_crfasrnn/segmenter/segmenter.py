@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from napari_crfasrnn.segmenter.refining import (
     Box,
     check_clamp,
     check_detections,
+    check_extra_features,
     check_given,
     check_region,
     crf_plane,
@@ -37,6 +37,7 @@ from napari_crfasrnn.segmenter.refining import (
     with_halo,
 )
 from napari_crfasrnn.segmenter.result import ResultArrays, Segmentation, read_out
+from napari_crfasrnn.segmenter.steps import Clock, Steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class _Plane:
     source: ImageSource
     index: tuple[int, ...]
     image: Tensor  # [1, C, H, W], 0..255
+    extra: Tensor | None = None  # [1, E, H, W], in widths
     seen: Tensor | None = None  # [1, c, H, W], as the CRF sees it
     logits: Tensor | None = None  # [1, L, H, W], the network's
     framed: tuple[FramedImage, Tensor] | None = None  # in the frame of a demo, with logits [1, L, 500, 500]
@@ -81,6 +83,7 @@ class Segmenter:
         self.device = choose_device(device)
         self.model = model.to(self.device)
         self._source: ImageSource | None = None
+        self._extra: NDArray[np.float32] | None = None  # [E, *stack, H, W]
         self._plane: _Plane | None = None
 
     @property
@@ -97,7 +100,12 @@ class Segmenter:
         return self._source
 
     def set_image(
-        self, array: Any, axes: str | None = None, spacing: float | Sequence[float] | None = None
+        self,
+        array: Any,
+        axes: str | None = None,
+        spacing: float | Sequence[float] | None = None,
+        *,
+        extra_features: Any = None,
     ) -> None:
         """Set the image to work on; nothing is computed yet.
 
@@ -105,21 +113,28 @@ class Segmenter:
         ----------
         array, axes, spacing
             As `open_image` takes them; or an `ImageSource` alone.
+        extra_features
+            ``[E, *stack, H, W]``, or ``[*stack, H, W]`` for one: what else tells pixels apart, such as depth
+            or a second image, already divided by the width that its differences are measured in. The network
+            does not see it; the CRF follows its edges as it follows those of the colours, in prediction and
+            in refinement.
 
         Raises
         ------
         TypeError, ValueError
-            If it is no image, see `open_image`; the image set before stays.
+            If it is no image, see `open_image`, or the features do not fit it; the image set before stays.
         """
-        self._source = array if isinstance(array, ImageSource) else open_image(array, axes, spacing)
-        self._plane = None
+        source = array if isinstance(array, ImageSource) else open_image(array, axes, spacing)
+        shape = (*source.stack_shape, *source.plane_shape)
+        self._extra = check_extra_features(extra_features, shape)
+        self._source, self._plane = source, None
 
     def predict(
         self,
         *,
         crf: bool = True,
         superpixels: bool = False,
-        detections: Sequence[Detection] = (),
+        detections: Sequence[Detection] | Mapping[tuple[int, ...], Sequence[Detection]] = (),
         index: int | Sequence[int] | None = None,
         marginals: bool = False,
         progress: Progress | None = None,
@@ -134,8 +149,9 @@ class Segmenter:
         superpixels
             Whether the CRF also asks the superpixels of the image to agree, which takes about a second.
         detections
-            What a detector found, which the CRF believes as far as the pixels do; of one plane, so that
-            a stack needs ``index``. Their labels are places in the class table or names of classes.
+            What a detector found, which the CRF believes as far as the pixels do: of the one plane that is
+            segmented, or for a stack by the index of the plane. Their labels are places in the class table or
+            names of classes.
         index
             One plane of a stack, along its T and Z axes; None segments all planes.
         marginals
@@ -149,7 +165,8 @@ class Segmenter:
         Raises
         ------
         ValueError
-            If no image is set or ``index`` lies outside, or a detection fits neither plane nor classes.
+            If no image is set or ``index`` lies outside, a detection fits neither plane nor classes, or the
+            frame of a demo is asked for together with what its CRF did not know.
         Cancelled
             If ``cancel`` said so.
         """
@@ -159,22 +176,21 @@ class Segmenter:
             indices, stack_shape = list(source.indices()), source.stack_shape
         else:
             indices, stack_shape = [source.check_index(index)], ()
-        found = check_detections(detections, source.plane_shape, self.model.classes)
+        found = self._detections(detections, indices)
         if (superpixels or found) and not crf:
             raise ValueError("superpixels and detections need the CRF: leave crf=True")
-        if (superpixels or found) and self.model.config.preprocessing.frame != "free":
+        frame = self.model.config.preprocessing.frame
+        if (superpixels or found or (crf and self._extra is not None)) and frame != "free":
             raise ValueError(
-                f"superpixels and detections are of the image as it is, not of one in the frame "
-                f"{self.model.config.preprocessing.frame!r}: use model.with_frame('free')"
+                "superpixels, detections and extra features are of the image as it is, not of one in the "
+                f"frame {frame!r}: use model.with_frame('free')"
             )
-        if found and index is None and stack_shape:
-            raise ValueError(f"index must say which plane of the stack {stack_shape} the detections are of")
         arrays = ResultArrays(
             len(indices), source.plane_shape, self.model.classes, before_crf=crf, marginals=marginals
         )
-        clock = _Clock(self.device)
+        clock = Clock(self.device)
         n_iterations = self.model.crf.config.n_iterations
-        steps = _Steps(len(indices) * (2 + n_iterations if crf else 1), progress, cancel)
+        steps = Steps(len(indices) * (2 + n_iterations if crf else 1), progress, cancel)
         for place, at in enumerate(indices):
             plane, logits = self._logits(self._visit(source, at), clock)
             steps.done()
@@ -182,7 +198,7 @@ class Segmenter:
                 arrays.write_before_crf(place, logits[0])
                 with clock("crf"):
                     plane, prepared = self._prepare_prediction(plane)
-                    plane, potentials = self._potentials(plane, superpixels, found)
+                    plane, potentials = self._potentials(plane, superpixels, found.get(at, ()))
                 steps.done()
                 with clock("crf"):
                     if plane.framed is None:
@@ -244,7 +260,7 @@ class Segmenter:
         given = check_given(labels_or_unary, source.plane_shape, self.model.n_labels)
         box = check_region(region, source.plane_shape)
         held = check_clamp(clamp, source.plane_shape)
-        clock, steps = _Clock(self.device), _Steps(0, None, cancel)
+        clock, steps = Clock(self.device), Steps(0, None, cancel)
 
         plane = self._visit(source, at)
         if given.dtype.kind == "f":
@@ -310,12 +326,12 @@ class Segmenter:
         """
         source = self.source
         at = self._index_of_one(index)
-        plane, logits = self._logits(self._visit(source, at), _Clock(self.device))
+        plane, logits = self._logits(self._visit(source, at), Clock(self.device))
         raise_if_cancelled(cancel)
         whole = None
         if takes_whole(source.plane_shape):
             plane, whole = self._prepare(plane)
-        return LiveRefinement(self.model, plane.image, logits, whole)
+        return LiveRefinement(self.model, plane.image, logits, whole, plane.extra)
 
     def _index_of_one(self, index: int | Sequence[int] | None) -> tuple[int, ...]:
         source = self.source
@@ -328,10 +344,36 @@ class Segmenter:
         plane = self._plane
         if plane is None or plane.source is not source or plane.index != index:
             plane = self._plane = None  # its memory is needed now
-            plane = _Plane(source, index, torch.from_numpy(source.plane(index))[None].to(self.device))
+            image = torch.from_numpy(source.plane(index))[None].to(self.device)
+            plane = _Plane(source, index, image, self._extra_of(index))
         return plane
 
-    def _logits(self, plane: _Plane, clock: _Clock) -> tuple[_Plane, Tensor]:
+    def _extra_of(self, index: tuple[int, ...]) -> Tensor | None:  # [1, E, H, W]
+        if self._extra is None:
+            return None
+        place: Any = (slice(None), *index)
+        return torch.from_numpy(self._extra[place])[None].to(self.device)
+
+    def _detections(
+        self,
+        detections: Sequence[Detection] | Mapping[tuple[int, ...], Sequence[Detection]],
+        indices: Sequence[tuple[int, ...]],
+    ) -> dict[tuple[int, ...], list[Detection]]:
+        """Return the detections of each plane that is segmented, where it has some."""
+        source, classes = self.source, self.model.classes
+        if isinstance(detections, Mapping):
+            parts = {source.check_index(index): part for index, part in detections.items()}
+        else:
+            if detections and len(indices) > 1:
+                raise ValueError(
+                    f"index must say which plane of the stack {source.stack_shape} the detections are of, or "
+                    "detections must map the index of a plane to them"
+                )
+            parts = {indices[0]: detections}
+        checked = {at: check_detections(part, source.plane_shape, classes) for at, part in parts.items()}
+        return {at: part for at, part in checked.items() if part and at in set(indices)}
+
+    def _logits(self, plane: _Plane, clock: Clock) -> tuple[_Plane, Tensor]:
         if plane.logits is None:
             with clock("network"), evaluating(self.model):
                 framed = self.model.framed(plane.image)
@@ -361,7 +403,7 @@ class Segmenter:
         if plane.seen is None:
             plane = replace(plane, seen=crf_plane(self.model, plane.image))
         assert plane.seen is not None
-        prepared = prepare_part(self.model, plane.seen, window)
+        prepared = prepare_part(self.model, plane.seen, window, plane.extra)
         if window == whole:
             plane = replace(plane, prepared=prepared)
         else:
@@ -382,7 +424,7 @@ class Segmenter:
         self,
         unary: Tensor,
         prepared: PreparedImage,
-        steps: _Steps,
+        steps: Steps,
         potentials: Sequence[Potential] = (),
     ) -> Tensor:
         """Run the CRF; all its iterations but the last are steps that are done when it returns."""
@@ -392,45 +434,6 @@ class Segmenter:
             steps.reach(before + min(done, total - 1))
 
         return run_crf(self.model, unary, prepared, on_iteration, potentials=potentials)
-
-
-class _Clock:
-    """Adds up how long the parts of a job take."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds = {"network": 0.0, "crf": 0.0}
-        self._device = device
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self.seconds[part] += time.perf_counter() - started
-
-
-class _Steps:
-    """Counts steps, tells the caller, and stops when asked to."""
-
-    def __init__(self, total: int, progress: Progress | None, cancel: Cancel | None) -> None:
-        self._total, self._progress, self._cancel = total, progress, cancel
-        self.n_done = 0
-        raise_if_cancelled(cancel)
-
-    def done(self) -> None:
-        """Count one more."""
-        self.reach(self.n_done + 1)
-
-    def reach(self, n_done: int) -> None:
-        """Count up to there, if that is any further."""
-        if n_done == self.n_done:
-            return
-        self.n_done = n_done
-        if self._progress is not None:
-            self._progress(n_done, self._total)
-        if n_done != self._total:  # a finished job is worth keeping
-            raise_if_cancelled(self._cancel)
 
 
 def _known_entropy(
