@@ -7,9 +7,10 @@
 Labels: strokes by a simulated annotator (annotator.py), or whole masks, on k images of a set's training
 split. Scores: mean IoU over six images of its validation split, which no learner sees and no setting was
 chosen on. Columns: random forests on classic and on encoder features, each alone and with a dense CRF
-(rivals.py), and `fine_tune` from the starter model on a project with these labels, without its CRF and
-as it comes. Each run leaves a JSON file for the rivals and one for ours; what is there is not done again,
-so an interrupted benchmark goes on where it was. After a change of the learner: --again ours.
+(rivals.py), each on the images as they are and stretched in brightness as ours are; and `fine_tune` from
+the starter model on a project with these labels, without its CRF and as it comes. Each run leaves a JSON
+file for the rivals and one for ours; what is there is not done again, so an interrupted benchmark goes on
+where it was. After a change of the learner: --again ours.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ from typing import Any
 import numpy as np
 import tables
 import torch
-from annotator import Labels, first_strokes
+from annotator import Labels, first_strokes, wandering_strokes
 from numpy.typing import NDArray
 from photographs import SETS, Photograph, PhotographSet
 from rivals import FeatureStore, dense_crf, forest
+from tables import STRETCHED
 
 from napari_crfasrnn import Project, Segmenter, TrainConfig, fine_tune, load_model, metrics
 from napari_crfasrnn.network import SegmentationModel
 
 RESULTS = Path(__file__).parents[1] / "results" / "learning"
-SIDE = 320
-QUICK_SIDE = 256
+SIDE = 256
+DENSE_UP_TO = 3  # images with whole masks: nobody paints more of them to begin with
 WHOSE = ("rivals", "ours")
 QUICK_SETS = ("dsb2018_fluo", "em_vnc", "histo_gbm40", "camvid11")
 
@@ -62,14 +64,16 @@ class Run:
 def main() -> None:
     options = _parse()
     if options.tables:
-        tables.show(options.results)
+        tables.show(options.results, options.whose)
         return
     options.results.mkdir(parents=True, exist_ok=True)
     runs = list(_runs(options))
     for whose in options.again:
         for run in runs:
             run.file(options.results, whose).unlink(missing_ok=True)
-    missing = [run for run in runs if not all(run.file(options.results, whose).exists() for whose in WHOSE)]
+    missing = [
+        run for run in runs if not all(run.file(options.results, whose).exists() for whose in options.whose)
+    ]
     groups = [list(group) for _, group in itertools.groupby(missing, key=lambda run: (run.seed, run.name))]
     print(f"{len(missing)} of {len(runs)} runs to do, in {options.results}", flush=True)
     if options.processes == 1:
@@ -82,7 +86,7 @@ def main() -> None:
         with context.Pool(options.processes, maxtasksperchild=4) as pool:
             for _ in pool.imap_unordered(_work, [(group, options) for group in groups], chunksize=1):
                 pass
-    tables.show(options.results)
+    tables.show(options.results, options.whose)
 
 
 def _parse() -> argparse.Namespace:
@@ -90,19 +94,21 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, nargs="?", help="folder of the sets")
-    parser.add_argument("--quick", action="store_true", help="four sets, k = 1 and 3, one seed, small images")
+    parser.add_argument("--quick", action="store_true", help="four sets, k = 1 and 3, one seed")
     parser.add_argument("--tables", action="store_true", help="only print the results there are")
     parser.add_argument("--again", nargs="+", choices=WHOSE, default=[], help="forget these results first")
+    parser.add_argument("--whose", nargs="+", choices=WHOSE, default=WHOSE, help="measure only these")
     parser.add_argument("--sets", nargs="+")
     parser.add_argument("--labels", nargs="+", choices=["strokes", "dense"], default=["strokes", "dense"])
     parser.add_argument("--k", nargs="+", type=int)
     parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--side", type=int)
+    parser.add_argument("--side", type=int, default=SIDE, help="pixels that images are cut to")
     parser.add_argument("--images", type=int, default=6, help="validation images of each set")
     parser.add_argument("--seconds", type=float, help="of learning by the clock, at most: 20")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default="starter")
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--annotator", choices=["careful", "wandering"], default="careful")
     parser.add_argument(
         "--on",
         choices=["val", "train"],
@@ -110,13 +116,16 @@ def _parse() -> argparse.Namespace:
         help="train: some left over there, to choose on",
     )
     options = parser.parse_args()
+    if options.annotator != "careful" and options.results is None:
+        parser.error(
+            "other strokes must not mix with those of the tables: name another folder with --results"
+        )
     if options.data is None and not options.tables:
         parser.error("data must name the folder of the sets")
     quick = options.quick
     options.sets = options.sets or (QUICK_SETS if quick else SETS)
     options.k = options.k or ([1, 3] if quick else [1, 3, 5, 10])
     options.seeds = [0] if quick and options.seeds is None else options.seeds or [0, 1, 2]
-    options.side = options.side or (QUICK_SIDE if quick else SIDE)
     options.seconds = options.seconds or 20.0
     options.results = options.results or RESULTS / ("quick" if quick else "full")
     return options
@@ -124,7 +133,8 @@ def _parse() -> argparse.Namespace:
 
 def _runs(options: argparse.Namespace) -> Iterator[Run]:
     for seed, name, labels, k in itertools.product(options.seeds, options.sets, options.labels, options.k):
-        yield Run(name, labels, k, seed)
+        if labels == "strokes" or k <= DENSE_UP_TO:
+            yield Run(name, labels, k, seed)
 
 
 def _work(task: tuple[Sequence[Run], argparse.Namespace]) -> None:
@@ -136,14 +146,14 @@ def _work(task: tuple[Sequence[Run], argparse.Namespace]) -> None:
     for run in runs:
         photographs = PhotographSet(options.data / run.name, options.side)
         training = [
-            (photograph, _labels(photograph, run, number))
+            (photograph, _labels(photograph, run, number, options.annotator))
             for number, photograph in enumerate(photographs.training(run.k, run.seed))
         ]
         if options.on == "val":
             scored = photographs.validation(options.images)
         else:
             scored = photographs.development(options.images, run.seed)
-        for whose in WHOSE:
+        for whose in options.whose:
             path = run.file(options.results, whose)
             if path.exists():
                 continue
@@ -171,14 +181,19 @@ def _measure_rivals(
     n_labels: int,
     seed: int,
 ) -> None:
-    for kind in ("classic", "encoder"):
+    lessons = {
+        "": training,
+        STRETCHED: [(photograph.stretched(), labels) for photograph, labels in training],
+    }
+    for (how, lesson), kind in itertools.product(lessons.items(), ("classic", "encoder")):
+        images = [photograph.stretched() if how else photograph for photograph in scored]
         begun = time.process_time()
-        probabilities = forest(kind, store, training, n_labels, seed)
-        found["seconds"][kind] = time.process_time() - begun
-        given = [probabilities(photograph) for photograph in scored]
-        _score(found, kind, [each.argmax(0) for each in given], scored, n_labels)
-        refined = [dense_crf(one.image, each) for one, each in zip(scored, given, strict=True)]
-        _score(found, f"{kind}+crf", [each.argmax(0) for each in refined], scored, n_labels)
+        probabilities = forest(kind, store, lesson, n_labels, seed)
+        found["seconds"][kind + how] = time.process_time() - begun
+        given = [probabilities(photograph) for photograph in images]
+        _score(found, kind + how, [each.argmax(0) for each in given], scored, n_labels)
+        refined = [dense_crf(one.image, each) for one, each in zip(images, given, strict=True)]
+        _score(found, f"{kind}+crf{how}", [each.argmax(0) for each in refined], scored, n_labels)
 
 
 def _measure_ours(
@@ -203,10 +218,11 @@ def _measure_ours(
     _score(found, "ours", [result.labels for result in results], scored, len(classes))
 
 
-def _labels(photograph: Photograph, run: Run, number: int) -> Labels:
+def _labels(photograph: Photograph, run: Run, number: int, annotator: str) -> Labels:
     if run.labels == "dense":
         return photograph.mask
-    return first_strokes(photograph.mask, np.random.default_rng([run.seed, number, 11]))
+    draw = wandering_strokes if annotator == "wandering" else first_strokes
+    return draw(photograph.mask, np.random.default_rng([run.seed, number, 11]))
 
 
 def _learn(

@@ -6,6 +6,8 @@ border is at least 0.6 of the largest), wanders on with some inertia, keeps away
 as the region allows, and ends after about twice the root of the region's area, 100 pixels at most. When it
 gets stuck, it goes on from its other end. The brush is 3 pixels wide and never leaves the region.
 
+`wandering_strokes` is another annotator, who cares less: to see how much scores owe to the strokes.
+
 Later looks: the largest connected errors of a prediction get a stroke each, of the class they should have.
 """
 
@@ -21,6 +23,7 @@ SMALLEST = 6  # pixels; nobody sees regions below
 SHORTEST, LONGEST = 8, 100  # steps of a stroke
 INSIDE = 0.6  # of the largest distance to the border: where strokes start
 BRUSH = 1  # pixels around the path
+WALKS, STEPS, TURN = 3, 60, 0.3  # of each class; at most; radians (deviation) of each step
 
 Labels = NDArray[np.uint8]  # [H, W]
 
@@ -37,6 +40,26 @@ def first_strokes(mask: Labels, random: np.random.Generator) -> Labels:
         n = min(REGIONS, len(visible))
         for region in random.choice(visible, n, replace=False, p=chance / chance.sum()):
             _draw(labels, regions == region, value, random)
+    return labels
+
+
+def wandering_strokes(mask: Labels, random: np.random.Generator) -> Labels:
+    """Return strokes that begin anywhere in a class, wander, and end where they would leave it."""
+    labels = np.full(mask.shape, UNLABELLED, np.uint8)
+    height, width = mask.shape
+    for value in np.unique(mask[mask != UNLABELLED]):
+        places = np.argwhere(mask == value)
+        for _ in range(WALKS):
+            at = places[random.integers(len(places))].astype(float)
+            angle = random.uniform(0, 2 * np.pi)
+            for _ in range(STEPS):
+                y, x = np.round(at).astype(int)
+                if not (0 <= y < height and 0 <= x < width) or mask[y, x] != value:
+                    break
+                brush = np.s_[max(0, y - BRUSH) : y + BRUSH + 1, max(0, x - BRUSH) : x + BRUSH + 1]
+                labels[brush][mask[brush] == value] = value
+                angle += random.normal(0, TURN)
+                at += np.array([np.sin(angle), np.cos(angle)])
     return labels
 
 

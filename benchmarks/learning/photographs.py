@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SETS = ("dsb2018_fluo", "dsb2018_stained", "em_vnc", "histo_gbm40", "peanut_plants", "camvid11")
+STRETCH = (0.5, 99.5)  # percentiles that become black and white
+SMALLEST_RANGE = 19.0  # grey levels between them: below, there is only noise to be seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,16 @@ class Photograph:
     name: str
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
+
+    def stretched(self) -> Photograph:
+        """Return the photograph with its image stretched to the whole range of brightness.
+
+        By the percentiles that our learner stretches every image by (`experts.features`).
+        """
+        low, high = np.percentile(self.image, STRETCH)
+        share = (self.image - low) / max(high - low, SMALLEST_RANGE)
+        image = (255 * share.clip(0, 1)).round().astype(np.uint8)
+        return Photograph(f"{self.name}, stretched", image, self.mask)
 
 
 @dataclass(frozen=True)
