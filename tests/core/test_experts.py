@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage import data
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
@@ -14,7 +16,8 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import ModelConfig, PerceptronsConfig, TrainConfig
 from napari_crfasrnn.experts import REST, FeatureMaps, Forest, Memory, Panel, Perceptrons, Sieve
-from napari_crfasrnn.experts.features import GROUPS, columns
+from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
+from napari_crfasrnn.experts.features import GROUPS, column_index, columns
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
@@ -53,14 +56,90 @@ class TestForest:
         # Rows on the very thresholds are where rounding would show.
         threshold = classifier.estimators_[0].tree_.threshold[0]
         rows = np.concatenate([rows, np.full((1, 100), threshold, np.float32)])
-        given = Forest.planted(classifier, (1, 8), 5)(torch.from_numpy(rows)).numpy()
-        expected = np.zeros_like(given)
+        every = np.zeros((len(rows), sum(GROUPS.values())), np.float32)
+        every[:, column_index((1, 8))] = rows
+        said = Forest.planted(classifier, (1, 8), 5)(torch.from_numpy(every)).numpy()
+        expected = np.zeros_like(said)
         expected[:, classifier.classes_] = classifier.predict_proba(rows)
-        np.testing.assert_allclose(given, expected, atol=1e-6)
-        assert not given[:, 1].any()
+        np.testing.assert_allclose(said, expected, atol=1e-6)
+        assert not said[:, 1].any()
+
+
+def walked(forest: Forest, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what `Forest.forward` says of rows of its own groups, a level of the trees at a time."""
+    feature, threshold, child, root, share = (
+        getattr(forest, name).numpy() for name in ("feature", "threshold", "child", "root", "share")
+    )
+    leaf = np.cumsum(child == np.arange(len(child))) - 1
+    node = np.repeat(root[:, None], len(rows), axis=1)  # [T, n]
+    for _ in range(forest.config.depth):
+        higher = rows[np.arange(len(rows)), feature[node]] > threshold[node]
+        node = child[node] + higher
+    return np.add.reduce(share[leaf[node]], axis=0) / np.float32(len(root))
+
+
+class TestWalk:
+    @given(seed=st.integers(0, 2**32 - 1), n=st.integers(0, 90), depth=st.integers(1, 12))
+    def test_compiled_and_level_by_level_are_the_same(self, seed: int, n: int, depth: int) -> None:
+        random = np.random.default_rng(seed)
+        x = random.integers(-3, 4, (60, 40)).astype(np.float32)
+        classifier = ExtraTreesClassifier(5, max_depth=depth, random_state=seed)
+        forest = Forest.planted(classifier.fit(x, random.integers(0, 3, 60)), (8,), 4)
+        own = random.integers(-3, 4, (n, 40)).astype(np.float32)
+        rows = np.zeros((n, sum(GROUPS.values())), np.float32)
+        rows[:, column_index((8,))] = own
+        given_by_it = forest(torch.from_numpy(rows)).numpy()
+        np.testing.assert_allclose(given_by_it, walked(forest, own), rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("child", 10**6), ("child", -1), ("feature", 10**6), ("feature", -1), ("root", 10**6)],
+    )
+    def test_tables_that_are_no_trees_are_refused(self, name: str, value: int) -> None:
+        forest = Forest.planted(grown(RandomForestClassifier)[0], (1, 8), 5)
+        getattr(forest, name)[0] = value
+        with pytest.raises(ValueError, match="must hold trees"):
+            forest(torch.zeros(3, sum(GROUPS.values())))
+
+    def test_a_tree_that_leads_back_is_refused(self) -> None:
+        forest = Forest.planted(grown(RandomForestClassifier)[0], (1, 8), 5)
+        inner = int((forest.child != torch.arange(len(forest.child))).nonzero()[-1])
+        forest.child[inner] = 0
+        with pytest.raises(ValueError, match="must hold trees"):
+            forest(torch.zeros(3, sum(GROUPS.values())))
 
 
 class TestFeatures:
+    @pytest.mark.parametrize("size", [(64, 96), (37, 51), (3, 2), (1, 1)])
+    def test_a_grid_has_the_features_of_its_pixels(
+        self, starter: SegmentationModel, size: tuple[int, int]
+    ) -> None:
+        image = torch.from_numpy(data.astronaut()[: size[0], : size[1]]).movedim(-1, 0).float()[None]
+        maps = FeatureMaps(starter.network, starter.preprocess(image), size)
+        sieve = Sieve((size[0] // 3, 0, *size), 2)
+        single = maps.at(*sieve.pixels(), tuple(GROUPS))
+        torch.testing.assert_close(maps.on_grid(*sieve.axes(), tuple(GROUPS)), single, rtol=1e-4, atol=1e-4)
+
+    def test_blurs_are_gaussian(self) -> None:
+        seen = torch.zeros(1, 128, 128)
+        seen[0, 63, 62] = 1
+        narrow, wide = classic_maps(seen, None)
+        for maps, blurs, unit in ((narrow, NARROW, 1), (wide, WIDE, 2)):
+            for i, blur in enumerate(blurs):
+                spot = maps[KINDS * i]
+                assert float(spot.sum()) * unit**2 == pytest.approx(1, rel=0.02)
+                rows = spot.sum(1) / spot.sum()
+                place = torch.arange(len(rows)) * unit
+                mean = (rows * place).sum()
+                assert float((rows * (place - mean) ** 2).sum()) == pytest.approx(blur**2, rel=0.06)
+                assert float(mean) == pytest.approx(63 - (unit - 1) / 2, abs=0.3)
+
+    def test_a_grey_image_is_one_in_three_equal_channels(self) -> None:
+        grey = torch.rand(1, 30, 41)
+        one, three = classic_maps(grey, None), classic_maps(grey.expand(3, -1, -1), None)
+        for narrow, wide in zip(one, three, strict=True):
+            assert torch.equal(narrow.repeat(1, 1, 1).repeat_interleave(3, 0), wide)
+
     def test_brightness_and_contrast_do_not_matter(self, starter: SegmentationModel) -> None:
         image = torch.from_numpy(data.coins()[:64, :96].astype(np.float32))[None, None]
         y, x = np.arange(0, 60, 7), np.arange(0, 90, 11)[:9]
@@ -82,6 +161,19 @@ class TestFeatures:
 
 
 class TestPanel:
+    def test_a_grid_is_judged_like_its_pixels(self, starter: SegmentationModel) -> None:
+        panel = small_panel(3)
+        shape = PerceptronsConfig(groups=tuple(GROUPS), n_members=2, hidden=6)
+        deep = Perceptrons(shape, 3)
+        image = torch.from_numpy(data.astronaut()[:70, :90]).movedim(-1, 0).float()[None]
+        maps = FeatureMaps(starter.network, starter.preprocess(image), (70, 90))
+        sieve = Sieve((0, 0, 70, 90), 2)
+        rows = maps.at(*sieve.pixels(), tuple(GROUPS))
+        deep.initialise(rows, torch.Generator().manual_seed(1))
+        panel = Panel.of([*panel.forests, *panel.perceptrons, deep], [1.0, 0.5, 2.0], 3)
+        # Beyond the clip of six standard deviations, cells and pixels may differ a little.
+        torch.testing.assert_close(panel.judge(maps, sieve), panel.marginals(rows), rtol=0, atol=5e-3)
+
     def test_it_is_saved_without_pickle_and_comes_back(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = SegmentationModel(ModelConfig(classes=class_table(["a", "b", "c"])))

@@ -112,6 +112,14 @@ def order_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None
     Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].
     """
 
+def judge(rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], found: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], *, feature: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], threshold: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], child: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], root: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], share: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None:
+    """
+    Write the mean over trees of the shares [leaves, L] where rows, float32 [N, d], end to found, float32 [N, L].
+
+    A row goes from a node to its child, or where its feature is above the threshold to the node after the
+    child; a leaf is its own child. Raises ValueError for tables that are no trees.
+    """
+
 def set_n_threads(n_threads: int) -> None:
     """
     Use at most this many threads per call; 0 restores the default. Results do not depend on it.

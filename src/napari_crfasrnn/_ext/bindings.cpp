@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings_forest.hpp"
 #include "image_points.hpp"
 #include "kernels.hpp"
 #include "lattice.hpp"
@@ -366,6 +367,8 @@ NB_MODULE(_lattice, m) {
   m.def("order_pixels", &order_pixels, "image"_a.noconvert(), "space"_a, nb::kw_only(), "colour_step"_a,
         "pixel_of"_a.noconvert(),
         "Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].");
+
+  bind_forest(m);
 
   m.def("set_n_threads", &crfasrnn::set_n_threads, "n_threads"_a,
         "Use at most this many threads per call; 0 restores the default. Results do not depend on it.");

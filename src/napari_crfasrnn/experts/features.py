@@ -8,29 +8,47 @@ by hand, which know nothing and therefore are the same in every kind of image.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from skimage.feature import multiscale_basic_features
 from torch import Tensor
 
 from napari_crfasrnn.encoder import STRIDE
-from napari_crfasrnn.experts.sampling import Grid, Positions, locate_cells, values_at
+from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
+from napari_crfasrnn.experts.sampling import Grid, Lay, around, locate_cells, values_at
 from napari_crfasrnn.fcn import LiteNetwork
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 CLASSIC = 1
 """The stride that stands for the hand-made features."""
-GROUPS = {CLASSIC: 60, 2: 16, 4: 24, 8: 40, 16: 112, 32: 320}
+GROUPS = {CLASSIC: 3 * KINDS * len(NARROW + WIDE), 2: 16, 4: 24, 8: 40, 16: 112, 32: 320}
 """Stride of each group of features → number of features."""
 
+FINE, DEEP = (CLASSIC, 2, 4, 8, 16), (16, 32)
+"""Groups that trees read, and groups so coarse that perceptrons read them a cell at a time."""
+
 _BLOCKS = {0: 2, 2: 4, 4: 8, 10: 16, 15: 32}  # of the encoder, and the strides of their outputs
-_WIDEST_BLUR = 16.0  # pixels
 _RANGE = (0.5, 99.5)  # percentiles of an image that become -1 and 1
 _SMALLEST_RANGE = 0.15  # of values that span 2: below, there is only noise to be seen
-_SMALLEST = 8  # pixels; second derivatives need some
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Features on a grid of cells.
+
+    Attributes
+    ----------
+    values
+        [rows, columns, C].
+    lay
+        Where the cells are.
+    """
+
+    values: Tensor
+    lay: Lay
 
 
 class FeatureMaps:
@@ -59,21 +77,77 @@ class FeatureMaps:
         self.grid = Grid(image_size, (int(seen.shape[-2]), int(seen.shape[-1])))
         with torch.no_grad():
             seen = _stretched(seen)
-            self._maps = {CLASSIC: _classic(seen[0], cancel)} | _encoded(network, seen, cancel)
+            narrow, wide = (each.cpu() for each in classic_maps(seen[0], cancel))
+            self._layers: dict[int, list[Layer]] = {
+                stride: [Layer(values.movedim(0, -1).contiguous(), Lay.of_encoder(self.grid, stride))]
+                for stride, values in _encoded(network, seen, cancel).items()
+            }
+        half = Lay(2, 0.5, (wide.shape[-2], wide.shape[-1]))
+        self._layers[CLASSIC] = [
+            Layer(narrow.movedim(0, -1).contiguous(), Lay.of_encoder(self.grid, 1)),
+            Layer(wide.movedim(0, -1).contiguous(), half),
+        ]
 
     def at(self, y: NDArray[np.integer], x: NDArray[np.integer], groups: Sequence[int]) -> Tensor:
         """Return the features [N, d] of some pixels of the image, one group after the other."""
         parts = []
-        for stride in groups:
-            positions: Positions = locate_cells(self.grid, y, x, stride)
-            parts.append(values_at(self._maps[stride], positions))
+        for layer in self._layers_of(groups):
+            positions = locate_cells(self.grid, y, x, layer.lay)
+            parts.append(values_at(layer.values.movedim(-1, 0), positions))
         return torch.cat(parts, dim=1)
+
+    def on_grid(
+        self, rows: NDArray[np.integer], columns: NDArray[np.integer], groups: Sequence[int]
+    ) -> Tensor:
+        """Return the features [rows × columns, d] of all pixels in some rows and columns."""
+        layers = self._layers_of(groups)
+        width = sum(layer.values.shape[-1] for layer in layers)
+        found = torch.empty(len(rows), len(columns), width)
+        start = 0
+        for layer in layers:
+            stop = start + layer.values.shape[-1]
+            self.spread(layer, rows, columns, out=found[..., start:stop])
+            start = stop
+        return found.flatten(0, 1)
+
+    def layer(self, stride: int) -> Layer:
+        """Return the map of the encoder of a stride."""
+        (layer,) = self._layers[stride]
+        return layer
+
+    def spread(
+        self,
+        layer: Layer,
+        rows: NDArray[np.integer],
+        columns: NDArray[np.integer],
+        out: Tensor | None = None,
+    ) -> Tensor:  # [rows, columns, C]
+        """Return the values of a map at all pixels in some rows and columns, one axis after the other."""
+        y0, y1, fy = (torch.from_numpy(each) for each in around(self.grid, layer.lay, rows, 0))
+        x0, x1, fx = (torch.from_numpy(each) for each in around(self.grid, layer.lay, columns, 1))
+        values = layer.values
+        lines = torch.lerp(values[y0], values[y1], fy.float()[:, None, None])
+        return torch.lerp(lines[:, x0], lines[:, x1], fx.float()[:, None], out=out)
+
+    def _layers_of(self, groups: Sequence[int]) -> list[Layer]:
+        return [layer for group in groups for layer in self._layers[group]]
+
+
+def first_column(group: int) -> int:
+    """Return where a group starts in rows that hold all groups, or the first of them."""
+    return sum(width for other, width in GROUPS.items() if other < group)
+
+
+def column_index(groups: Sequence[int]) -> NDArray[np.int32]:
+    """Return where each feature of some groups is in rows that hold all groups, or the first of them."""
+    parts = [first_column(group) + np.arange(GROUPS[group], dtype=np.int32) for group in groups]
+    return np.concatenate(parts)
 
 
 def columns(rows: Tensor, groups: Sequence[int]) -> Tensor:  # [N, d] → [N, d']
     """Return the features of some groups from rows that hold all of them."""
-    starts = dict(zip(GROUPS, np.cumsum([0, *GROUPS.values()]).tolist(), strict=False))
-    return torch.cat([rows[:, starts[group] : starts[group] + GROUPS[group]] for group in groups], dim=1)
+    parts = [rows[:, first_column(group) : first_column(group) + GROUPS[group]] for group in groups]
+    return torch.cat(parts, dim=1)
 
 
 def _stretched(seen: Tensor) -> Tensor:
@@ -86,21 +160,6 @@ def _stretched(seen: Tensor) -> Tensor:
     width = max(high - low, _SMALLEST_RANGE)
     stretched: Tensor = ((seen - low) * (2 / width) - 1).clamp(-1.5, 1.5)
     return stretched
-
-
-def _classic(seen: Tensor, cancel: Cancel | None) -> Tensor:  # [3, h, w] → [60, h, w]
-    height, width = seen.shape[-2:]
-    short = (0, max(0, _SMALLEST - width), 0, max(0, _SMALLEST - height))
-    planes = F.pad(seen[None], short, mode="replicate")[0].cpu().numpy()
-    found: list[NDArray[np.float32]] = []
-    for number, plane in enumerate(planes):
-        raise_if_cancelled(cancel)
-        if number and (plane == planes[0]).all():  # a grey image needs the work done once
-            found.append(found[0])
-            continue
-        features = multiscale_basic_features(plane, sigma_min=1.0, sigma_max=_WIDEST_BLUR)
-        found.append(np.moveaxis(features, -1, 0)[:, :height, :width].astype(np.float32))
-    return torch.from_numpy(np.concatenate(found))
 
 
 def _encoded(network: LiteNetwork, seen: Tensor, cancel: Cancel | None) -> dict[int, Tensor]:

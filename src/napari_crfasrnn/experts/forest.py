@@ -1,7 +1,7 @@
 """A forest of decision trees as plain arrays, so that a file can hold it without a pickle.
 
-The trees are grown by scikit-learn. Here they are tables: a pixel goes from node to node, all pixels and
-all trees a level at a time, and takes the class shares of the leaf where it ends.
+The trees are grown by scikit-learn. Here they are tables: a pixel goes from node to node and takes the class
+shares of the leaf where it ends. That walk is compiled.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from napari_crfasrnn._ext import _lattice
 from napari_crfasrnn.config import ForestConfig
-
-_CHUNK = 2_048  # pixels at a time, so that what is looked up stays in the processor's cache
+from napari_crfasrnn.experts.features import column_index
 
 
 class Forest(nn.Module):
@@ -88,23 +88,24 @@ class Forest(nn.Module):
 
     @torch.no_grad()
     def forward(self, rows: Tensor) -> Tensor:  # [N, d] → [N, L]
-        """Return the mean share of each class over the trees."""
-        feature, threshold, child, root = (
-            table.cpu().numpy() for table in (self.feature, self.threshold, self.child, self.root)
+        """Return the mean share of each class over the trees.
+
+        Parameters
+        ----------
+        rows
+            Features of all groups, or of the first of them.
+        """
+        feature, threshold, child, root, share = (
+            table.cpu().numpy() for table in (self.feature, self.threshold, self.child, self.root, self.share)
         )
-        is_leaf = child == np.arange(len(child))
-        leaf = np.cumsum(is_leaf) - 1
-        share = self.share.cpu().numpy()
         values = rows.detach().to("cpu", torch.float32).contiguous().numpy()
         found = np.empty((len(values), share.shape[1]), np.float32)
-        for start in range(0, len(values), _CHUNK):
-            part = values[start : start + _CHUNK]
-            flat, offset = part.ravel(), np.arange(len(part), dtype=np.int64) * part.shape[1]
-            node = np.repeat(root[:, None], len(part), axis=1)  # [T, n]
-            for _ in range(self.config.depth):
-                higher = flat.take(feature.take(node) + offset) > threshold.take(node)
-                node = child.take(node) + higher
-            found[start : start + len(part)] = share.take(leaf.take(node), axis=0).mean(axis=0)
+        place = column_index(self.config.groups)
+        if feature.min() < 0 or feature.max() >= len(place):
+            raise ValueError("the tables of the forest must hold trees over the features of its groups")
+        _lattice.judge(
+            values, found, feature=place[feature], threshold=threshold, child=child, root=root, share=share
+        )
         return torch.from_numpy(found).to(rows.device)
 
 

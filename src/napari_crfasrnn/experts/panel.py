@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_crfasrnn.config import PanelConfig
-from napari_crfasrnn.experts.features import GROUPS, FeatureMaps, columns
+from napari_crfasrnn.experts.features import FINE, FeatureMaps
 from napari_crfasrnn.experts.forest import Forest
 from napari_crfasrnn.experts.memory import Memory
 from napari_crfasrnn.experts.perceptrons import Perceptrons
 from napari_crfasrnn.fcn import LiteNetwork
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 _EVERY_PIXEL_UP_TO = 80_000  # pixels; of larger images every second row and column is judged
-_CHUNK = 16_384  # pixels at a time, for the memory that their features take
+_CHUNK = 8_192  # pixels at a time, for the memory that their features take
 _LEAST = 1e-3  # marginal: an expert that never saw a class cannot exclude it
 _NEVER = -20.0  # logit of a class that a perceptron was never taught
 REST = -1
@@ -44,18 +45,12 @@ class Sieve:
 
     def pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return rows and columns of the pixels."""
-        y, x = np.meshgrid(*self._axes(), indexing="ij")
+        y, x = np.meshgrid(*self.axes(), indexing="ij")
         return y.ravel(), x.ravel()
-
-    def chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield rows and columns of the pixels, some at a time."""
-        y, x = self.pixels()
-        for start in range(0, len(y), _CHUNK):
-            yield y[start : start + _CHUNK], x[start : start + _CHUNK]
 
     def spread(self, marginals: Tensor) -> Tensor:  # [N, K] → [1, K, h, w]
         """Return the logarithms of marginals, enlarged to the box."""
-        rows, columns = self._axes()
+        rows, columns = self.axes()
         logits = marginals.clamp_min(_LEAST).log().T.reshape(1, -1, len(rows), len(columns))
         if self.step == 1:
             return logits
@@ -66,7 +61,8 @@ class Sieve:
         y0, x0, y1, x1 = self.box
         return enlarged[..., : y1 - y0, : x1 - x0]
 
-    def _axes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def axes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows and the columns that are judged."""
         y0, x0, y1, x1 = self.box
         return np.arange(y0, y1, self.step), np.arange(x0, x1, self.step)
 
@@ -154,11 +150,47 @@ class Panel(nn.Module):
         logits[:, own] = judged[:, [self.speaks_for.index(value) for value in own]]
         return logits
 
+    @torch.no_grad()
+    def judge(self, maps: FeatureMaps, sieve: Sieve, cancel: Cancel | None = None) -> Tensor:  # [N, K]
+        """Return what the panel thinks of the pixels of a sieve.
+
+        Raises
+        ------
+        Cancelled
+            When asked to stop.
+        """
+        rows, columns = sieve.axes()
+        votes = self.votes.tolist()
+        parts = [each.deep_parts(maps) for each in self._perceptrons()]
+        fine_groups = FINE if self._perceptrons() or self._forests() else ()
+        n_rows = max(1, _CHUNK // len(columns))
+        found = []
+        for start in range(0, len(rows), n_rows):
+            raise_if_cancelled(cancel)
+            band = rows[start : start + n_rows]
+            fine = maps.on_grid(band, columns, fine_groups)
+            total = fine.new_zeros(len(fine), self.n_columns)
+            for vote, forest in zip(votes, self._forests(), strict=False):
+                total.add_(forest(fine), alpha=vote)
+            on_device = fine.to(self.votes.device)
+            total = total.to(self.votes.device)
+            members = zip(votes[len(self.forests) :], self._perceptrons(), parts, strict=True)
+            for vote, perceptrons, part in members:
+                total.add_(perceptrons.on_grid(maps, part, band, columns, on_device), alpha=vote)
+            found.append(total / self.votes.sum())
+        return torch.cat(found)
+
+    def _forests(self) -> list[Forest]:
+        return [each for each in self.forests if isinstance(each, Forest)]
+
+    def _perceptrons(self) -> list[Perceptrons]:
+        return [each for each in self.perceptrons if isinstance(each, Perceptrons)]
+
     def marginals(self, rows: Tensor) -> Tensor:  # [N, d] → [N, K]
         """Return what the panel thinks of pixels with these features, all groups of them."""
         total = rows.new_zeros(len(rows), self.n_columns)
         for vote, expert in zip(self.votes.tolist(), (*self.forests, *self.perceptrons), strict=True):
-            total += vote * expert(columns(rows, expert.config.groups))
+            total += vote * expert(rows)
         return total / self.votes.sum()
 
     @torch.no_grad()
@@ -175,10 +207,7 @@ class Panel(nn.Module):
         h, w = int(seen.shape[-2]), int(seen.shape[-1])
         maps = FeatureMaps(network, seen, (h, w))
         sieve = Sieve((0, 0, h, w), 1 if h * w <= _EVERY_PIXEL_UP_TO else 2)
-        judged = [
-            self.marginals(maps.at(y, x, tuple(GROUPS)).to(self.votes.device)) for y, x in sieve.chunks()
-        ]
-        return sieve.spread(torch.cat(judged)).to(seen.device)
+        return sieve.spread(self.judge(maps, sieve)).to(seen.device)
 
     def with_origin(self, origin: Sequence[int | None]) -> Panel | None:
         """Return a copy for another class table: each new class is an old one, or one that nobody knows.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_crfasrnn.config import PerceptronsConfig
-from napari_crfasrnn.experts.features import GROUPS
+from napari_crfasrnn.experts.features import DEEP, GROUPS, FeatureMaps, Layer
+from napari_crfasrnn.experts.features import columns as columns_of
 
 _CLIP = 6.0  # standard deviations: what lies farther out says no more
 _SMALLEST_DEVIATION = 1e-3
@@ -66,8 +71,70 @@ class Perceptrons(nn.Module):
         return hidden @ self.weight2 + self.bias2
 
     @torch.no_grad()
+    def deep_parts(self, maps: FeatureMaps) -> list[Layer]:
+        """Return what coarse maps add to the hidden units, at each of their cells: what `on_grid` reads.
+
+        A sum of weighted features is interpolated as well as the features are (but for those beyond the
+        clip, of which only those of whole cells are held back), and there are 16 to 256 pixels to a cell.
+        """
+        parts = []
+        for group, start, stop in self._ranges():
+            if group not in DEEP:
+                continue
+            layer = maps.layer(group)
+            size = layer.values.shape[:2]
+            x = self._normalised(layer.values.flatten(0, 1).to(self.centre.device), start, stop)
+            parts.append(Layer((x @ self._stacked(start, stop)).view(*size, -1).cpu(), layer.lay))
+        return parts
+
+    @torch.no_grad()
+    def on_grid(
+        self,
+        maps: FeatureMaps,
+        parts: Sequence[Layer],
+        rows: NDArray[np.integer],
+        columns: NDArray[np.integer],
+        fine: Tensor,
+    ) -> Tensor:  # [N, L]
+        """Return the mean of the perceptrons' marginals for all pixels in some rows and columns.
+
+        Parameters
+        ----------
+        maps, parts
+            The features, and what `deep_parts` says of them.
+        rows, columns
+            Which pixels.
+        fine
+            [N, d] their features of the groups `FINE`, at least.
+        """
+        m, hidden = self.config.n_members, self.config.hidden
+        total = self.bias1.flatten().expand(len(fine), -1).clone()  # [N, M × hidden]
+        own = [group for group in self.config.groups if group not in DEEP]
+        stop = sum(GROUPS[group] for group in own)  # they come first
+        total.addmm_(self._normalised(columns_of(fine, own), 0, stop), self._stacked(0, stop))
+        for part in parts:
+            total += maps.spread(part, rows, columns).flatten(0, 1).to(total.device)
+        units = total.relu_().view(-1, m, hidden).movedim(1, 0)  # [M, N, hidden]
+        logits = torch.baddbmm(self.bias2, units, self.weight2)
+        return logits.softmax(-1).mean(0)
+
+    def _ranges(self) -> list[tuple[int, int, int]]:
+        """Return each group of features with the columns where it starts and ends."""
+        ends = np.cumsum([GROUPS[group] for group in self.config.groups]).tolist()
+        return list(zip(self.config.groups, [0, *ends[:-1]], ends, strict=True))
+
+    def _stacked(self, start: int, stop: int) -> Tensor:  # [d, M × hidden]
+        return self.weight1[:, start:stop].movedim(0, 1).flatten(1)
+
+    def _normalised(self, rows: Tensor, start: int, stop: int) -> Tensor:
+        part = slice(start, stop)
+        scaled = (rows - self.centre[part]).div_(self.deviation[part]).clamp_(-_CLIP, _CLIP)
+        return scaled.mul_(self.loudness[part])
+
+    @torch.no_grad()
     def forward(self, rows: Tensor) -> Tensor:  # [N, d] → [N, L]
-        """Return the mean of the perceptrons' marginals."""
+        """Return the mean of the perceptrons' marginals for pixels with these features, all groups."""
+        rows = columns_of(rows, self.config.groups)
         chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
         parts = [self.logits(self.normalised(part)[None]).softmax(-1).mean(0) for part in chunks]
         return torch.cat(parts) if parts else rows.new_zeros(0, self.bias2.shape[-1])

@@ -58,25 +58,40 @@ class Positions:
         return self.cells.shape[1]
 
 
+@dataclass(frozen=True)
+class Lay:
+    """How the cells of a map lie in a network's input.
+
+    Attributes
+    ----------
+    stride
+        Pixels from a cell to the next.
+    first
+        Where the centre of the first cell is, in pixels.
+    size
+        Rows and columns of cells.
+    """
+
+    stride: int
+    first: float
+    size: tuple[int, int]
+
+    @classmethod
+    def of_encoder(cls, grid: Grid, stride: int) -> Lay:
+        """Return the lay of a map of the `FcnLite` encoder, stride 2 to 32; 1 is the input itself."""
+        height, width = (_n_cells(side, stride) for side in grid.input_size)
+        return cls(stride, stride - 1, (height, width))  # cell i sits at its last pixel, see `fcn._upsample`
+
+
 def locate_cells(
     grid: Grid,
     y: NDArray[np.integer],  # [N]
     x: NDArray[np.integer],  # [N]
-    stride: int,
+    lay: Lay,
 ) -> Positions:
-    """Return pixels of an image as positions in a map of the `FcnLite` encoder.
-
-    Parameters
-    ----------
-    stride
-        Of the map: 2 to 32; 1 is the network's input itself.
-    """
-    rows, columns = (
-        _around(place, image_side, input_side, stride)
-        for place, image_side, input_side in zip((y, x), grid.image_size, grid.input_size, strict=True)
-    )
-    (y0, y1, fy), (x0, x1, fx) = rows, columns
-    width = _n_cells(grid.input_size[1], stride)
+    """Return pixels of an image as positions in a map."""
+    (y0, y1, fy), (x0, x1, fx) = (around(grid, lay, place, axis) for axis, place in enumerate((y, x)))
+    width = lay.size[1]
     cells = np.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1])
     weights = np.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx])
     return Positions(torch.from_numpy(cells), torch.from_numpy(weights.astype(np.float32)))
@@ -94,14 +109,15 @@ def _n_cells(side: int, stride: int) -> int:
     return side if stride == 1 else -(-side // STRIDE) * (STRIDE // stride)
 
 
-def _around(
-    place: NDArray[np.integer], image_side: int, input_side: int, stride: int
+def around(
+    grid: Grid, lay: Lay, place: NDArray[np.integer], axis: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return the cells before and after each place, and how far it is from the one before (0..1)."""
+    """Return the cells before and after rows (axis 0) or columns (1), and how far it is from the former."""
+    image_side, input_side = grid.image_size[axis], grid.input_size[axis]
     # Pixel centres of the image in pixels of the input, as `interpolate` without aligned corners has it.
     at = np.clip((place + 0.5) * input_side / image_side - 0.5, 0, input_side - 1)
-    last = _n_cells(input_side, stride) - 1
-    at = np.clip((at - (stride - 1)) / stride, 0, last)  # cell i sits at its last pixel, see `fcn._upsample`
+    last = lay.size[axis] - 1
+    at = np.clip((at - lay.first) / lay.stride, 0, last)
     before = np.floor(at).astype(np.int64)
     return before, np.minimum(before + 1, last), at - before
 

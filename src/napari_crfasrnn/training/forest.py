@@ -20,7 +20,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from torch import Tensor
 
 from napari_crfasrnn.encoder import STRIDE
-from napari_crfasrnn.experts.sampling import Grid, locate_cells, values_at
+from napari_crfasrnn.experts.sampling import Grid, Lay, locate_cells, values_at
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.planes import LabelledPlane, PixelSample, View
@@ -127,7 +127,10 @@ class _Features:
     def at(self, sample: PixelSample, strides: Sequence[int]) -> NDArray[np.float32]:  # [N, d]
         """Return the features of some pixels, from the maps of some strides."""
         y, x = sample.place.cpu().numpy().astype(np.int64).T
-        parts = [values_at(self._maps[stride], locate_cells(self._grid, y, x, stride)) for stride in strides]
+        parts = [
+            values_at(self._maps[stride], locate_cells(self._grid, y, x, Lay.of_encoder(self._grid, stride)))
+            for stride in strides
+        ]
         rows: NDArray[np.float32] = torch.cat(parts, dim=1).numpy()
         return rows
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_crfasrnn.experts.sampling import Grid, Positions, locate_cells
+from napari_crfasrnn.experts.sampling import Grid, Lay, Positions, locate_cells
 from napari_crfasrnn.network import Fcn8s, Features, LiteNetwork, Network
 
 
@@ -36,4 +36,5 @@ def locate(
     """
     if mirrored:
         x = grid.image_size[1] - 1 - x
-    return locate_cells(grid, y, x, 1 if isinstance(network, Fcn8s) else network.stride)
+    stride = 1 if isinstance(network, Fcn8s) else network.stride
+    return locate_cells(grid, y, x, Lay.of_encoder(grid, stride))
