@@ -2,7 +2,8 @@
 //
 // The first touch of fresh memory costs about five times a reuse (the kernel clears it page by
 // page), and a mean-field run needs several tens of megabytes for a fraction of a second.
-// Blocks therefore go back to a cache of bounded size, and the next lattice takes them from there.
+// Blocks therefore go back to a cache of bounded size, and the next lattice takes them from there. Of large
+// images more is kept than that, on loan (Linux): pages that the system takes when it needs them.
 #pragma once
 
 #include <cstddef>
