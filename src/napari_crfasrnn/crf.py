@@ -33,6 +33,7 @@ from napari_crfasrnn.kernels import (
 )
 from napari_crfasrnn.lattice import Backend, MeanField
 from napari_crfasrnn.mean_field import DifferentiableMeanField
+from napari_crfasrnn.progress import Progress, part_of
 
 # What follows the progress of the mean field: (done, total) iterations.
 OnIteration = Callable[[int, int], None]
@@ -191,6 +192,8 @@ class CrfRnn(nn.Module):
         self,
         image: Tensor,  # [B, C, *S]
         extra_features: Tensor | None = None,  # [B, E, *S]
+        *,
+        on_step: Progress | None = None,
     ) -> PreparedImage:
         """Build the kernels of a batch of images; they are constants, through which no gradient goes.
 
@@ -202,6 +205,9 @@ class CrfRnn(nn.Module):
         extra_features
             ``[B, E, *S]``: what else tells pixels apart, such as depth or a second image, each already
             divided by the width that its differences are measured in. They join the bilateral kernel.
+        on_step
+            Called as ``on_step(done, total)`` about every 30 ms while kernels are built on the CPU; to stop,
+            raise in it: that exception comes out of this call.
 
         Raises
         ------
@@ -210,7 +216,7 @@ class CrfRnn(nn.Module):
         ValueError
             For another shape, an image without pixels, NaN or infinity, or values too large for the lattice.
         """
-        return prepare_image(image, self.settings, self.backend, extra_features)
+        return prepare_image(image, self.settings, self.backend, extra_features, on_step)
 
     def forward(
         self,
@@ -335,7 +341,7 @@ class CrfRnn(nn.Module):
                 unary_scale=unary_scale,
                 output_scale=output_scale,
                 n_iterations=n_iterations,
-                on_iteration=_part_of(on_iteration, number, len(fields)),
+                on_iteration=part_of(on_iteration, number, len(fields)),
             ).reshape(logits.shape)
             for number, (logits, field) in enumerate(zip(groups_of(joint, unary), fields, strict=True))
         ]
@@ -361,7 +367,7 @@ class CrfRnn(nn.Module):
                 log_unary_scale=log_unary_scale,
                 log_output_scale=log_output_scale,
                 n_iterations=n_iterations,
-                on_iteration=_part_of(on_iteration, number, len(fields)),
+                on_iteration=part_of(on_iteration, number, len(fields)),
                 definition=functools.partial(_define, kernels, n_iterations),
             )
             for number, (logits, field, kernels) in enumerate(images)
@@ -388,7 +394,7 @@ class CrfRnn(nn.Module):
         for number, (logits, kernels) in enumerate(zip(groups, _kernels_of(prepared), strict=True)):
             images = range(number * joint, (number + 1) * joint)
             terms = _FurtherTerms(potentials, images, kernels[2]) if potentials else None
-            after_iteration = _part_of(on_iteration, number, len(groups))
+            after_iteration = part_of(on_iteration, number, len(groups))
             refined.append(_iterate(kernels, logits, maps, scales, n_iterations, after_iteration, terms))
         return torch.cat(refined)
 
@@ -495,13 +501,6 @@ def _in_form(matrix: Tensor, form: WeightForm) -> Tensor:
         return matrix
     diagonal = matrix.diagonal()
     return torch.diag(diagonal if form == "per_class" else diagonal.mean().expand(len(matrix)))
-
-
-def _part_of(on_iteration: OnIteration | None, number: int, n_parts: int) -> OnIteration | None:
-    """Return what a part of the work calls: it counts its own iterations, the caller those of all parts."""
-    if on_iteration is None or n_parts == 1:
-        return on_iteration
-    return lambda done, total: on_iteration(number * total + done, n_parts * total)
 
 
 def _check_unary(unary: object, n_labels: int) -> None:

@@ -28,6 +28,7 @@ from napari_crfasrnn.lattice import (
     order_pixels,
 )
 from napari_crfasrnn.mean_field import DifferentiableMeanField
+from napari_crfasrnn.progress import Progress, part_of
 
 # Spatial lattices depend on the image's size only and are kept for the next image; larger ones
 # would hold too much memory (about 75 bytes a pixel).
@@ -254,6 +255,7 @@ def prepare_image(
     config: CrfConfig,
     backend: Backend,
     extra_features: Tensor | None = None,  # [B, E, *S]
+    on_step: Progress | None = None,
 ) -> PreparedImage:
     """Build the kernels of a batch of images; see `CrfRnn.prepare`."""
     image, extra_features = _checked(image, extra_features, backend)
@@ -261,7 +263,7 @@ def prepare_image(
         image = torch.cat([image, extra_features * config.theta_beta], dim=1)
     space = tuple(image.shape[2:])
     if choose_backend(backend, image.device) == "cpu":
-        return _prepare_ordered(image, space, config, backend)
+        return _prepare_ordered(image, space, config, backend, on_step)
     joint = _n_joint(image, backend)
     key = (space, config.theta_gamma, config.normalization, backend, image.dtype, image.device, joint)
     n_points = image[0, 0].numel() * joint
@@ -310,18 +312,34 @@ def differentiable_image(
 
 
 def _prepare_ordered(
-    image: Tensor, space: tuple[int, ...], config: CrfConfig, backend: Backend
+    image: Tensor,
+    space: tuple[int, ...],
+    config: CrfConfig,
+    backend: Backend,
+    on_step: Progress | None,
 ) -> PreparedImage:
     """Build kernels over the pixels in an order that suits the cache of a processor."""
     spatial: list[Kernel] = []
     bilateral: list[Kernel] = []
     orders: list[Tensor] = []
-    for planes in image.cpu().flatten(2):
+    n_lattices = 2 * len(image)
+    for number, planes in enumerate(image.cpu().flatten(2)):
         # A step of four widths is about the distance of neighbouring lattice vertices.
         order = order_pixels(planes, space, colour_step=4.0 * config.theta_beta)
-        near = Lattice.of_pixels(planes[:0], space, order, position_width=config.theta_gamma)
+        near = Lattice.of_pixels(
+            planes[:0],
+            space,
+            order,
+            position_width=config.theta_gamma,
+            on_step=part_of(on_step, 2 * number, n_lattices),
+        )
         alike = Lattice.of_pixels(
-            planes, space, order, position_width=config.theta_alpha, colour_width=config.theta_beta
+            planes,
+            space,
+            order,
+            position_width=config.theta_alpha,
+            colour_width=config.theta_beta,
+            on_step=part_of(on_step, 2 * number + 1, n_lattices),
         )
         for kernels, lattice in ((spatial, near), (bilateral, alike)):
             kernel = Kernel(lattice, None, None)

@@ -126,6 +126,7 @@ class Lattice:
         *,
         position_width: float,
         colour_width: float = 1.0,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Lattice:
         """Build the compiled lattice around the pixels of an image, on the CPU.
 
@@ -142,6 +143,8 @@ class Lattice:
             Which pixel each point is: a permutation of ``0..N-1``, see `order_pixels`.
         position_width, colour_width
             Widths of the Gaussian.
+        on_step
+            Called with (done, total) about every 30 ms while the lattice is built; what it raises ends that.
 
         Raises
         ------
@@ -163,6 +166,7 @@ class Lattice:
             pixel_of=as_order(order),
             position_width=position_width,
             colour_width=colour_width,
+            on_step=on_step,
         )
         lattice._n_points = len(order)
         lattice._n_dims = n_dims

@@ -12,6 +12,18 @@ class Cancelled(Exception):  # noqa: N818 - a stop that was asked for is no erro
     """Raised by long work that was cancelled; nothing was changed."""
 
 
+def part_of(progress: Progress | None, number: int, n_parts: int) -> Progress | None:
+    """Return what a part of the work calls: it counts its own steps, the caller those of all parts."""
+    if progress is None or n_parts == 1:
+        return progress
+    return lambda done, total: progress(number * total + done, n_parts * total)
+
+
+def stop_if(cancel: Cancel | None) -> Progress:
+    """Return what work calls that can be stopped between steps; what is finished is worth keeping."""
+    return lambda done, total: raise_if_cancelled(cancel) if done < total else None
+
+
 def raise_if_cancelled(cancel: Cancel | None) -> None:
     """Raise `Cancelled` when the caller has asked for a stop."""
     if cancel is not None and cancel():

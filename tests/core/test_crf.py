@@ -20,6 +20,7 @@ from napari_crfasrnn.config import CrfConfig
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.lattice import available_backends
+from napari_crfasrnn.progress import Cancelled, raise_if_cancelled
 
 BACKENDS = available_backends()
 
@@ -553,3 +554,18 @@ def test_arguments_that_do_not_fit() -> None:
         crf.prepare(image.to(torch.complex64))
     with pytest.raises(ValueError, match="n_labels must be at least 1"):
         CrfRnn(0)
+
+
+def test_preparing_tells_how_far_it_is_and_can_be_stopped() -> None:
+    images = 255.0 * torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0))
+    crf = CrfRnn(2)
+    crf.backend = "cpu"
+    told: list[tuple[int, int]] = []
+    crf.prepare(images, on_step=lambda done, total: told.append((done, total)))
+    assert told == [(done, 12) for done in range(1, 13)]  # three steps of two lattices of two images
+
+    def stop(done: int, total: int) -> None:
+        raise_if_cancelled(lambda: done == 5)
+
+    with pytest.raises(Cancelled):
+        crf.prepare(images, on_step=stop)

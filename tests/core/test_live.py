@@ -228,10 +228,10 @@ def test_the_work_does_not_grow_with_the_plane(what, regional, monkeypatch):
         strokes, before = painted(live, BOX, 1), nothing(live)
         seen = 0
 
-        def counted(image):
+        def counted(image, *more, **others):
             nonlocal seen
             seen += image[0, 0].numel()
-            return prepare(image)
+            return prepare(image, *more, **others)
 
         window = getattr(live, f"{what}_window")(BOX)
         with monkeypatch.context() as patch, _Largest() as mode:
@@ -251,7 +251,11 @@ def test_neighbouring_previews_share_their_kernels(monkeypatch):
     live = new_segmenter().live()
     built = []
     prepare = MODEL.crf.prepare
-    monkeypatch.setattr(MODEL.crf, "prepare", lambda image: built.append(1) or prepare(image))
+    monkeypatch.setattr(
+        MODEL.crf,
+        "prepare",
+        lambda image, *more, **others: built.append(1) or prepare(image, *more, **others),
+    )
     for step in range(4):
         box = (70, 70 + step, 80, 80 + step)
         window = live.preview_window(box)

@@ -440,7 +440,11 @@ def test_lattices_are_built_once_for_neighbouring_strokes(monkeypatch):
     segmenter.set_image(sample("chelsea"))
     built = []
     prepare = model.crf.prepare
-    monkeypatch.setattr(model.crf, "prepare", lambda image: built.append(image.shape) or prepare(image))
+    monkeypatch.setattr(
+        model.crf,
+        "prepare",
+        lambda image, *more, **others: built.append(image.shape) or prepare(image, *more, **others),
+    )
     labels = np.full((300, 451), 255, np.uint8)
     for step in range(4):
         segmenter.refine(labels, region=(140, 200 + step, 150, 210 + step))

@@ -41,7 +41,11 @@ def features_of(
 
 @pytest.mark.parametrize(
     ("n_channels", "space"),
-    [(3, (130, 97)), (1, (70, 66)), (0, (130, 97)), (2, (9, 20, 30)), (4, (300,)), (5, (1, 1))],
+    [
+        *((3, (130, 97)), (1, (70, 66)), (2, (9, 20, 30)), (4, (300,)), (5, (1, 1))),
+        # In the plane: a cell for every vertex that may be.
+        *((0, (130, 97)), (0, (1, 500)), (0, (500, 1)), (1, (300,))),
+    ],
 )
 def test_pixels_are_points_with_their_features(n_channels: int, space: tuple[int, ...]) -> None:
     image = blobs(n_channels, *space) if n_channels else torch.empty(0, int(np.prod(space)))
@@ -53,6 +57,44 @@ def test_pixels_are_points_with_their_features(n_channels: int, space: tuple[int
     assert of_pixels.n_vertices == of_features.n_vertices
     values = torch.randn(len(order), 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(of_pixels.filter(values), of_features.filter(values))
+
+
+@pytest.mark.parametrize("position_width", [0.25, 1.0, 1.7, 3.0, 40.0])
+@pytest.mark.usefixtures("threads")
+def test_planes_are_numbered_with_or_without_hashing(position_width: float) -> None:
+    space = (190, 201)  # too many cells for the smallest width
+    image = torch.empty(0, 190 * 201)
+    order = order_pixels(image, space, colour_step=1.0)
+    of_features = Lattice(features_of(image, space, order, position_width, 1.0), backend="cpu")
+    values = torch.randn(len(order), 3, generator=torch.Generator().manual_seed(0))
+    expected = of_features.filter(values)
+    for n_threads in (1, 2, 3):
+        set_num_threads(n_threads)
+        of_pixels = Lattice.of_pixels(image, space, order, position_width=position_width)
+        assert of_pixels.n_vertices == of_features.n_vertices
+        assert torch.equal(of_pixels.filter(values), expected)
+
+
+@pytest.mark.parametrize("n_channels", [0, 3])
+def test_building_tells_how_far_it_is_and_can_be_stopped(n_channels: int) -> None:
+    space = (600, 700)  # two times 64 runs of 4096 points
+    image = blobs(n_channels, *space) if n_channels else torch.empty(0, 600 * 700)
+    order = order_pixels(image, space, colour_step=12.0)
+    widths = {"position_width": 20.0, "colour_width": 30.0}
+    told: list[tuple[int, int]] = []
+    Lattice.of_pixels(image, space, order, **widths, on_step=lambda done, total: told.append((done, total)))
+    assert told == [(done, 6) for done in range(1, 7)]
+
+    def stop(done: int, total: int) -> None:
+        told.append((done, total))
+        if done == wanted:
+            raise KeyboardInterrupt
+
+    for wanted in (1, 3, 6):
+        told.clear()
+        with pytest.raises(KeyboardInterrupt):
+            Lattice.of_pixels(image, space, order, **widths, on_step=stop)
+        assert told == [(done, 6) for done in range(1, wanted + 1)]
 
 
 @pytest.mark.parametrize("n_dims", [2, 5])

@@ -20,11 +20,12 @@ class Lattice:
         """
 
     @staticmethod
-    def of_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], position_width: float, colour_width: float) -> Lattice:
+    def of_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], position_width: float, colour_width: float, on_step: Callable[[int, int], None] | None = None) -> Lattice:
         """
         Build the lattice around the pixels of image, float32 [C, N], in the order of pixel_of.
 
         Features are positions, last axis first, and then channels, each over its width.
+        on_step(done, total) is called again and again; what it raises ends the build.
         """
 
     @property

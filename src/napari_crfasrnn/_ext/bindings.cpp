@@ -11,6 +11,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -50,13 +51,25 @@ const char* sentence(crfasrnn::BuildError error) {
   return "the lattice could not be built";
 }
 
+using Hook = nb::typed<nb::callable, void(int, int)>;
+
+// A Python function that native code calls while the GIL is released; what it raises goes through.
+std::function<void(int, int)> hook_of(const std::optional<Hook>& function) {
+  if (!function) return {};
+  // By reference: the function outlives the run, and counting references would need the GIL.
+  return [&function](int done, int total) {
+    const nb::gil_scoped_acquire locked;
+    (*function)(done, total);
+  };
+}
+
 // Throws what the error says in a sentence.
-std::unique_ptr<crfasrnn::Lattice> build_from(const crfasrnn::PointSource& points) {
+std::unique_ptr<crfasrnn::Lattice> build_from(const crfasrnn::PointSource& points, const crfasrnn::OnStep& on_step = {}) {
   std::unique_ptr<crfasrnn::Lattice> lattice;
   std::optional<crfasrnn::BuildError> error;
   {
     const nb::gil_scoped_release unlocked;
-    error = crfasrnn::Lattice::build(points, lattice);
+    error = crfasrnn::Lattice::build(points, lattice, on_step);
   }
   if (error) throw nb::value_error(sentence(*error));
   return lattice;
@@ -129,18 +142,6 @@ std::unique_ptr<Field> mean_field(SharedLattice spatial, SharedLattice bilateral
                                            factors_for(bilateral_after, *bilateral), averages};
   const nb::gil_scoped_release unlocked;
   return std::make_unique<Field>(first, second, std::move(*order));
-}
-
-using Hook = nb::typed<nb::callable, void(int, int)>;
-
-// A Python function that native code calls while the GIL is released; what it raises goes through.
-crfasrnn::AfterIteration hook_of(const std::optional<Hook>& function) {
-  if (!function) return {};
-  // By reference: the function outlives the run, and counting references would need the GIL.
-  return [&function](int done, int total) {
-    const nb::gil_scoped_acquire locked;
-    (*function)(done, total);
-  };
 }
 
 crfasrnn::MeanField::Weights weights_of(const Matrix& spatial, const Matrix& bilateral, float unary_scale,
@@ -250,7 +251,8 @@ void order_pixels(Image image, const std::vector<std::size_t>& space, float colo
 }
 
 std::unique_ptr<crfasrnn::Lattice> build_of_pixels(Image image, const std::vector<std::size_t>& space, Order pixel_of,
-                                                   float position_width, float colour_width) {
+                                                   float position_width, float colour_width,
+                                                   std::optional<Hook> on_step) {
   check_space(image, space, pixel_of.shape(0));
   if (space.size() + image.shape(0) > crfasrnn::max_dims) {
     throw nb::value_error(sentence(crfasrnn::BuildError::bad_shape));
@@ -260,7 +262,8 @@ std::unique_ptr<crfasrnn::Lattice> build_of_pixels(Image image, const std::vecto
     throw nb::value_error("pixel_of must be below N");
   }
   return build_from(
-      crfasrnn::PixelPoints({image.data(), image.size()}, space, order, position_width, colour_width));
+      crfasrnn::PixelPoints({image.data(), image.size()}, space, order, position_width, colour_width),
+      hook_of(on_step));
 }
 
 Result row_sums(const crfasrnn::Lattice& lattice) {
@@ -316,9 +319,10 @@ NB_MODULE(_lattice, m) {
            "Build the lattice around features, float32 [N, d], already divided by the kernel widths.\n\n"
            "Raises ValueError for NaN, infinity, coordinates beyond 2**20 and too many points.")
       .def_static("of_pixels", &build_of_pixels, "image"_a.noconvert(), "space"_a, nb::kw_only(),
-                  "pixel_of"_a.noconvert(), "position_width"_a, "colour_width"_a,
+                  "pixel_of"_a.noconvert(), "position_width"_a, "colour_width"_a, "on_step"_a = nb::none(),
                   "Build the lattice around the pixels of image, float32 [C, N], in the order of pixel_of.\n\n"
-                  "Features are positions, last axis first, and then channels, each over its width.")
+                  "Features are positions, last axis first, and then channels, each over its width.\n"
+                  "on_step(done, total) is called again and again; what it raises ends the build.")
       .def_prop_ro("n_points", &crfasrnn::Lattice::n_points, "N")
       .def_prop_ro("n_dims", &crfasrnn::Lattice::n_dims, "d")
       .def_prop_ro("n_vertices", &crfasrnn::Lattice::n_vertices, "M")

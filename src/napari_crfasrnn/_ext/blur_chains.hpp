@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "lattice.hpp"
 #include "parallel.hpp"
+#include "plane_table.hpp"
 #include "vertex_table.hpp"
 
 namespace crfasrnn {
@@ -89,7 +91,8 @@ inline void cut_between_chains(BlurGroup& group) {
 
 // The vertex one step ahead of v along each axis, at [axis * M + v], or absent.
 template <int Words>
-Buffer<std::uint32_t> find_neighbours(const KeyLayout& layout, const VertexTable<Words>& table) {
+Buffer<std::uint32_t> find_neighbours(const HashKeys<Words>& vertex_keys, const VertexTable<Words>& table) {
+  const KeyLayout& layout = vertex_keys.layout();
   // Vertices with near numbers are near each other, and so are their neighbours: all axes take their turns
   // while that part of the table is in the cache.
   constexpr std::size_t at_once = 4096;
@@ -117,6 +120,21 @@ Buffer<std::uint32_t> find_neighbours(const KeyLayout& layout, const VertexTable
         table.find(wanted, n_asking, found);
         for (std::size_t i = 0; i < n_asking; ++i) own[asking[i]] = found[i];
       }
+    }
+  });
+  return next;
+}
+
+inline Buffer<std::uint32_t> find_neighbours(const PlaneKeys& vertex_keys, const PlaneTable& table) {
+  constexpr std::size_t at_once = 1 << 14;
+  const std::size_t m = table.size();
+  const std::uint32_t* places = table.keys();
+  Buffer<std::uint32_t> next(static_cast<std::size_t>(PlaneKeys::n_dims + 1) * m);
+  parallel_for(m, at_once, [&](std::size_t begin, std::size_t end) {
+    for (int axis = 0; axis <= PlaneKeys::n_dims; ++axis) {
+      const std::uint32_t step = vertex_keys.step(axis);
+      std::uint32_t* own = next.data() + static_cast<std::size_t>(axis) * m;
+      for (std::size_t v = begin; v < end; ++v) own[v] = table.find(places[v] + step);
     }
   });
   return next;
@@ -159,9 +177,9 @@ inline BlurGroup::Axis link_axis(const std::uint32_t* next, std::size_t m, const
 }
 
 // Chains along all axes, in the order in which the axes are blurred.
-template <int Words>
-std::vector<BlurGroup> link_chains(const KeyLayout& layout, const VertexTable<Words>& table) {
-  const int n_axes = layout.n_dims + 1;
+template <class Keys>
+std::vector<BlurGroup> link_chains(int n_dims, const Keys& vertex_keys, const typename Keys::Table& table) {
+  const int n_axes = n_dims + 1;
   // Three axes at a time: more of them reach too many vertices, fewer read the vertices more often.
   const int n_groups = n_axes <= 3 ? n_axes : (n_axes + 2) / 3;
   const auto first_axis = [&](std::size_t group) { return n_axes * static_cast<int>(group) / n_groups; };
@@ -176,15 +194,17 @@ std::vector<BlurGroup> link_chains(const KeyLayout& layout, const VertexTable<Wo
         const int n_own = first_axis(g + 1) - first_axis(g);
         groups[g].axes.resize(static_cast<std::size_t>(n_own));
         groups[g].n_blocks = 1;
-        if (n_own == 1) continue;
-        block_of[g] = Buffer<std::uint32_t>(m);
-        groups[g].n_blocks =
-            assign_blocks<Words>(first_axis(g), first_axis(g + 1), layout, table, block_of[g].data());
+        if constexpr (!std::is_same_v<Keys, PlaneKeys>) {
+          if (n_own == 1) continue;
+          block_of[g] = Buffer<std::uint32_t>(m);
+          groups[g].n_blocks =
+              assign_blocks(first_axis(g), first_axis(g + 1), vertex_keys.layout(), table, block_of[g].data());
+        }
       }
     });
   });
   failure.rethrow();
-  const Buffer<std::uint32_t> next = find_neighbours<Words>(layout, table);
+  const Buffer<std::uint32_t> next = find_neighbours(vertex_keys, table);
   parallel_for(static_cast<std::size_t>(n_axes), 1, [&](std::size_t begin, std::size_t end) {
     failure.guard([&] {
       for (std::size_t axis = begin; axis < end; ++axis) {

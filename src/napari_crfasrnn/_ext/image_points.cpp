@@ -75,13 +75,16 @@ void order_pixels(std::span<const float> image, std::span<const std::size_t> spa
 
 void PixelPoints::read(std::size_t first, std::size_t count, FeatureBlock& block) const {
   const std::uint32_t* pixel = pixel_of_.data() + first;
-  std::uint32_t rest[block_points];
-  std::copy_n(pixel, count, rest);
+  std::int32_t rest[block_points];
+  for (std::size_t i = 0; i < count; ++i) rest[i] = static_cast<std::int32_t>(pixel[i]);
   std::size_t dim = 0;
   for (std::size_t axis = space_.size(); axis-- > 0; ++dim) {
-    const auto size = static_cast<std::uint32_t>(space_[axis]);
+    const auto size = static_cast<std::int32_t>(space_[axis]);
+    // Half a pixel more keeps multiples of the size from falling below: rounding is far finer. Integer
+    // division would go pixel by pixel.
+    const double share = axis == 0 ? 0.0 : 1.0 / static_cast<double>(size);
     for (std::size_t i = 0; i < count; ++i) {
-      const std::uint32_t above = axis == 0 ? 0 : rest[i] / size;
+      const auto above = static_cast<std::int32_t>((static_cast<double>(rest[i]) + 0.5) * share);
       block.of[dim][i] = static_cast<float>(rest[i] - above * size);
       rest[i] = above;
     }
@@ -93,6 +96,44 @@ void PixelPoints::read(std::size_t first, std::size_t count, FeatureBlock& block
     for (std::size_t i = 0; i < count; ++i) block.of[dim][i] /= colour_width_;
   }
   fill_up(count, block);
+}
+
+bool PixelPoints::find_box(FeatureBox& box) const {
+  constexpr std::size_t lanes = 16;
+  const std::size_t n = pixel_of_.size();
+  std::size_t dim = 0;
+  for (std::size_t axis = space_.size(); axis-- > 0; ++dim) {
+    box.low[dim] = 0.0F;
+    box.high[dim] = static_cast<float>(space_[axis] - 1) / position_width_;
+  }
+  for (std::size_t c = 0; c < n_channels_; ++c, ++dim) {
+    const float* plane = image_.data() + c * n;
+    float low[lanes];
+    float high[lanes];
+    float strange[lanes];  // NaN as soon as there is a value that is not finite
+    for (std::size_t l = 0; l < lanes; ++l) {
+      low[l] = high[l] = plane[0];
+      strange[l] = 0.0F;
+    }
+    const auto take = [&](std::size_t i, std::size_t l) {
+      const float x = plane[i];
+      low[l] = x < low[l] ? x : low[l];
+      high[l] = high[l] < x ? x : high[l];
+      strange[l] += x - x;
+    };
+    std::size_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+      for (std::size_t l = 0; l < lanes; ++l) take(i + l, l);
+    }
+    for (; i < n; ++i) take(i, 0);
+    for (std::size_t l = 0; l < lanes; ++l) {
+      if (strange[l] != 0.0F) return false;
+    }
+    // Dividing by a width keeps the order.
+    box.low[dim] = *std::min_element(low, low + lanes) / colour_width_;
+    box.high[dim] = *std::max_element(high, high + lanes) / colour_width_;
+  }
+  return true;
 }
 
 }  // namespace crfasrnn

@@ -32,6 +32,7 @@ class PixelPoints final : public PointSource {
   std::size_t n_points() const override { return pixel_of_.size(); }
   int n_dims() const override { return static_cast<int>(space_.size() + n_channels_); }
   void read(std::size_t first, std::size_t count, FeatureBlock& block) const override;
+  bool find_box(FeatureBox& box) const override;
 
  private:
   std::span<const float> image_;

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -38,13 +39,17 @@ struct BlurGroup {
   std::vector<Axis> axes;
 };
 
-struct KeyLayout;
 class PointSource;
+
+// Called by the thread that asked for a lattice with (done, total), again and again while it is built; what
+// it throws ends that.
+using OnStep = std::function<void(int, int)>;
 
 class Lattice {
  public:
   // Returns the error when there is one; throws std::bad_alloc when memory runs out.
-  static std::optional<BuildError> build(const PointSource& points, std::unique_ptr<Lattice>& result);
+  static std::optional<BuildError> build(const PointSource& points, std::unique_ptr<Lattice>& result,
+                                         const OnStep& on_step = {});
   // features: [N, d] row-major, already divided by the widths of the Gaussian.
   static std::optional<BuildError> build(std::span<const float> features, std::size_t n_points, int n_dims,
                                          std::unique_ptr<Lattice>& result);
@@ -81,8 +86,8 @@ class Lattice {
 
  private:
   Lattice() = default;
-  template <int Words>
-  void number_vertices(const PointSource& points, const KeyLayout& layout);
+  template <class Keys>
+  void number_vertices(const PointSource& points, const Keys& vertex_keys, const OnStep& on_step);
 
   std::size_t n_points_ = 0;
   std::size_t n_vertices_ = 0;

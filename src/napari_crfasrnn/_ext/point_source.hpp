@@ -8,6 +8,12 @@
 
 namespace crfasrnn {
 
+// The least box that holds the features of all points.
+struct FeatureBox {
+  float low[max_dims];
+  float high[max_dims];
+};
+
 // Features already divided by the widths of the Gaussian, read block by block: those of an image are
 // computed on the way and never stored.
 class PointSource {
@@ -17,6 +23,8 @@ class PointSource {
   virtual int n_dims() const = 0;
   // Fill a block with `count` points, 1 to block_points of them, and repeat the first one up to its end.
   virtual void read(std::size_t first, std::size_t count, FeatureBlock& block) const = 0;
+  // The box of finite features where it costs less than reading them all; else false.
+  virtual bool find_box(FeatureBox&) const { return false; }
 
  protected:
   void fill_up(std::size_t count, FeatureBlock& block) const {

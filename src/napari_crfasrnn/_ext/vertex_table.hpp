@@ -196,6 +196,34 @@ class VertexTable {
   int shift_ = 0;
 };
 
+// Keys of any lattice, numbered by hashing; the counterpart of PlaneKeys.
+template <int Words>
+class HashKeys {
+ public:
+  using Key = crfasrnn::Key<Words>;
+  using Table = VertexTable<Words>;
+  using RunTable = Table;
+
+  explicit HashKeys(const KeyLayout& layout) : layout_(layout) {}
+
+  const KeyLayout& layout() const { return layout_; }
+  // The corner of remainder 0.
+  Key origin(const SimplexBlock& simplices, std::size_t lane) const {
+    Key key{};
+    for (int j = 0; j < layout_.n_dims; ++j) {
+      key.words[layout_.word[j]] += static_cast<std::uint64_t>(simplices.origin[j][lane] - layout_.low[j])
+                                    << layout_.shift[j];
+    }
+    return key;
+  }
+  Key step(int j) const { return layout_.template step<Words>(j); }
+  RunTable run_table(std::size_t n_points) const { return RunTable(2 * n_points); }
+  Table joint_table(std::size_t n_found) const { return Table(n_found / 2); }
+
+ private:
+  KeyLayout layout_;
+};
+
 // A set of keys that answers "not in it" from a small array of bits, 16 to 32 of them per key: it stays in
 // the cache while the table of a large image does not.
 class VertexFilter {

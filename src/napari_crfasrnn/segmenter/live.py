@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
-from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.segmenter.refining import (
     HALO_WIDTHS,
     Box,
@@ -195,7 +194,7 @@ class LiveRefinement:
         window = self.preview_window(box)
         strokes, before = self._check("strokes", strokes, window), self._check("before", before, window)
         crop = self._crops.pop(window, None) or _Crop(
-            prepare_part(self._model, self._seen, window, self._extra)
+            prepare_part(self._model, self._seen, window, self._extra, cancel)
         )
         raise_if_cancelled(cancel)
         if crop.before is None or not np.array_equal(crop.before.strokes, before):
@@ -249,7 +248,7 @@ class LiveRefinement:
             assert was is not None
             self._state = now = self._run(window, strokes, self._whole, cancel)
             return _difference(window, now, was)
-        prepared = prepare_part(self._model, self._seen, window, self._extra)
+        prepared = prepare_part(self._model, self._seen, window, self._extra, cancel)
         raise_if_cancelled(cancel)
         now, was = (self._run(window, painted, prepared, cancel) for painted in (strokes, before))
         return _difference(inner, _cut(now, window, inner), _cut(was, window, inner))
@@ -270,7 +269,7 @@ class LiveRefinement:
         y0, x0, y1, x1 = window
         logits = self._logits[..., y0:y1, x0:x1]
         unary = hold(logits, logits, strokes, strokes != ignore_value(strokes.dtype), prepared)
-        refined = run_crf(self._model, unary, prepared, _asking(cancel), n_iterations)
+        refined = run_crf(self._model, unary, prepared, stop_if(cancel), n_iterations)
         return _State(strokes, refined, _labels_of(refined, strokes))
 
     def _check(self, name: str, strokes: Strokes, window: Box) -> Strokes:
@@ -289,10 +288,6 @@ class LiveRefinement:
                 f"or {ignore_value(dtype)} where nothing is painted, got {int(painted.max())}"
             )
         return strokes.copy()
-
-
-def _asking(cancel: Cancel | None) -> Callable[[int, int], None]:
-    return lambda done, total: raise_if_cancelled(cancel) if done < total else None
 
 
 def _labels_of(

@@ -17,6 +17,7 @@ from napari_crfasrnn.crf import OnIteration, Potential
 from napari_crfasrnn.higher_order import Detection
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.progress import Cancel, stop_if
 
 CONFIDENCE = 0.9  # probability of a label that differs from the network's opinion
 HALO_WIDTHS = 2.0  # how far around a region the CRF looks, in theta_alpha: 2 holds 86 % of the kernel
@@ -93,11 +94,12 @@ def prepare_part(
     plane: Tensor,  # [1, c, H, W]
     window: Box,
     extra: Tensor | None = None,  # [1, E, H, W]
+    cancel: Cancel | None = None,
 ) -> PreparedImage:
     """Build the kernels of a part of a plane, of which `crf_plane` is given."""
     y0, x0, y1, x1 = window
     features = None if extra is None else extra[..., y0:y1, x0:x1]
-    return model.crf.prepare(plane[..., y0:y1, x0:x1], features)
+    return model.crf.prepare(plane[..., y0:y1, x0:x1], features, on_step=stop_if(cancel))
 
 
 def run_crf(

@@ -19,7 +19,7 @@ from napari_crfasrnn.higher_order import Detection
 from napari_crfasrnn.imaging import ImageSource, open_image
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
-from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
+from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled, stop_if
 from napari_crfasrnn.segmenter.live import LiveRefinement, takes_whole
 from napari_crfasrnn.segmenter.refining import (
     Box,
@@ -160,7 +160,7 @@ class Segmenter:
             Called as ``progress(done, total)`` after each step: the network, the lattices and each
             iteration of the CRF, of each plane.
         cancel
-            Asked between those steps.
+            Asked between those steps, and again and again while lattices are built.
 
         Raises
         ------
@@ -197,7 +197,7 @@ class Segmenter:
             if crf:
                 arrays.write_before_crf(place, logits[0])
                 with clock("crf"):
-                    plane, prepared = self._prepare_prediction(plane)
+                    plane, prepared = self._prepare_prediction(plane, cancel)
                     plane, potentials = self._potentials(plane, superpixels, found.get(at, ()))
                 steps.done()
                 with clock("crf"):
@@ -282,7 +282,7 @@ class Segmenter:
         if given.dtype.kind != "f":
             unary = unary_of_labels(unary, given[seen])
         with clock("crf"):
-            plane, prepared = self._prepare(plane, window)
+            plane, prepared = self._prepare(plane, cancel, window)
             steps.done()
             unary = hold(unary, logits[:, :, seen[0], seen[1]], old[seen], held[seen], prepared)
             refined = self._mean_field(unary, prepared, steps)
@@ -315,7 +315,7 @@ class Segmenter:
         index
             Which plane of a stack; required there.
         cancel
-            Asked between those steps.
+            Asked between those steps, and again and again while lattices are built.
 
         Raises
         ------
@@ -330,7 +330,7 @@ class Segmenter:
         raise_if_cancelled(cancel)
         whole = None
         if takes_whole(source.plane_shape):
-            plane, whole = self._prepare(plane)
+            plane, whole = self._prepare(plane, cancel)
         return LiveRefinement(self.model, plane.image, logits, whole, plane.extra)
 
     def _index_of_one(self, index: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -386,13 +386,16 @@ class Segmenter:
         assert plane.logits is not None
         return plane, plane.logits
 
-    def _prepare_prediction(self, plane: _Plane) -> tuple[_Plane, PreparedImage]:
+    def _prepare_prediction(self, plane: _Plane, cancel: Cancel | None) -> tuple[_Plane, PreparedImage]:
         """Return the lattices for the segmentation of a plane: its own, or those of the frame of a demo."""
         if plane.framed is None:
-            return self._prepare(plane)
-        return plane, self.model.crf.prepare(self.model.framed_input(plane.framed[0]))
+            return self._prepare(plane, cancel)
+        framed = self.model.framed_input(plane.framed[0])
+        return plane, self.model.crf.prepare(framed, on_step=stop_if(cancel))
 
-    def _prepare(self, plane: _Plane, window: Box | None = None) -> tuple[_Plane, PreparedImage]:
+    def _prepare(
+        self, plane: _Plane, cancel: Cancel | None, window: Box | None = None
+    ) -> tuple[_Plane, PreparedImage]:
         """Return the lattices of a plane or of a part of it, from the last time if they still fit."""
         whole: Box = (0, 0, *plane.source.plane_shape)
         window = whole if window is None else window
@@ -403,7 +406,7 @@ class Segmenter:
         if plane.seen is None:
             plane = replace(plane, seen=crf_plane(self.model, plane.image))
         assert plane.seen is not None
-        prepared = prepare_part(self.model, plane.seen, window, plane.extra)
+        prepared = prepare_part(self.model, plane.seen, window, plane.extra, cancel)
         if window == whole:
             plane = replace(plane, prepared=prepared)
         else:
