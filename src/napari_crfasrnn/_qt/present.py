@@ -17,6 +17,7 @@ from napari_crfasrnn._qt.panels.state import (
     ProjectState,
     StartState,
 )
+from napari_crfasrnn._qt.rounds import round_rows
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state import Busy, Numbers, Session
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CURES = {
     "segment": "Segment",
+    "end-comparing": "Back",
     "bring-back": "Show them",
     "open-model": "Open…",
     "download": "Accept and download",
@@ -34,6 +36,7 @@ DOING = {
     "segment": "the image is being segmented",
     "refine": "the labels are being refined",
     "learn": "the model is learning",
+    "compare": "two models are being compared",
     "open": "a project is being opened",
     "save": "something is being saved",
     "load": "a model is being read",
@@ -132,12 +135,18 @@ def learn_state(bench: Workbench) -> LearnState:
         why = "Keep or discard what was learnt first."
     material = f"{n_known:,} px in {n_images} image{'s' * (n_images != 1)}" if n_known else ""
     learning = session.busy is not None and session.busy.what == "learn"
+    busy = _busy_reason(session)
+    if not busy and session.lessons.report is not None:
+        busy = "Keep or discard what was learnt first."
     return LearnState(
         learn=Action(not why, why, primary=not why and _lead(bench) == "learn"),
         material="" if learning or session.lessons.report is not None else material,
         result=describe(session.lessons.report) if session.lessons.report is not None else "",
-        progress=_progress(session.busy, "learn"),
+        progress=_progress(session.busy, "learn", "compare"),
         show_plot=_shows_plot(session),
+        compare=_compare_action(bench),
+        rounds=round_rows(session),
+        choose_round=Action(not busy, busy),
         message=_lesson_message(session),
     )
 
@@ -228,13 +237,23 @@ def _message(session: Session, section: str) -> Message:
     return Message(line.text, line.tone, line.cure, CURES.get(line.cure, ""))
 
 
+def _compare_action(bench: Workbench) -> Action:
+    why = _busy_reason(bench.session)
+    if bench.image is None:
+        why = "Open an image first."
+    elif bench.session.lessons.before is None:
+        why = why or "There is no model from before."
+    return Action(not why, why)
+
+
 def _shows_plot(session: Session) -> bool:
     if len(session.lessons.history) < 2:
         return False
     if session.busy is not None and session.busy.what == "learn":
         return True
     report = session.lessons.report
-    return report is not None and not _remark(report)  # a remark takes the room
+    takes_room = "learn" in session.tasks.lines  # what is said of a comparison
+    return report is not None and not _remark(report) and not takes_room  # a remark takes it, too
 
 
 def _lesson_message(session: Session) -> Message:

@@ -16,11 +16,15 @@ from napari_crfasrnn._qt.panels import (
     CorrectPanel,
     LearnPanel,
     ProjectPanel,
+    RoundReport,
     StartPanel,
     style_sheet,
     theme_of,
 )
 from napari_crfasrnn._qt.panels.look import GAP
+from napari_crfasrnn._qt.rounds import round_rows
+from napari_crfasrnn._qt.state.rounds import PREFIX
+from napari_crfasrnn._qt.state.shelf import LEARNT
 from napari_crfasrnn._qt.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -44,7 +48,8 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     """
 
     finished = Signal(str)
-    """A task has ended: "segment", "refine", "learn", "save", "open", "load", "cancelled" or "failed"."""
+    """A task has ended: "segment", "refine", "learn", "compare", "save", "open", "load", or none did:
+    "cancelled", "failed"."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         self._docked = False
@@ -134,7 +139,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         bench.session.finished.connect(self._on_finished)
         start, classes, correct = self.start, self.classes, self.correct
         start.image_chosen.connect(bench.select_image)
-        start.model_chosen.connect(bench.session.shelf.choose)
+        start.model_chosen.connect(bench.session.choose_model)
         start.model_file_wanted.connect(self._ask_model)
         start.segment_clicked.connect(self.segment)
         start.cancelled.connect(self.cancel)
@@ -160,6 +165,10 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.learning.cancelled.connect(self.cancel)
         self.learning.kept.connect(bench.session.lessons.keep)
         self.learning.discarded.connect(bench.session.lessons.discard)
+        self.learning.compare_clicked.connect(self._compare_learnt)
+        self.learning.round_wanted.connect(bench.session.rounds.roll_back)
+        self.learning.round_compared.connect(self._compare_round)
+        self.learning.report_wanted.connect(self._show_round)
         self.project.open_wanted.connect(self._open_project)
         self.project.save_as_wanted.connect(self._ask_save_as)
         self.project.save_model_wanted.connect(self._ask_save_model)
@@ -244,6 +253,8 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     def _cure(self, cure: str) -> None:
         if cure == "bring-back":
             self._bench.bring_back()
+        elif cure == "end-comparing":
+            self._bench.comparing.end()
         elif cure == "segment":
             self.segment()
         elif cure == "open-model":
@@ -252,6 +263,21 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self.session.shelf.download()
         elif cure == "import-report":
             self._show_report()
+
+    def _compare_learnt(self) -> None:
+        before = self.session.lessons.before
+        if before is not None:
+            self._bench.comparing.start(before.name, LEARNT)
+
+    def _compare_round(self, number: int) -> None:
+        in_use = self.session.shelf.choice
+        if in_use is not None:
+            self._bench.comparing.start(f"{PREFIX}{number}", in_use.name)
+
+    def _show_round(self, number: int) -> None:
+        for one in round_rows(self.session):
+            if one.number == number:
+                RoundReport(one, theme_of(self.viewer.theme), self).show()
 
     def _show_report(self) -> None:
         """Show what became of each tensor of an imported file, beside the work and not in its way."""

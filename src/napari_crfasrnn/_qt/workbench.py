@@ -10,6 +10,7 @@ from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt import present
+from napari_crfasrnn._qt.comparing import Comparing
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.labelling import Labelling
 from napari_crfasrnn._qt.layers import (
@@ -57,8 +58,8 @@ class Workbench:
         Whether these layers are shown.
     left
         Images of the project that are not open.
-    live, patching
-        Live refinement; patch mode.
+    live, patching, comparing
+        Live refinement; patch mode; rounds side by side.
     """
 
     changed = Signal()  # something that the widgets show
@@ -81,7 +82,7 @@ class Workbench:
         self._show_timer = _timer(0, self._show)
         self._watch()
         self.live = Live(self)
-        self.patching = Patching(self)
+        self.patching, self.comparing = Patching(self), Comparing(self)
         self._select_first_image()
         self.session.begin()
         leftovers = self.labelling.leftovers()
@@ -111,6 +112,7 @@ class Workbench:
         with suppress(RuntimeError):  # at the end of the program, Qt may have deleted the layers' timers
             self.live.close()
             self.patching.close()
+            self.comparing.close()
             self.labelling.flush()
         self.session.close()
         with suppress(RuntimeError):

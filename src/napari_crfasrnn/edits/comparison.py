@@ -42,6 +42,48 @@ class EditSummary:
         return self.n_verified / self.n_pixels if self.n_pixels else 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class LabelChanges:
+    """Where two labellings of the same pixels differ, and what of.
+
+    Attributes
+    ----------
+    where
+        Pixels that differ.
+    gained, lost
+        For each class, the pixels that are of it only in the second, and only in the first.
+    """
+
+    where: Mask
+    gained: tuple[int, ...]
+    lost: tuple[int, ...]
+
+    @property
+    def n_changed(self) -> int:
+        """How many pixels differ."""
+        return int(np.count_nonzero(self.where))
+
+
+def compare_labels(
+    first: Labels,  # [*S]
+    second: Labels,  # [*S]
+    n_labels: int,
+) -> LabelChanges:
+    """Compare two labellings, of two rounds of learning, say.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    where = edited_mask(second, first)
+    lost, gained = (
+        tuple(int(n) for n in np.bincount(labels[where], minlength=n_labels)[:n_labels])
+        for labels in (first, second)
+    )
+    return LabelChanges(where, gained, lost)
+
+
 def as_labels(labels: NDArray[np.generic], n_labels: int, *, name: str = "labels") -> Labels:
     """Return labels in the smallest label type of a class table, the unlabelled pixels kept as such.
 

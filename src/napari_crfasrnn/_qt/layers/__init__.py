@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from napari_crfasrnn._qt.layers.class_layers import ClassLayer, ClassLayers
+from napari_crfasrnn._qt.layers.comparison import Comparison
 from napari_crfasrnn._qt.layers.drawing import Drawing, shows_planes, united
 from napari_crfasrnn._qt.layers.frame import Frame
 from napari_crfasrnn._qt.layers.group import LabelGroup
@@ -29,6 +30,7 @@ __all__ = [
     "ClassLayer",
     "ClassLayers",
     "ClassView",
+    "Comparison",
     "Drawing",
     "Frame",
     "ImageInput",

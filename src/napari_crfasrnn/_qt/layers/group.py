@@ -20,20 +20,19 @@ from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import looks
-from napari_crfasrnn._qt.layers.class_layers import ClassLayer, ClassLayers
-from napari_crfasrnn._qt.layers.drawing import Box, Drawing, box_of, shows_planes, united
+from napari_crfasrnn._qt.layers.class_layers import ClassLayers
+from napari_crfasrnn._qt.layers.drawing import Box, Drawing, shows_planes, united
 from napari_crfasrnn._qt.layers.extras import UNCERTAINTY, ExtraLayers
 from napari_crfasrnn._qt.layers.images import insert_above, key_of, mark_of, placement, set_mark
-from napari_crfasrnn._qt.layers.store import ClassView, LabelStore
+from napari_crfasrnn._qt.layers.store import LabelStore
+from napari_crfasrnn._qt.layers.watching import GroupWatch
 from napari_crfasrnn.classes import ClassSpec, ignore_value
-from napari_crfasrnn.edits import as_labels
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
 PAINTING_MODES = ("paint", "erase", "fill", "polygon")
 MIN_REDRAW_MS = 15  # of the other layers, while a stroke goes on: more often than the screen needs no one
-_PLACES = ("scale", "translate", "rotate", "shear", "affine")
 
 
 class LabelGroup:
@@ -83,7 +82,7 @@ class LabelGroup:
         self.hidden: set[int] = {0}
         self.store = LabelStore(labels, self._on_view_written)
         self.class_layers = ClassLayers(self, per_class)
-        self._extras = ExtraLayers(viewer, image)
+        self.extras = ExtraLayers(viewer, image)
         self._quiet = 0  # above 0 while we change layers ourselves
         self._stale = False  # no layer is drawn as it is
         self._stale_part: Box | None = None  # of the plane that is shown, in any layer
@@ -91,12 +90,11 @@ class LabelGroup:
         self._redraw_timer.setSingleShot(True)
         self._redraw_timer.timeout.connect(self.redraw)
         self._redraw_ms = 0.0
-        self._point = self._sliced_at()
         self.combined = self._find_combined() or self._add_combined()
-        self._connect()
+        self._watch = GroupWatch(self)
         self.drawing = Drawing(self)
         self.hidden |= self.class_layers.take_over()
-        self._dress()
+        self.dress()
 
     # --- what there is ------------------------------------------------------------------------------
 
@@ -118,7 +116,7 @@ class LabelGroup:
     @property
     def outputs(self) -> list[Any]:
         """Every layer that belongs to the image, as far as it is in the viewer."""
-        ours = [*self.class_layers, self.combined, *self._extras.layers.values()]
+        ours = [*self.class_layers, self.combined, *self.extras.layers.values()]
         return [layer for layer in ours if layer in self.viewer.layers]
 
     @property
@@ -134,7 +132,7 @@ class LabelGroup:
     @property
     def has_uncertainty(self) -> bool:
         """Whether the uncertainty layer is there."""
-        return UNCERTAINTY in self._extras.layers
+        return UNCERTAINTY in self.extras.layers
 
     # --- labels -------------------------------------------------------------------------------------
 
@@ -161,13 +159,13 @@ class LabelGroup:
         with self.silently(), self.combined.block_history():
             self.combined.data_setitem(places, labels[where], refresh=False)
         height, width = where.shape
-        self._schedule_redraw((*corner, corner[0] + height, corner[1] + width))
+        self.schedule_redraw((*corner, corner[0] + height, corner[1] + width))
         self.changed.emit()
 
     def flush(self) -> None:
         """Take what was written to class layers into the undo history, unless a stroke still goes on."""
         if not any(layer.in_stroke for layer in self.class_layers):
-            self._commit()
+            self.commit()
 
     def undo(self) -> None:
         """Take back the last stroke, or what was written last."""
@@ -207,10 +205,11 @@ class LabelGroup:
             self.store.array = labels
             self.combined.data = labels
             self.combined._reset_history()  # its items hold values of the old table
-        self._dress()
+        self.dress()
         self.changed.emit()
 
-    def _commit(self) -> None:
+    def commit(self) -> None:
+        """Take what was written to class layers into the undo history."""
         writes = self.store.take_pending()
         if writes is None:
             return
@@ -223,7 +222,7 @@ class LabelGroup:
     def restyle(self, classes: Sequence[ClassSpec]) -> None:
         """Take new names and colours of the same classes, or classes added at the end."""
         self.classes = tuple(classes)
-        self._dress()
+        self.dress()
 
     def set_per_class(self, per_class: bool) -> None:
         """Show a layer per class, or the combined layer alone."""
@@ -235,7 +234,7 @@ class LabelGroup:
             _hand_brush(active, self.combined)
             self.viewer.layers.selection.active = self.combined
         self.class_layers.set_enabled(per_class)
-        self._dress()
+        self.dress()
 
     def set_visible(self, value: int, visible: bool) -> None:
         """Show or hide a class."""
@@ -244,7 +243,7 @@ class LabelGroup:
         if layer is not None and layer.visible != visible:
             with self.silently():
                 layer.visible = visible
-        self._color_combined()
+        self.color_combined()
         self.visibility_changed.emit()
 
     def paint_with(self, value: int) -> Any:
@@ -273,13 +272,13 @@ class LabelGroup:
     def show_uncertainty(self, entropy: NDArray[np.float32] | None) -> None:
         """Show an uncertainty layer with values 0..1, or remove it."""
         with self.silently():
-            self._extras.show_uncertainty(entropy, self.outputs)
+            self.extras.show_uncertainty(entropy, self.outputs)
 
     def show_before(self, labels: NDArray[Any] | None) -> None:
         """Show the labels as they were before the CRF instead of the others, or show those again."""
         colors = looks.colormap(self.classes, self._shown())
         with self.silently():
-            self._extras.show_before(labels, colors, self.label_layers)
+            self.extras.show_before(labels, colors, self.label_layers)
 
     def redraw(self) -> None:
         """Draw again what is stale."""
@@ -303,16 +302,16 @@ class LabelGroup:
         finally:
             self._quiet -= 1
 
-    def _dress(self) -> None:
+    def dress(self) -> None:
         """Give every layer its name, its colours, and the names of the classes for the status bar."""
         ignore = (ignore_value(self.labels.dtype), "unlabelled")
         with self.silently():
             self.combined.name = looks.layer_name(self.image.name, "labels")
             self.combined.features = looks.features([*enumerate(c.name for c in self.classes), ignore])
             self.class_layers.dress(self.classes, self.image.name)
-        self._color_combined()
+        self.color_combined()
 
-    def _color_combined(self) -> None:
+    def color_combined(self) -> None:
         """Let the combined layer draw what no class layer draws, so that each class is drawn once."""
         with self.silently():
             self.combined.colormap = looks.colormap(
@@ -326,7 +325,8 @@ class LabelGroup:
         self._stale = True
         self._redraw_timer.start(0)
 
-    def _schedule_redraw(self, part: Box | None = None) -> None:
+    def schedule_redraw(self, part: Box | None = None) -> None:
+        """Draw a part of the plane that is shown again soon, or all of it."""
         if part is None or not shows_planes(self.viewer):
             self._stale = True
         else:
@@ -350,7 +350,7 @@ class LabelGroup:
         self._redraw_timer.stop()
         self.class_layers.stop()
         self.drawing.close()
-        self._disconnect()
+        self._watch.close()
         if remove:
             self.remove_layers(self.outputs)
 
@@ -375,154 +375,9 @@ class LabelGroup:
         insert_above(self.viewer, self.image, layer)
         return layer
 
-    def _connect(self) -> None:
-        for layer in self.label_layers:
-            self._watch(layer)
-        self.class_layers.added.connect(self._on_class_layer_added)
-        self.viewer.layers.events.removed.connect(self._on_removed)
-        for name in _PLACES:
-            getattr(self.image.events, name).connect(self._on_moved)
-        self.image.events.name.connect(self._on_renamed)
-
-    def _disconnect(self) -> None:
-        for layer in self.label_layers:
-            self._watch(layer, False)
-        self.viewer.layers.events.removed.disconnect(self._on_removed)
-        for name in _PLACES:
-            getattr(self.image.events, name).disconnect(self._on_moved)
-        self.image.events.name.disconnect(self._on_renamed)
-
-    def _watch(self, layer: Any, watch: bool = True) -> None:
-        events = layer.events
-        if isinstance(layer, ClassLayer):
-            on_change, on_data = self._on_class_layer, self._on_class_data
-            pairs = [(events.visible, self._on_visible)]
-        else:
-            on_change, on_data, pairs = self._on_combined, self._on_combined_data, []
-        pairs += [(emitter, on_change) for emitter in (events.paint, events.set_data, events.labels_update)]
-        pairs += [(events.data, on_data), (events.selected_label, self._on_selected_label)]
-        for emitter, callback in pairs:
-            (emitter.connect if watch else emitter.disconnect)(callback)
-
-    # --- events -------------------------------------------------------------------------------------
-
-    def _on_class_layer_added(self, layer: ClassLayer) -> None:
-        self._watch(layer)
-        self._color_combined()
-
     def _on_view_written(self, where: tuple[slice, ...]) -> None:
         (y0, y1), (x0, x1) = ((part.start, part.stop) for part in where[-2:])
-        self._schedule_redraw((y0, x0, y1, x1))
-
-    def _on_combined(self, event: Any) -> None:
-        if self._quiet:
-            return
-        if event.type == "set_data" and self._point != (point := self._sliced_at()):
-            self._point = point  # another slice is shown, nothing else
-            return
-        if event.type != "paint":  # what was painted is told by "labels_update"
-            self._schedule_redraw(box_of(self.viewer, event) if event.type == "labels_update" else None)
-        if event.type != "labels_update":
-            self.changed.emit()
-
-    def _sliced_at(self) -> tuple[Any, ...]:
-        dims = self.viewer.dims
-        return dims.point, dims.order, dims.ndisplay
-
-    def _on_combined_data(self, event: Any) -> None:
-        """Take an array that a script put into the combined layer, if it fits."""
-        if self._quiet or self.combined.data is self.store.array:
-            return
-        try:
-            labels = self._checked(self.combined.data)
-        except (ValueError, TypeError) as error:
-            with self.silently():
-                self.combined.data = self.store.array
-            self.refused.emit(str(error))
-            return
-        self.store.drop_pending()
-        self.store.array = labels
-        if self.combined.data is not labels:
-            with self.silently():
-                self.combined.data = labels
-        self._schedule_redraw()
-        self.changed.emit()
-
-    def _checked(self, given: Any) -> NDArray[Any]:
-        if given.shape != self.labels.shape:
-            raise ValueError(
-                f"{self.combined.name!r} must keep its shape {self.labels.shape}, got {given.shape}: "
-                "the labels are as they were"
-            )
-        labels = as_labels(np.asarray(given), len(self.classes))
-        if labels.dtype != self.labels.dtype or not labels.flags.writeable:
-            labels = labels.astype(self.labels.dtype)
-        return labels
-
-    def _on_class_layer(self, event: Any) -> None:
-        if self._quiet or not self.store.has_pending:
-            return
-        # A stroke is taken when it ends: napari then says "paint".
-        if event.type == "paint" or not event.source.in_stroke:
-            self._commit()
-
-    def _on_class_data(self, event: Any) -> None:
-        """Write an array that a script put into a class layer through to the truth."""
-        layer = event.source
-        if self._quiet or isinstance(layer.data, ClassView):
-            return
-        given = np.asarray(layer.data)
-        view = self.store.view(layer.value)
-        with self.silently():
-            layer.data = view
-        if given.shape != view.shape:
-            self.refused.emit(
-                f"{layer.name!r} must keep its shape {view.shape}, got {given.shape}: "
-                "the labels are as they were"
-            )
-            return
-        view[...] = np.where(given == 0, 0, layer.value)
-        self.flush()
-
-    def _on_selected_label(self, event: Any) -> None:
-        """Let nobody paint with a value that is no class, such as napari's "new label"."""
-        layer = event.source
-        value, last = int(layer.selected_label), len(self.classes) - 1
-        if value > last and value != ignore_value(self.labels.dtype):
-            layer.selected_label = layer.value if isinstance(layer, ClassLayer) else last
-            self.refused.emit(f"There is no class {value}: add one first.")
-
-    def _on_visible(self, event: Any) -> None:
-        layer = event.source
-        if not self._quiet:
-            (self.hidden.discard if layer.visible else self.hidden.add)(layer.value)
-            self.visibility_changed.emit()
-
-    def _on_removed(self, event: Any) -> None:
-        layer = event.value
-        if self._quiet:
-            return
-        role = self._extras.forget(layer)
-        if role is not None:
-            with self.silently():
-                self._extras.unhide()
-        elif self.class_layers.forget(layer):
-            self._color_combined()
-            role = "class"
-        elif layer is self.combined:
-            role = "labels"
-        elif layer is self.image:
-            role = "image"
-        if role is not None:
-            self.lost.emit(role, layer.name)
-
-    def _on_moved(self, event: Any) -> None:
-        for layer in self.outputs:
-            setattr(layer, event.type, placement(self.image, layer.ndim)[event.type])
-
-    def _on_renamed(self) -> None:
-        self._dress()
-        self._extras.rename()
+        self.schedule_redraw((y0, x0, y1, x1))
 
 
 def _hand_brush(source: Any, target: Any) -> None:

@@ -7,6 +7,7 @@ from napari_crfasrnn._qt.panels.correct import CorrectPanel
 from napari_crfasrnn._qt.panels.learn import LearnPanel
 from napari_crfasrnn._qt.panels.look import Theme, style_sheet, theme_of
 from napari_crfasrnn._qt.panels.project import ProjectPanel
+from napari_crfasrnn._qt.panels.round_report import RoundReport
 from napari_crfasrnn._qt.panels.start import StartPanel
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CorrectPanel",
     "LearnPanel",
     "ProjectPanel",
+    "RoundReport",
     "StartPanel",
     "Theme",
     "style_sheet",

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QMenu, QToolButton, QVBoxLayout, QWidget
 
 from napari_crfasrnn._qt.panels.look import Theme
-from napari_crfasrnn._qt.panels.parts import MessageLine, Section, TaskButton, button, row
-from napari_crfasrnn._qt.panels.state import LearnState, Message
+from napari_crfasrnn._qt.panels.parts import (
+    MessageLine,
+    Section,
+    TaskButton,
+    button,
+    row,
+    show_action,
+    tool_button,
+)
+from napari_crfasrnn._qt.panels.state import Action, LearnState, Message, RoundRow
 
 PLOT_HEIGHT = 76  # pixels
 
@@ -21,6 +30,10 @@ class LearnPanel(Section):
     cancelled = Signal()
     kept = Signal()
     discarded = Signal()
+    compare_clicked = Signal()
+    round_wanted = Signal(int)
+    round_compared = Signal(int)  # with the model in use
+    report_wanted = Signal(int)
     cured = Signal(str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
@@ -38,11 +51,22 @@ class LearnPanel(Section):
         self.discard = button("Discard", "Go back to the model from before")
         self.keep.clicked.connect(self.kept)
         self.discard.clicked.connect(self.discarded)
+        self.compare = button(
+            "Compare", "Show what the model from before and this one make of the slice, side by side"
+        )
+        self.compare.clicked.connect(self.compare_clicked)
+        self.rounds = tool_button("Rounds ▾", "Earlier rounds of learning: use one again, compare, reports")
+        self.rounds.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        self.rounds.setMenu(QMenu(self.rounds))
+        self._rounds: tuple[tuple[RoundRow, ...], Action] | None = None
         self.message = MessageLine()
         self.message.cured.connect(self.cured)
         self.decision = QWidget()
-        self.decision.setLayout(row(self.keep, self.discard))
-        for widget in (self.task, self.plot_place, self.result, self.decision, self.message):
+        self.decision.setLayout(row(self.keep, self.discard, self.compare))
+        go = row(self.task, self.rounds)
+        go.setStretch(0, 1)
+        self.content.addLayout(go)
+        for widget in (self.plot_place, self.result, self.decision, self.message):
             self.content.addWidget(widget)
 
     def show_state(self, state: LearnState, theme: Theme) -> None:
@@ -51,6 +75,8 @@ class LearnPanel(Section):
         self.note.show_text(state.material)
         self.result.show_message(Message(state.result, "plain"))
         self.decision.setVisible(bool(state.result))
+        show_action(self.compare, state.compare)
+        self._fill_rounds(state.rounds, state.choose_round)
         self.plot_place.setVisible(state.show_plot)
         if state.show_plot and self.plot is None:
             self.plot = LossPlot(theme)
@@ -59,6 +85,23 @@ class LearnPanel(Section):
         if self.plot is not None:
             self.plot.set_theme(theme)
         self.message.show_message(state.message)
+
+    def _fill_rounds(self, rounds: tuple[RoundRow, ...], choose: Action) -> None:
+        self.rounds.setVisible(bool(rounds))
+        show_action(self.rounds, choose)
+        if self._rounds == (rounds, choose):
+            return
+        self._rounds = rounds, choose
+        menu = self.rounds.menu()
+        menu.clear()
+        for one in rounds:
+            part = menu.addMenu(f"{one.title} – in use" if one.in_use else one.title)
+            for text, signal, off in (
+                ("Use this round", self.round_wanted, one.in_use),
+                ("Compare with the model in use", self.round_compared, one.in_use),
+                ("Report…", self.report_wanted, False),
+            ):
+                part.addAction(text, partial(signal.emit, one.number)).setEnabled(not off)
 
     def show_history(self, history: list[Any]) -> None:
         """Draw the loss and the IoU on held-back pixels of every `TrainStep` so far."""
@@ -69,13 +112,13 @@ class LearnPanel(Section):
 class LossPlot:
     """Loss on the left axis, IoU on held-back pixels on the right one."""
 
-    def __init__(self, theme: Theme) -> None:
+    def __init__(self, theme: Theme, height: int = PLOT_HEIGHT) -> None:
         import pyqtgraph
 
         self._theme: Theme | None = None
         self.widget = pyqtgraph.PlotWidget()
         self.widget.setAccessibleName("Loss and IoU while learning")
-        self.widget.setFixedHeight(PLOT_HEIGHT)
+        self.widget.setFixedHeight(height)
         self.legend = QLabel()
         self.legend.setObjectName("quiet")
         self.widget.setMenuEnabled(False)

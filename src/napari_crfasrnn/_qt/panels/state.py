@@ -97,6 +97,18 @@ class CorrectState:
 
 
 @dataclass(frozen=True)
+class RoundRow:
+    """A round of learning, in words; ``history`` is (iteration, loss, IoU or None) of its steps."""
+
+    number: int
+    title: str
+    in_use: bool
+    facts: tuple[str, ...] = ()
+    classes: tuple[tuple[str, str, str, str], ...] = ()  # name, IoU before, after, held-back pixels
+    history: tuple[tuple[int, float, float | None], ...] = ()
+
+
+@dataclass(frozen=True)
 class LearnState:
     """Learning, and what came of it."""
 
@@ -105,6 +117,9 @@ class LearnState:
     result: str = ""  # of a round that waits for a decision
     progress: Progress | None = None
     show_plot: bool = False
+    compare: Action = Action()  # what was just learnt with the model from before
+    rounds: tuple[RoundRow, ...] = ()  # the latest first
+    choose_round: Action = Action()
     message: Message = Message()
 
 

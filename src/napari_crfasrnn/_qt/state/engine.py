@@ -176,6 +176,21 @@ class Engine:
         raise_if_cancelled(cancel)
         return fine_tune(model, project, config, progress=report, cancel=cancel)
 
+    def compare(
+        self,
+        requests: tuple[ModelRequest, ModelRequest],
+        image: ImageInput,
+        index: PlaneIndex,
+        progress: Progress,
+        cancel: Cancel,
+    ) -> tuple[Labels, Labels]:
+        """Segment a plane with two models, without a look at anybody's corrections."""
+        labels: list[Labels] = []
+        for request in requests:
+            progress(len(labels), len(requests))
+            labels.append(self._ready(request, image, cancel).predict(index=index, cancel=cancel).labels)
+        return labels[0], labels[1]
+
     def save(self, request: ModelRequest, path: Path) -> Path:
         """Write a model to a file."""
         self.model(request).save(path)

@@ -1,4 +1,8 @@
-"""Rounds of learning: begun, watched, and kept or discarded."""
+"""Rounds of learning: begun, watched, and kept or discarded.
+
+A round is in the project as soon as its learning ends, though not in force: whatever happens until it is
+kept, it is not lost. Keeping puts it in force; discarding removes it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
+from napari_crfasrnn._qt.state.rounds import Rounds
 from napari_crfasrnn._qt.state.shelf import LEARNT, ModelChoice, Shelf, round_choice
 from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
@@ -29,11 +34,18 @@ class Lessons:
         Steps of the last round.
     """
 
-    def __init__(self, tasks: Tasks, engine: Engine, shelf: Shelf, storage: Storage) -> None:
+    def __init__(self, tasks: Tasks, engine: Engine, shelf: Shelf, storage: Storage, rounds: Rounds) -> None:
         self.report: TrainReport | None = None
         self.history: list[TrainStep] = []
         self._tasks, self._engine, self._shelf, self._storage = tasks, engine, shelf, storage
+        self._rounds = rounds
         self._before: ModelChoice | None = None
+        self._stored: list[Round] = []  # the round, once it is in the project; used by the thread of the disk
+
+    @property
+    def before(self) -> ModelChoice | None:
+        """The model from before the round that is neither kept nor discarded."""
+        return self._before
 
     def learn(self, request: ModelRequest, config: TrainConfig, taken: Callable[[], None]) -> None:
         """Teach a copy of a model what the project holds; then ``taken``, and the copy is chosen."""
@@ -51,30 +63,56 @@ class Lessons:
             taken()
             names = tuple(spec.name for spec in report.model.classes)
             self._shelf.add(ModelChoice(LEARNT, "What was just learnt", report.model, names))
+            self._store(report)
 
         on_step = partial(self._on_step, config)
         self._storage.when_saved(busy, lambda: self._tasks.start(busy, run, done, on_step))
 
+    def _store(self, report: TrainReport) -> None:
+        """Put a round into the project, not in force."""
+        project, stored = self._storage.keeper.project, self._stored
+        if project is None or project.read_only:
+            return  # keeping says so
+        self._storage.run(
+            "saving the round", lambda: stored.append(project.add_round(report, report.model, use=False))
+        )
+        self._rounds.list_again()
+
     def keep(self) -> None:
-        """Keep what was learnt: the project gets the round, and the models get its model."""
-        report, project = self.report, self._storage.keeper.project
+        """Keep what was learnt: it is in force in the project, and its model is on the shelf."""
+        report, project, stored = self.report, self._storage.keeper.project, self._stored
         if report is None or project is None:
             return
 
+        def put_in_force() -> Round:
+            if not stored:  # it could not be saved then; now it can, or this says why not
+                return project.add_round(report, report.model)
+            project.roll_back(stored[0].number)
+            return stored[0]
+
         def done(learnt: Round) -> None:
             self.report = self._before = None
+            self._stored = []
             self._shelf.remove(LEARNT)
             names = tuple(spec.name for spec in report.model.classes)
             self._shelf.add(round_choice(learnt.number, learnt.model_path, names))
             self._tasks.say("learn", f"Kept as round {learnt.number}.", "good")
+            self._rounds.list_again()
             self._tasks.finished.emit("save")
 
-        self._storage.run("saving the round", lambda: project.add_round(report, report.model), done)
+        self._storage.run("saving the round", put_in_force, done)
 
     def discard(self) -> None:
         """Go back to the model from before."""
-        previous = self._before
+        previous, project, stored = self._before, self._storage.keeper.project, self._stored
+
+        def remove() -> None:
+            if stored and project is not None:
+                project.remove_round(stored[0].number)
+
         self.forget()
+        self._storage.run("removing the round", remove)
+        self._rounds.list_again()
         if previous is not None:
             self._shelf.choose(previous.name)
         self._tasks.say("learn", "Discarded; the model is as it was.")
@@ -82,6 +120,7 @@ class Lessons:
     def forget(self) -> None:
         """Drop what was learnt and not kept."""
         self.report = self._before = None
+        self._stored = []
         self.history = []
         self._shelf.remove(LEARNT)
 

@@ -13,6 +13,7 @@ from psygnal import Signal
 
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
 from napari_crfasrnn._qt.state.lessons import Lessons
+from napari_crfasrnn._qt.state.rounds import PREFIX, Rounds
 from napari_crfasrnn._qt.state.shelf import ModelChoice, Shelf
 from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.table import ClassTable
@@ -62,7 +63,8 @@ class Session:
         self.tasks, self.engine = Tasks(), Engine()
         self.shelf = Shelf(self.tasks, self.engine)
         self.storage = Storage(self.tasks, self.engine, self.works, self.table)
-        self.lessons = Lessons(self.tasks, self.engine, self.shelf, self.storage)
+        self.rounds = Rounds(self.tasks, self.engine, self.shelf, self.storage)
+        self.lessons = Lessons(self.tasks, self.engine, self.shelf, self.storage, self.rounds)
         self.changed, self.finished = self.tasks.changed, self.tasks.finished
         self._write = write
         self._counter = Worker("crfasrnn-count")
@@ -190,12 +192,40 @@ class Session:
             work.unaccept()
         self.touch(key)
 
-    def request(self) -> ModelRequest:
-        """Return the chosen model, for the present class table."""
-        assert self.shelf.choice is not None
+    def choose_model(self, name: str) -> None:
+        """Use a model from now on; a round of learning is put in force."""
+        if name.startswith(PREFIX):
+            self.rounds.roll_back(int(name.removeprefix(PREFIX)))
+        else:
+            self.shelf.choose(name)
+
+    def compare(
+        self,
+        names: tuple[str, str],
+        image: ImageInput,
+        index: PlaneIndex,
+        then: Callable[[tuple[ModelChoice, ModelChoice], Labels, Labels], None],
+    ) -> None:
+        """Segment a plane with two models on the shelf; ``then`` gets these and the labels of both."""
+        one, other = self.shelf.get(names[0]), self.shelf.get(names[1])
+        if one is None or other is None:
+            return
+        self.table.locked = True
+        self.rounds.compare(
+            (one, other),
+            (self.request(one), self.request(other)),
+            image,
+            index,
+            lambda first, second: then((one, other), first, second),
+        )
+
+    def request(self, choice: ModelChoice | None = None) -> ModelRequest:
+        """Return the chosen model or another one, for the present class table."""
+        choice = choice or self.shelf.choice
+        assert choice is not None
         if not self.table.locked:
-            return ModelRequest(self.shelf.choice.source)
-        return ModelRequest(self.shelf.choice.source, self.table.classes, self.table.continues())
+            return ModelRequest(choice.source)
+        return ModelRequest(choice.source, self.table.classes, self.table.continues())
 
     def save_model(self, path: Path) -> None:
         """Write the chosen model, with the present class table, to a file."""
@@ -352,7 +382,9 @@ class Session:
         if self.table.locked or not self.works:
             self.table.follow(names)
 
-    def _on_project_replaced(self, classes: tuple[ClassSpec, ...], rounds: list[ModelChoice]) -> None:
+    def _on_project_replaced(
+        self, classes: tuple[ClassSpec, ...], rounds: list[ModelChoice], current: int
+    ) -> None:
         self.works.clear()
         self.numbers.clear()
         self.lessons.forget()
@@ -360,8 +392,14 @@ class Session:
         self.table.clear()
         self.table.replace(classes, [spec.name for spec in classes], None)
         self.table.locked = self.table.edited = True
+        before = self.shelf.choice
         for choice in rounds:
             self.shelf.add(choice)
+        if rounds and current:
+            self.shelf.choose(f"{PREFIX}{current}")
+        elif before is not None:
+            self.shelf.choose(before.name)
+        self.rounds.list_again()
         if self.shelf.choice is None and self.shelf.models:
             self.shelf.choose(self.shelf.models[0].name)
         elif self.shelf.choice is not None:

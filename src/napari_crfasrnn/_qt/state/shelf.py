@@ -103,9 +103,13 @@ class Shelf:
         else:
             then()
 
+    def get(self, name: str) -> ModelChoice | None:
+        """Return a model by its name, if it is there."""
+        return next((c for c in self.models if c.name == name), None)
+
     def choose(self, name: str) -> None:
         """Choose a model by its name."""
-        choice = next((c for c in self.models if c.name == name), None)
+        choice = self.get(name)
         if choice is None or choice is self.choice:
             return
         if choice.problem is not None:

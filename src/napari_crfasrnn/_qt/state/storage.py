@@ -32,7 +32,10 @@ class Storage:
 
     saved = Signal(str, Path, int)  # key of an image, folder of the project, number of its item
     opened = Signal(object, object)  # `Opened` images; the items left closed, None where nothing was closed
-    replaced = Signal(object, object)  # class table and `ModelChoice` rounds of the project that was opened
+    replaced = Signal(
+        object, object, int
+    )  # of the project that was opened: class table, `ModelChoice` rounds,
+    # and the number of the round in force
 
     def __init__(self, tasks: Tasks, engine: Engine, works: dict[str, Work], table: ClassTable) -> None:
         self.keeper = Keeper()
@@ -129,13 +132,14 @@ class Storage:
             rounds = [
                 round_choice(r.number, r.model_path, self._engine.names(r.model_path)) for r in project.rounds
             ]
-            return project, images, left, rounds
+            current = project.current_round
+            return project, images, left, (rounds, current.number if current else 0)
 
         def done(result: Any) -> None:
-            project, images, left, rounds = result
+            project, images, left, (rounds, current) = result
             self._unsaved.clear()
             self._failed.clear()
-            self.replaced.emit(project.classes, rounds)
+            self.replaced.emit(project.classes, rounds, current)
             self.opened.emit(images, left)
             n_all = len(images) + len(left)
             self._tasks.say("project", f"{len(images)} of {n_all} images opened." if left else "")

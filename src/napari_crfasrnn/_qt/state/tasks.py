@@ -13,7 +13,7 @@ from napari_crfasrnn._qt.worker import Report, Task, Worker
 
 _log = logging.getLogger(__name__)
 
-SECTION_OF = {"segment": "start", "load": "start", "refine": "correct", "learn": "learn"}
+SECTION_OF = {"segment": "start", "load": "start", "refine": "correct", "learn": "learn", "compare": "learn"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Busy:
-    """The task at work: "segment", "refine", "learn", "open", "load" or "save", and how far it is."""
+    """The task at work, and how far it is.
+
+    It is called "segment", "refine", "learn", "compare", "open", "load" or "save".
+    """
 
     what: str
     text: str

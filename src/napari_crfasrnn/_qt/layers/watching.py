@@ -1,0 +1,188 @@
+"""What others do to the layers of an image, taken in, or refused in a sentence: people, napari, scripts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_crfasrnn._qt.layers.class_layers import ClassLayer
+from napari_crfasrnn._qt.layers.drawing import box_of
+from napari_crfasrnn._qt.layers.images import placement
+from napari_crfasrnn._qt.layers.store import ClassView
+from napari_crfasrnn.classes import ignore_value
+from napari_crfasrnn.edits import as_labels
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.layers.group import LabelGroup
+
+_PLACES = ("scale", "translate", "rotate", "shear", "affine")
+
+
+class GroupWatch:
+    """Listens to the label layers of an image, to the image, and to the list of layers.
+
+    Parameters
+    ----------
+    group
+        The layers, which are kept in step.
+    """
+
+    def __init__(self, group: LabelGroup) -> None:
+        self._group = group
+        self._point = self._sliced_at()
+        for layer in group.label_layers:
+            self._watch(layer)
+        group.class_layers.added.connect(self._on_class_layer_added)
+        group.viewer.layers.events.removed.connect(self._on_removed)
+        for name in _PLACES:
+            getattr(group.image.events, name).connect(self._on_moved)
+        group.image.events.name.connect(self._on_renamed)
+
+    def close(self) -> None:
+        """Listen no more."""
+        group = self._group
+        for layer in group.label_layers:
+            self._watch(layer, False)
+        group.viewer.layers.events.removed.disconnect(self._on_removed)
+        for name in _PLACES:
+            getattr(group.image.events, name).disconnect(self._on_moved)
+        group.image.events.name.disconnect(self._on_renamed)
+
+    def _watch(self, layer: Any, watch: bool = True) -> None:
+        events = layer.events
+        if isinstance(layer, ClassLayer):
+            on_change, on_data = self._on_class_layer, self._on_class_data
+            pairs = [(events.visible, self._on_visible)]
+        else:
+            on_change, on_data, pairs = self._on_combined, self._on_combined_data, []
+        pairs += [(emitter, on_change) for emitter in (events.paint, events.set_data, events.labels_update)]
+        pairs += [(events.data, on_data), (events.selected_label, self._on_selected_label)]
+        for emitter, callback in pairs:
+            (emitter.connect if watch else emitter.disconnect)(callback)
+
+    def _on_class_layer_added(self, layer: ClassLayer) -> None:
+        self._watch(layer)
+        self._group.color_combined()
+
+    def _on_combined(self, event: Any) -> None:
+        group = self._group
+        if group.is_quiet:
+            return
+        if event.type == "set_data" and self._point != (point := self._sliced_at()):
+            self._point = point  # another slice is shown, nothing else
+            return
+        if event.type != "paint":  # what was painted is told by "labels_update"
+            painted = event.type == "labels_update"
+            group.schedule_redraw(box_of(group.viewer, event) if painted else None)
+        if event.type != "labels_update":
+            group.changed.emit()
+
+    def _sliced_at(self) -> tuple[Any, ...]:
+        dims = self._group.viewer.dims
+        return dims.point, dims.order, dims.ndisplay
+
+    def _on_combined_data(self, event: Any) -> None:
+        """Take an array that a script put into the combined layer, if it fits."""
+        group = self._group
+        if group.is_quiet or group.combined.data is group.store.array:
+            return
+        try:
+            labels = self._checked(group.combined.data)
+        except (ValueError, TypeError) as error:
+            with group.silently():
+                group.combined.data = group.store.array
+            group.refused.emit(str(error))
+            return
+        group.store.drop_pending()
+        group.store.array = labels
+        if group.combined.data is not labels:
+            with group.silently():
+                group.combined.data = labels
+        group.schedule_redraw()
+        group.changed.emit()
+
+    def _checked(self, given: Any) -> NDArray[Any]:
+        group = self._group
+        if given.shape != group.labels.shape:
+            raise ValueError(
+                f"{group.combined.name!r} must keep its shape {group.labels.shape}, got "
+                f"{given.shape}: the labels are as they were"
+            )
+        labels = as_labels(np.asarray(given), len(group.classes))
+        if labels.dtype != group.labels.dtype or not labels.flags.writeable:
+            labels = labels.astype(group.labels.dtype)
+        return labels
+
+    def _on_class_layer(self, event: Any) -> None:
+        group = self._group
+        if group.is_quiet or not group.store.has_pending:
+            return
+        # A stroke is taken when it ends: napari then says "paint".
+        if event.type == "paint" or not event.source.in_stroke:
+            group.commit()
+
+    def _on_class_data(self, event: Any) -> None:
+        """Write an array that a script put into a class layer through to the truth."""
+        group = self._group
+        layer = event.source
+        if group.is_quiet or isinstance(layer.data, ClassView):
+            return
+        given = np.asarray(layer.data)
+        view = group.store.view(layer.value)
+        with group.silently():
+            layer.data = view
+        if given.shape != view.shape:
+            group.refused.emit(
+                f"{layer.name!r} must keep its shape {view.shape}, got {given.shape}: "
+                "the labels are as they were"
+            )
+            return
+        view[...] = np.where(given == 0, 0, layer.value)
+        group.flush()
+
+    def _on_selected_label(self, event: Any) -> None:
+        """Let nobody paint with a value that is no class, such as napari's "new label"."""
+        group = self._group
+        layer = event.source
+        value, last = int(layer.selected_label), len(group.classes) - 1
+        if value > last and value != ignore_value(group.labels.dtype):
+            layer.selected_label = layer.value if isinstance(layer, ClassLayer) else last
+            group.refused.emit(f"There is no class {value}: add one first.")
+
+    def _on_visible(self, event: Any) -> None:
+        group = self._group
+        layer = event.source
+        if not group.is_quiet:
+            (group.hidden.discard if layer.visible else group.hidden.add)(layer.value)
+            group.visibility_changed.emit()
+
+    def _on_removed(self, event: Any) -> None:
+        group = self._group
+        layer = event.value
+        if group.is_quiet:
+            return
+        role = group.extras.forget(layer)
+        if role is not None:
+            with group.silently():
+                group.extras.unhide()
+        elif group.class_layers.forget(layer):
+            group.color_combined()
+            role = "class"
+        elif layer is group.combined:
+            role = "labels"
+        elif layer is group.image:
+            role = "image"
+        if role is not None:
+            group.lost.emit(role, layer.name)
+
+    def _on_moved(self, event: Any) -> None:
+        group = self._group
+        for layer in group.outputs:
+            setattr(layer, event.type, placement(group.image, layer.ndim)[event.type])
+
+    def _on_renamed(self) -> None:
+        group = self._group
+        group.dress()
+        group.extras.rename()

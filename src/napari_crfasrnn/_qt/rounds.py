@@ -1,0 +1,94 @@
+"""What the panels show of the rounds of learning, worked out from their reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from napari_crfasrnn._qt.panels.state import RoundRow
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.state import Session
+    from napari_crfasrnn.project import Round
+
+ENDED = {
+    "iterations": "all iterations were done",
+    "time": "its time was over",
+    "cancelled": "it was cancelled",
+    "diverged": "the loss was no longer a number",
+}
+
+
+def round_rows(session: Session) -> tuple[RoundRow, ...]:
+    """Return the rounds of the project, the latest first."""
+    current = session.rounds.current
+    return tuple(_row(one, one.number == current) for one in reversed(session.rounds.all))
+
+
+def _row(one: Round, in_use: bool) -> RoundRow:
+    report = one.report
+    before, after = report.get("before"), report.get("after")
+    came = _miou(before, after)
+    created = datetime.fromisoformat(one.created).astimezone()
+    return RoundRow(
+        number=one.number,
+        title=f"Round {one.number} · {came} · {created:%d %b %H:%M}",
+        in_use=in_use,
+        facts=_facts(report),
+        classes=_classes(before, after),
+        history=tuple(
+            (step["iteration"], float("nan") if step["loss"] is None else step["loss"], step["locked_miou"])
+            for step in report.get("history", ())
+        ),
+    )
+
+
+def _miou(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    values = [None if score is None else score.get("miou") for score in (before, after)]
+    if None in values:
+        return "too few held back to tell"
+    return f"IoU {values[0]:.2f} → {values[1]:.2f}"
+
+
+def _facts(report: Mapping[str, Any]) -> tuple[str, ...]:
+    facts = []
+    if "n_planes" in report:
+        n = report["n_planes"]
+        facts.append(
+            f"Learnt from {report['n_training_pixels']:,} px in {n} image{'s' * (n != 1)}; "
+            f"{report['n_locked_pixels']:,} px were held back."
+        )
+    if "stopped_by" in report:
+        steps = len(report.get("history", ()))
+        why = ENDED.get(report["stopped_by"], report["stopped_by"])
+        facts.append(f"{steps} steps in {report['seconds']:.0f} s: {why}.")
+    config = report.get("config", {})
+    if config:
+        limit = "no limit" if config["seconds"] is None else f"{config['seconds']:g} s"
+        facts.append(
+            f"Seed {config['seed']}, {limit}, at most {config['max_iterations']} iterations"
+            f"{', encoder trained too' if config.get('thaw') else ''}."
+        )
+    facts += [f"{note[:1].upper()}{note[1:]}." for note in report.get("notes", ())]
+    doubts = len(report.get("contradictions", ()))
+    if doubts:
+        facts.append(f"{doubts} stroke{'s contradict' if doubts > 1 else ' contradicts'} the others.")
+    return tuple(facts)
+
+
+def _classes(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+) -> tuple[tuple[str, str, str, str], ...]:
+    if before is None or after is None:
+        return ()
+    old = dict(zip(before["classes"], before["iou"], strict=True))
+    return tuple(
+        (name, _iou(old.get(name)), _iou(iou), f"{pixels:,}")
+        for name, iou, pixels in zip(after["classes"], after["iou"], after["n_pixels"], strict=True)
+        if pixels
+    )
+
+
+def _iou(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,91 @@
+"""The rounds that a project holds: listed, put in force again, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from psygnal import Signal
+
+from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
+from napari_crfasrnn._qt.state.shelf import ModelChoice, Shelf
+from napari_crfasrnn._qt.state.storage import Storage
+from napari_crfasrnn._qt.state.tasks import Busy, Tasks
+from napari_crfasrnn._qt.worker import Report, Task
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.layers import ImageInput
+    from napari_crfasrnn._qt.state.work import Labels, PlaneIndex
+    from napari_crfasrnn.project import Round
+
+PREFIX = "round:"
+
+
+class Rounds:
+    """The rounds of learning in the open project.
+
+    Attributes
+    ----------
+    all
+        Oldest first, as they were when they were listed last.
+    current
+        Number of the round in force; 0 before the first.
+    """
+
+    listed = Signal()
+
+    def __init__(self, tasks: Tasks, engine: Engine, shelf: Shelf, storage: Storage) -> None:
+        self.all: tuple[Round, ...] = ()
+        self.current = 0
+        self._tasks, self._engine, self._shelf, self._storage = tasks, engine, shelf, storage
+
+    def list_again(self) -> None:
+        """Read which rounds there are."""
+        keeper = self._storage.keeper
+
+        def read() -> tuple[tuple[Round, ...], int]:
+            project = keeper.project
+            current = None if project is None else project.current_round
+            return () if project is None else project.rounds, current.number if current else 0
+
+        def done(found: tuple[tuple[Round, ...], int]) -> None:
+            self.all, self.current = found
+            self.listed.emit()
+            self._tasks.changed.emit()
+
+        self._storage.run("listing the rounds", read, done)
+
+    def get(self, number: int) -> Round | None:
+        """Return a round by its number, if it is listed."""
+        return next((one for one in self.all if one.number == number), None)
+
+    def roll_back(self, number: int) -> None:
+        """Put a round in force: its model is chosen, and the project opens with it."""
+        project = self._storage.keeper.project
+        if project is None or self.get(number) is None or self._tasks.busy is not None:
+            return
+        if not project.read_only:
+            self._storage.run("rolling back", lambda: project.roll_back(number))
+        self.list_again()
+        self._shelf.choose(f"{PREFIX}{number}")
+        self._tasks.say("learn", f"Round {number} is in use again; no round was lost.", "good")
+
+    def compare(
+        self,
+        choices: tuple[ModelChoice, ModelChoice],
+        requests: tuple[ModelRequest, ModelRequest],
+        image: ImageInput,
+        index: PlaneIndex,
+        then: Callable[[Labels, Labels], None],
+    ) -> None:
+        """Segment a plane with two models; ``then`` gets the labels of both."""
+        if self._tasks.busy is not None:
+            return
+        titles = " and ".join(choice.title.lower() for choice in choices)
+
+        def run(task: Task, report: Report) -> tuple[Labels, Labels]:
+            return self._engine.compare(
+                requests, image, index, lambda done, total: report((done, total)), task.cancelled
+            )
+
+        self._tasks.start(Busy("compare", f"Comparing {titles}…"), run, lambda both: then(*both))

@@ -1,0 +1,190 @@
+"""Rounds of learning in the widget: never lost, put in force again, compared side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QDialog
+
+from conftest import User
+from napari_crfasrnn import Project, Segmenter
+from napari_crfasrnn._qt.comparing import describe
+from napari_crfasrnn.classes import class_table
+from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.edits import compare_labels
+
+FLAG = 21
+LESSON = TrainConfig(seconds=None, max_iterations=6, crf_iterations=0)
+
+
+@pytest.fixture
+def teacher(user: User, photograph: np.ndarray) -> User:
+    """Somebody who has shown the model part of a flag that it does not know."""
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.session.add_class("flag")
+    QTest.qWait(50)
+    teach(user, np.s_[100:250, 0:16])
+    return user
+
+
+def teach(user: User, part: tuple[slice, slice]) -> None:
+    labels = user.labels.copy()
+    labels[part] = FLAG
+    user.bench.group.write(labels)
+    user.settle()
+
+
+def learn(user: User) -> None:
+    assert user.do(lambda: user.widget.learn(LESSON)) == "learn"
+    user.settle()
+
+
+def entries(user: User) -> dict[str, Any]:
+    return {action.text(): action.menu() for action in user.widget.learning.rounds.menu().actions()}
+
+
+def test_a_round_is_on_the_disk_before_anybody_keeps_it(
+    teacher: User, make_napari_viewer: Any, tmp_path: Any
+) -> None:
+    user = teacher
+    assert not user.widget.learning.rounds.isVisible()
+    learn(user)
+    project = user.session.storage.keeper.project
+    # What a kill would leave now: a round that is not in force, with its report and its model.
+    with Project.open(project.path, read_only=True) as left:
+        (one,) = left.rounds
+        assert left.current_round is None
+        assert one.report["n_training_pixels"] == user.session.lessons.report.n_training_pixels
+        assert len(one.report["history"]) == LESSON.max_iterations
+        assert one.report["config"]["seed"] == 0
+        assert left.model(1).classes[FLAG].name == "flag"
+    assert "Keep or discard" in user.widget.learning.rounds.toolTip()
+
+    # Discarded, it is gone; learnt and kept again, it is in force.
+    user.click(user.widget.learning.discard)
+    user.settle()
+    assert project.rounds == ()
+    assert user.session.shelf.choice.name == "starter"
+    learn(user)
+    assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"
+    user.settle()
+    assert project.current_round.number == 1
+    first = user.session.engine.model(user.session.request())
+
+    # Left undecided, the next round waits in the project, and what was kept is used.
+    teach(user, np.s_[100:250, 16:30])
+    learn(user)
+    target = tmp_path / "saved"
+    assert user.do(lambda: user.session.storage.save_as(target)) == "save"
+    user.viewer.window.remove_dock_widget(user.dock)
+    QTest.qWait(50)
+    other = User(make_napari_viewer(show=True))
+    other.wait(lambda: other.session.shelf.choice is not None)
+    assert other.do(lambda: other.session.storage.open(target)) == "open"
+    other.settle()
+    assert other.session.shelf.choice.name == "round:1"
+    assert [done.number for done in other.session.rounds.all] == [1, 2]
+    again = other.session.engine.model(other.session.request())
+    weights = again.network.state_dict()
+    assert all(bool((weights[name] == value).all()) for name, value in first.network.state_dict().items())
+    assert "round:2" in [choice.name for choice in other.session.shelf.models]
+    other.session.cancel()
+
+
+def test_rolling_back_and_comparing(teacher: User, photograph: np.ndarray) -> None:
+    user, learning = teacher, teacher.widget.learning
+    learn(user)
+
+    # Before it is kept: the model from before on the left, what was learnt on the right.
+    layers = list(user.viewer.layers)
+    shown = [layer.visible for layer in layers]
+    camera = user.viewer.scene.camera
+    view, selected = (tuple(camera.center), camera.zoom), set(user.viewer.layers.selection)
+    hidden, labels = set(user.bench.group.hidden), user.labels.copy()
+    assert user.do(lambda: user.click(learning.compare)) == "compare"
+    user.settle()
+    both = []
+    for choice in (user.session.lessons.before, user.session.shelf.choice):
+        segmenter = Segmenter(user.session.engine.model(user.session.request(choice)), "cpu")
+        segmenter.set_image(photograph)
+        both.append(np.array(segmenter.predict().labels))
+    added = [layer for layer in user.viewer.layers if layer not in layers]
+    names = [layer.name.split(" · ")[1] for layer in added]
+    assert names == ["image", "labels", "changed"] * 2
+    np.testing.assert_array_equal(added[4].data, both[0])  # the upper ones are on the left
+    np.testing.assert_array_equal(added[1].data, both[1])
+    where = both[0] != both[1]
+    assert where.any()
+    for outline in (added[2], added[5]):
+        np.testing.assert_array_equal(outline.data, where)
+        assert outline.contour > 0
+    grid = user.viewer.canvas.grid
+    assert grid.enabled
+    places = [grid.position(user.viewer.layers.index(layer), user.viewer.layers) for layer in added]
+    assert places == [(0, 1)] * 3 + [(0, 0)] * 3
+    assert not any(layer.visible for layer in layers)
+    assert set(user.viewer.layers.selection) == selected
+    assert user.bench.image.name == "photo"
+    assert user.bench.group.hidden == hidden
+    np.testing.assert_array_equal(user.labels, labels)
+    assert f"{np.count_nonzero(where):,} px differ" in user.line("learn")
+    assert user.line("learn").startswith("Left: Starter. Right: What was just learnt.")
+
+    # Back: everything is as it was.
+    user.click(learning.message.button)
+    QTest.qWait(50)
+    assert list(user.viewer.layers) == layers
+    assert [layer.visible for layer in layers] == shown
+    assert not grid.enabled
+    assert (tuple(camera.center), camera.zoom) == view
+    assert user.bench.group.hidden == hidden
+
+    assert user.do(lambda: user.click(learning.keep)) == "save"
+    teach(user, np.s_[100:250, 16:30])
+    learn(user)
+    assert user.do(lambda: user.click(learning.keep)) == "save"
+    user.settle()
+    user.wait(lambda: any(text.endswith("in use") for text in entries(user)))
+    first, second = (next(text for text in entries(user) if text.startswith(f"Round {n}")) for n in (1, 2))
+    assert second.endswith("in use")
+    _, compare, report = entries(user)[first].actions()
+    assert user.do(compare.trigger) == "compare"
+    assert user.bench.comparing.changes is not None
+    assert user.line("learn").startswith("Left: Round 1. Right: Round 2.")
+    assert user.do(user.widget.segment) == "segment"  # who works on looks at the work
+    QTest.qWait(50)
+    assert user.bench.comparing.changes is None
+    assert all(layer.name.startswith("photo") for layer in user.viewer.layers)
+
+    report.trigger()
+    QTest.qWait(50)
+    (window,) = user.widget.findChildren(QDialog)
+    assert window.windowTitle() == first
+    window.close()
+
+    entries(user)[first].actions()[0].trigger()
+    user.settle()
+    project = user.session.storage.keeper.project
+    assert project.current_round.number == 1
+    assert [done.number for done in project.rounds] == [1, 2]
+    assert user.widget.start.model.currentText() == "Round 1"
+    assert user.line("learn") == "Round 1 is in use again; no round was lost."
+    user.widget.start.model_chosen.emit("round:2")  # the list of models does the same
+    user.settle()
+    assert project.current_round.number == 2
+    user.wait(lambda: any(text.startswith("Round 2") and text.endswith("in use") for text in entries(user)))
+
+
+def test_what_differs_is_told_in_a_sentence() -> None:
+    classes = class_table("abcd")
+    first = np.array([[0, 0, 1, 1, 2, 255]], np.uint8)
+    second = np.array([[0, 1, 1, 3, 3, 2]], np.uint8)
+    changes = compare_labels(first, second, 4)
+    np.testing.assert_array_equal(changes.where, [[False, True, False, True, True, True]])
+    assert (changes.gained, changes.lost) == ((0, 1, 1, 2), (1, 1, 1, 0))
+    assert describe(changes, classes) == "4 px differ (66.7%): b +1 −1, c +1 −1 and 2 more classes."
+    assert describe(compare_labels(first, first, 4), classes) == "No pixel differs."
