@@ -18,7 +18,7 @@ pytest.importorskip("pytestqt")
 import napari_crfasrnn
 
 PLUGIN, WIDGET = "napari-crfasrnn", "CRF-RNN Segmentation"
-PATIENCE = 60.0  # seconds until a test gives up waiting; no measure of anything
+PATIENCE = 300.0  # seconds until a test gives up waiting; no measure of anything
 
 
 @pytest.fixture(autouse=True)
