@@ -154,7 +154,8 @@ class ForestConfig(_Config):
     """The shape of a forest of decision trees over pixel features."""
 
     groups: tuple[int, ...]
-    """Which features: 1 for those made by hand, else the stride of a map of the encoder."""
+    """Which features: 1 for those made by hand, else the stride of a map of the encoder, 100 more
+    for that map blurred."""
     n_trees: int = Field(ge=1)
     n_nodes: int = Field(ge=1)
     """Of all trees together."""

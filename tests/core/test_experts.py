@@ -17,11 +17,12 @@ from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import ModelConfig, PerceptronsConfig, TrainConfig
 from napari_crfasrnn.experts import REST, FeatureMaps, Forest, Memory, Panel, Perceptrons, Sieve
 from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
-from napari_crfasrnn.experts.features import GROUPS, column_index, columns
+from napari_crfasrnn.experts.features import AROUND, GROUPS, column_index, columns
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
 from napari_crfasrnn.training import TrainReport, fine_tune
+from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
 from napari_crfasrnn.zoo import load_model
 
 QUICK = TrainConfig(seconds=None, max_iterations=60)
@@ -150,6 +151,17 @@ class TestFeatures:
         torch.testing.assert_close(bright, dark, rtol=1e-2, atol=1e-2)
         assert columns(bright, (2, 8)).shape == (9, GROUPS[2] + GROUPS[8])
 
+    def test_what_a_place_is_like_around_varies_less_than_the_place(self, starter: SegmentationModel) -> None:
+        image = torch.from_numpy(data.coins()[:96, :96].astype(np.float32))[None, None]
+        maps = FeatureMaps(starter.network, starter.preprocess(image), (96, 96))
+        y, x = (axis.ravel() for axis in np.mgrid[:96:3, :96:3])
+        for group, stride in AROUND.items():
+            around, there = maps.at(y, x, [group]), maps.at(y, x, [stride])
+            assert around.shape == there.shape
+            assert around.min() >= there.min() - 1e-4
+            assert around.max() <= there.max() + 1e-4
+            assert around.std(0).mean() < 0.5 * there.std(0).mean()
+
     def test_a_sieve_puts_every_second_pixel_where_it_was(self) -> None:
         sieve = Sieve((2, 4, 9, 13), 2)
         y, x = sieve.pixels()
@@ -195,6 +207,15 @@ class TestPanel:
         torch.testing.assert_close(
             changed.panel.marginals(rows)[:, [2, 3, 1]], model.panel.marginals(rows), rtol=1e-4, atol=1e-5
         )
+
+    @pytest.mark.parametrize("are_dense", [False, True])
+    def test_only_whole_regions_teach_what_places_are_like_around(self, are_dense: bool) -> None:
+        rows = torch.randn(60, sum(GROUPS.values()))
+        pixels = Pixels(rows, torch.arange(60) % 3, torch.ones(60))
+        learner = PanelLearner(3, None, pixels, are_dense, QUICK, None)
+        assert np.isfinite(learner.step())
+        read = {group for each in learner.panel.config.perceptrons for group in each.groups}
+        assert (read & set(AROUND) == set(AROUND)) is are_dense
 
     def test_it_needs_the_encoder_it_reads(self) -> None:
         config = ModelConfig(architecture="fcn-8s", width=0.03, classes=class_table(["a", "b", "c"]))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from napari_crfasrnn.encoder import STRIDE
@@ -24,14 +25,17 @@ from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 CLASSIC = 1
 """The stride that stands for the hand-made features."""
-GROUPS = {CLASSIC: 3 * KINDS * len(NARROW + WIDE), 2: 16, 4: 24, 8: 40, 16: 112, 32: 320}
-"""Stride of each group of features → number of features."""
+AROUND = {108: 8, 116: 16}
+"""Groups that say what a place is like around → stride of the map that is blurred for it."""
+GROUPS = {CLASSIC: 3 * KINDS * len(NARROW + WIDE), 2: 16, 4: 24, 8: 40, 16: 112, 32: 320, 108: 40, 116: 112}
+"""Each group of features, by the stride of its map or as in `AROUND` → number of features."""
 
-FINE, DEEP = (CLASSIC, 2, 4, 8, 16), (16, 32)
+FINE, DEEP = (CLASSIC, 2, 4, 8, 16), (16, 32, *AROUND)
 """Groups that trees read, and groups so coarse that perceptrons read them a cell at a time."""
 
 _BLOCKS = {0: 2, 2: 4, 4: 8, 10: 16, 15: 32}  # of the encoder, and the strides of their outputs
 _RANGE = (0.5, 99.5)  # percentiles of an image that become -1 and 1
+_AROUND_BLUR = 3.0  # cells
 _SMALLEST_RANGE = 0.15  # of values that span 2: below, there is only noise to be seen
 
 
@@ -110,9 +114,9 @@ class FeatureMaps:
             start = stop
         return found.flatten(0, 1)
 
-    def layer(self, stride: int) -> Layer:
-        """Return the map of the encoder of a stride."""
-        (layer,) = self._layers[stride]
+    def layer(self, group: int) -> Layer:
+        """Return the map of a group that has but one: of the encoder, or one of these blurred."""
+        (layer,) = self._layers_of([group])
         return layer
 
     def spread(
@@ -130,6 +134,11 @@ class FeatureMaps:
         return torch.lerp(lines[:, x0], lines[:, x1], fx.float()[:, None], out=out)
 
     def _layers_of(self, groups: Sequence[int]) -> list[Layer]:
+        for group in AROUND.keys() & set(groups) - self._layers.keys():  # made when first asked for
+            (layer,) = self._layers[AROUND[group]]
+            blur = (_AROUND_BLUR, _AROUND_BLUR, 0)
+            blurred = gaussian_filter(layer.values.numpy(), blur, mode="nearest")
+            self._layers[group] = [Layer(torch.from_numpy(blurred), layer.lay)]
         return [layer for group in groups for layer in self._layers[group]]
 
 

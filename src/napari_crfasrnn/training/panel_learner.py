@@ -22,7 +22,7 @@ from torch import Tensor
 
 from napari_crfasrnn.config import PerceptronsConfig, TrainConfig
 from napari_crfasrnn.experts import Forest, Panel, Perceptrons
-from napari_crfasrnn.experts.features import CLASSIC, GROUPS, columns
+from napari_crfasrnn.experts.features import AROUND, CLASSIC, FINE, GROUPS, columns
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 _TREES = 32
@@ -31,7 +31,9 @@ _FORESTS = ((CLASSIC,), (2, 4, 8), (CLASSIC, 2, 4, 8, 16))  # the groups that ea
 _RANDOMISED_FROM = 3  # more groups than this: trees that choose thresholds by chance
 # The groups that perceptrons read, and their votes; all forests together have one. Stride 32 knows what
 # kind of place it is, which few strokes teach badly.
-_PERCEPTRONS = {(CLASSIC, 2, 4, 8, 16): 0.7, (CLASSIC, 2, 4, 8, 16, 32): 0.3}
+_PERCEPTRONS = {FINE: 0.7, (*FINE, 32): 0.3}
+# Where regions are labelled as a whole, there are examples enough to learn what places are like around.
+_DENSE_PERCEPTRONS = {FINE: 0.5, (*FINE, *AROUND): 0.5, (*FINE, 32, *AROUND): 0.5}
 _MEMBERS, _HIDDEN = 3, 64
 _BATCH = 128  # pixels of each member
 _FEATURE_DROPOUT, _GROUP_DROPOUT, _HIDDEN_DROPOUT = 0.1, 0.2, 0.3
@@ -82,6 +84,8 @@ class PanelLearner:
         What the columns stand for, as in `PanelConfig`.
     pixels
         What to learn.
+    are_dense
+        Whether they are from regions that are labelled as a whole.
     config
         Seed, learning rate, number of iterations.
     cancel
@@ -98,14 +102,16 @@ class PanelLearner:
         n_labels: int,
         speaks_for: tuple[int, ...] | None,
         pixels: Pixels,
+        are_dense: bool,
         config: TrainConfig,
         cancel: Cancel | None,
     ) -> None:
         n_columns = n_labels if speaks_for is None else len(speaks_for)
         forests = [_grow(pixels, each, n_columns, config.seed, cancel) for each in _FORESTS]
         generator = torch.Generator().manual_seed(config.seed)
-        self._students = [_Student(pixels, groups, n_columns, config, generator) for groups in _PERCEPTRONS]
-        votes = [1 / len(forests)] * len(forests) + list(_PERCEPTRONS.values())
+        schools = _DENSE_PERCEPTRONS if are_dense else _PERCEPTRONS
+        self._students = [_Student(pixels, groups, n_columns, config, generator) for groups in schools]
+        votes = [1 / len(forests)] * len(forests) + list(schools.values())
         perceptrons = [student.perceptrons for student in self._students]
         self.panel = Panel.of([*forests, *perceptrons], votes, n_labels, speaks_for)
         self.iteration = 0

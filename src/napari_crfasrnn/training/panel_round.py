@@ -130,8 +130,9 @@ class PanelRound:
         parts = [own, Pixels(remembered.rows, remembered.column.long(), torch.ones(len(remembered)))]
         if self.speaks_for is not None:
             parts += self._rest(float((own.column == self.speaks_for.index(REST)).sum()))
+        pixels, are_dense = Pixels.joined(parts), self.tiles.are_dense
         learner = PanelLearner(
-            self.model.n_labels, self.speaks_for, Pixels.joined(parts), self.config, self.cancel
+            self.model.n_labels, self.speaks_for, pixels, are_dense, self.config, self.cancel
         )
         learner.panel.memory = self._memory(own, remembered)
         return learner

@@ -41,6 +41,9 @@ _FAINT = CrfConfig.starter().model_copy(
     update={"theta_alpha": 10.0, "theta_beta": 5.0, "bilateral_weight": 0.5, "spatial_weight": 0.1}
 )
 _DENSE = 0.5  # share of the tiles' pixels that is labelled: from here on, held-back pixels decide
+_MARGIN = (
+    0.01  # of mean IoU on held-back pixels: a stronger CRF must gain as much, or it may well harm others
+)
 _VISIBLE = 0.02  # share of the tiles: classes below do not count
 _SURVIVAL = 0.5  # of the classes' areas, on average
 _KEPT = 0.85  # of the labelled pixels that the panel sees right, on average over the classes
@@ -101,6 +104,12 @@ class PanelTiles:
         self._cancel = cancel
         self._prepared: dict[CrfConfig, list[PreparedImage]] = {}
 
+    @property
+    def are_dense(self) -> bool:
+        """Whether most pixels are labelled, as they are where regions were painted as a whole."""
+        labelled = [tile.share_labelled for tile in self._tiles]
+        return bool(labelled) and sum(labelled) >= _DENSE * len(labelled)
+
     def score(self, model: SegmentationModel) -> LockedScore:
         """Return how well a model, CRF included, does on the held-back pixels.
 
@@ -125,13 +134,14 @@ class PanelTiles:
             return narrow
         logits = self._logits(self._model.with_panel(panel))
         alone = [each[0].argmax(0).numpy() for each in logits]
-        labelled = np.mean([tile.share_labelled for tile in self._tiles])
-        if labelled >= _DENSE:
-            candidates = (CrfRnn(panel.n_labels, _FAINT).eval(), narrow, wide)
-            scores = [self._locked_score(self._refined(crf, logits)).miou for crf in candidates]
-            told = [score for score in scores if score is not None]
-            if told:
-                return candidates[scores.index(max(told))]
+        if self.are_dense:
+            best, score = CrfRnn(panel.n_labels, _FAINT).eval(), None
+            for crf in (best, narrow, wide):
+                found = self._locked_score(self._refined(crf, logits)).miou
+                if found is not None and (score is None or found >= score + _MARGIN):
+                    best, score = crf, found
+            if score is not None:
+                return best
         return wide if self._is_kind(alone, self._refined(wide, logits)) else narrow
 
     def _logits(self, model: SegmentationModel) -> list[Tensor]:
