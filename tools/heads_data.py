@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -26,11 +27,6 @@ def _last_sections(name: str) -> bool:
     return int(name[3:5]) >= 10
 
 
-def _some_street(name: str) -> bool:
-    """Tell whether a frame is of a stretch of one of the three drives, away from the validation frames."""
-    return name.startswith("0016E5") and 5280 <= int(name[7:]) <= 6780
-
-
 @dataclass(frozen=True)
 class Recipe:
     """One model: its data, classes and terms, and how it is trained."""
@@ -45,17 +41,29 @@ class Recipe:
     """Source → its terms, as they are stated."""
     licence: str
     preprocessing: Preprocessing
+    joined: dict[str, str] = field(default_factory=dict, kw_only=True)
+    """Classes that are taught apart from another one, and then dropped: their pixels belong to that one."""
     scale: tuple[float, float]
     """Range of the factor on the size of training windows."""
     turns: bool
     """Whether up and down mean nothing: windows are turned by right angles."""
     tints: bool = False
     """Whether channels may be dimmed or missing, as in fluorescence shown in one colour."""
-    iterations: int = 500
-    widths: tuple[tuple[float, float], ...] = ((5, 8), (10, 5), (10, 13), (20, 8))
-    """(theta_alpha, theta_beta) that the CRF is tried with."""
+    iterations: int = 300
+    crop: int = 160
+    """Side of a training window, in pixels."""
+    batch: int = 6
+    crf: dict[str, Any] = field(default_factory=lambda: dict(_SHORT_SEARCH))
+    """What of `CrfRecipe` differs."""
 
 
+_WIDE_SEARCH = ((5, 8), (10, 5), (10, 13), (20, 8))
+_SHORT_SEARCH: dict[str, Any] = {
+    "widths": ((5, 8), (10, 5), (10, 13)),
+    "weights": (1, 2),
+    "search_photos": 6,
+    "iterations": 80,
+}
 _DSB = "2018 Data Science Bowl, stage 1 (BBBC038, masks with the community's fixes)"
 _DSB_TERMS = "CC0 as published by the Broad Bioimage Benchmark Collection"
 _NOTE = " The program has its own licence. Encoder: EfficientNet-Lite0, ImageNet weights, Apache-2.0."
@@ -72,9 +80,13 @@ RECIPES = {
         scale=(0.6, 2.0),
         turns=True,
         tints=True,
+        iterations=500,
+        crop=192,
+        batch=8,
+        crf={"widths": _WIDE_SEARCH},
     ),
     "nuclei-stained": Recipe(
-        title="Nuclei in stained tissue (H&E and others): nucleus, and the border where two touch",
+        title="Nuclei in stained tissue (H&E and others)",
         classes=("background", "nucleus", "border"),
         sets=("dsb2018_stained", "histo_gbm40"),
         held_out=_one_in_five,
@@ -84,9 +96,9 @@ RECIPES = {
             + _NOTE
         ),
         preprocessing=_MICROGRAPH,
+        joined={"border": "nucleus"},
         scale=(0.6, 1.7),
         turns=True,
-        iterations=220,
     ),
     "em-tissue": Recipe(
         title="Electron micrographs of nervous tissue: membranes, mitochondria, synapses, glia",
@@ -103,22 +115,7 @@ RECIPES = {
         preprocessing=_MICROGRAPH,
         scale=(0.7, 1.5),
         turns=True,
-        iterations=300,
-    ),
-    "road-scenes": Recipe(
-        title="Road scenes seen from a car: the 11 CamVid classes",
-        classes=(
-            "sky", "building", "pole", "road", "pavement", "tree", "signsymbol", "fence", "car",
-            "pedestrian", "bicyclist",
-        ),
-        sets=("camvid11",),
-        held_out=_some_street,
-        sources={"CamVid (Brostow, Fauqueur, Cipolla), SegNet split": "CC BY-NC 4.0, research"},
-        licence="Weights for research, not for commercial use, as the images they learned from." + _NOTE,
-        preprocessing=Preprocessing(),
-        scale=(0.5, 1.5),
-        turns=False,
-        iterations=300,
+        crf={"widths": _WIDE_SEARCH},
     ),
 }  # fmt: skip
 
@@ -130,6 +127,8 @@ class Micrograph:
     dataset: str
     name: str
     folder: Path
+    joined: tuple[tuple[int, int], ...] = ()
+    """Label values that are read as others."""
 
     @property
     def key(self) -> str:
@@ -148,13 +147,24 @@ class Micrograph:
     def mask(self) -> np.ndarray:
         """Read the mask, uint8 [H, W]; 255 = ignore."""
         with Image.open(self.folder / "masks" / f"{self.name}.png") as image:
-            return np.array(image)
+            mask = np.array(image)
+        for value, other in self.joined:
+            mask[mask == value] = other
+        return mask
 
 
-def read_images(data: Path, recipe: Recipe, split: str) -> list[Micrograph]:
-    """List the images of ``split`` ("train" or "val") of all sets of a model."""
+def read_images(data: Path, recipe: Recipe, split: str, *, apart: bool = False) -> list[Micrograph]:
+    """List the images of ``split`` ("train" or "val") of all sets of a model.
+
+    With ``apart``, masks hold the classes that are taught; else those that are joined to others are.
+    """
+    places = {name: value for value, name in enumerate(recipe.classes)}
+    joined = () if apart else tuple((places[a], places[b]) for a, b in recipe.joined.items())
     found = []
     for dataset in recipe.sets:
         folder = data / dataset
-        found += [Micrograph(dataset, name, folder) for name in (folder / f"{split}.txt").read_text().split()]
+        found += [
+            Micrograph(dataset, name, folder, joined)
+            for name in (folder / f"{split}.txt").read_text().split()
+        ]
     return found

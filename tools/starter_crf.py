@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
@@ -39,6 +39,17 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class CrfRecipe:
+    """What is tried and how long; by default what suits the starter."""
+
+    widths: Sequence[tuple[float, float]] = field(default_factory=lambda: WIDTHS)
+    weights: Sequence[float] = field(default_factory=lambda: BILATERAL_WEIGHTS)
+    search_photos: int = SEARCH_PHOTOS
+    iterations: int = field(default_factory=lambda: ITERATIONS)
+    margin: float = MARGIN
+
+
+@dataclass(frozen=True)
 class Case:
     """One image as the CRF meets it."""
 
@@ -64,16 +75,17 @@ def fit_crf(
     photos: Sequence[Labelled],
     seed: int,
     say: Say = print,
-    widths: Sequence[tuple[float, float]] = WIDTHS,
+    recipe: CrfRecipe | None = None,
 ) -> CrfRnn:
     """Return the CRF that helps most on photographs unseen by it, or one that does nothing."""
+    recipe = recipe or CrfRecipe()
     shuffled = sorted(photos, key=lambda photo: (photo.dataset, crc32(photo.key.encode())))
     judges = shuffled[::3]
     judging = cases(model, judges)
     fitting = cases(model, [photo for photo in photos if photo not in judges])
     say(f"  {len(fitting)} photographs to fit the CRF on, {len(judging)} to judge it")
-    searched = _search(fitting, model.n_labels, widths, seed, say)
-    trained = _train(searched, fitting, seed, say)
+    searched = _search(fitting, model.n_labels, recipe, seed, say)
+    trained = _train(searched, fitting, recipe.iterations, seed, say)
     silent = CrfRnn(model.n_labels, searched.config).eval()
     with torch.no_grad():
         silent.spatial_weights.zero_()
@@ -84,12 +96,14 @@ def fit_crf(
         merits[name] = _merit(score)
         say(f"  judged, {name}: mIoU {mean(score.iou_crf):.4f}, band {mean(score.band_crf):.4f}")
     best = max(merits, key=merits.__getitem__)
-    if merits[best] < merits["no CRF"] + MARGIN:
+    if best == "no CRF" or merits[best] < merits["no CRF"] + recipe.margin:
         say("  no CRF helps enough: it is left to do nothing")
         return silent
-    say(f"  kept: {best}, fitted again on all of them")
-    every = fitting + judging
-    return _train(searched, every, seed, say) if best == "trained" else searched
+    if best == "searched":
+        say("  kept: searched")
+        return searched
+    say("  kept: trained, fitted again on all of them")
+    return _train(searched, fitting + judging, recipe.iterations, seed, say)
 
 
 def _merit(score: Score) -> float:
@@ -103,19 +117,17 @@ def _score(crf: CrfRnn, some: Sequence[Case]) -> Score:
     return score_labels("held out", [case.mask for case in some], plain, refined, crf.n_labels)
 
 
-def _search(
-    fitting: Sequence[Case], n_labels: int, widths: Sequence[tuple[float, float]], seed: int, say: Say
-) -> CrfRnn:
+def _search(fitting: Sequence[Case], n_labels: int, recipe: CrfRecipe, seed: int, say: Say) -> CrfRnn:
     """Try the short list of kernel widths and weights; all data sets speak equally loud."""
     rng = np.random.default_rng(seed)
     chosen: list[Case] = []
     names = sorted({case.dataset for case in fitting})
     for name in names:
         members = [case for case in fitting if case.dataset == name]
-        count = min(len(members), SEARCH_PHOTOS // len(names))
+        count = min(len(members), recipe.search_photos // len(names))
         chosen += [members[i] for i in rng.choice(len(members), count, replace=False)]
     best, best_merit = None, -1.0
-    for (alpha, beta), weight in itertools.product(widths, BILATERAL_WEIGHTS):
+    for (alpha, beta), weight in itertools.product(recipe.widths, recipe.weights):
         config = CrfConfig.starter().model_copy(
             update={"theta_alpha": float(alpha), "theta_beta": float(beta), "bilateral_weight": weight}
         )
@@ -128,7 +140,7 @@ def _search(
     return best
 
 
-def _train(start: CrfRnn, fitting: Sequence[Case], seed: int, say: Say) -> CrfRnn:
+def _train(start: CrfRnn, fitting: Sequence[Case], iterations: int, seed: int, say: Say) -> CrfRnn:
     """Train full matrices and scales of a CRF from ``start``, on crops of the photographs."""
     crf = CrfRnn(start.n_labels, start.config)
     crf.load_state_dict(start.state_dict())
@@ -144,13 +156,13 @@ def _train(start: CrfRnn, fitting: Sequence[Case], seed: int, say: Say) -> CrfRn
         betas=(0.9, 0.99),
         weight_decay=0.0,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: (1 - i / ITERATIONS) ** 0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: (1 - i / iterations) ** 0.9)
     rng = np.random.default_rng(seed)
     weights = _class_weights(fitting, start.n_labels)
     names = sorted({case.dataset for case in fitting})
     groups = [[case for case in fitting if case.dataset == name] for name in names]
     running = 0.0
-    for i in range(ITERATIONS):
+    for i in range(iterations):
         for _ in range(BATCH):
             group = groups[rng.integers(len(groups))]
             image, logits, mask = _crop(group[rng.integers(len(group))], rng)
@@ -171,7 +183,7 @@ def _train(start: CrfRnn, fitting: Sequence[Case], seed: int, say: Say) -> CrfRn
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         if i % 40 == 39:
-            say(f"  CRF iteration {i + 1}/{ITERATIONS}: loss {running:.4f}")
+            say(f"  CRF iteration {i + 1}/{iterations}: loss {running:.4f}")
     _settle_unknown(matrices, known)
     return crf.eval()
 

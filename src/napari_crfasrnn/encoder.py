@@ -1,4 +1,4 @@
-"""The encoder of `FcnLite`: EfficientNet-Lite0 without its classifier, batch norms folded away.
+"""The encoder of `LiteNetwork`: EfficientNet-Lite0 without its classifier, batch norms folded away.
 
 Architecture: Tan and Le, "EfficientNet", ICML 2019, in the Lite variant of the TensorFlow TPU models
 (no squeeze-and-excitation, ReLU6 for swish, stem of 32 channels). Batch normalisation with frozen

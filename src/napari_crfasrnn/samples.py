@@ -69,6 +69,11 @@ SAMPLES: Mapping[str, Sample] = MappingProxyType(
     }
 )
 
+FITTING_MODELS: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(SAMPLES, "starter") | {"cell": "nuclei-fluorescence"}
+)
+"""For each sample the model of the package to try first."""
+
 
 def sample(name: str) -> NDArray[np.uint8]:
     """Return a sample image by its name, one of `SAMPLES`.

@@ -272,3 +272,5 @@ def test_the_samples_are_a_click_away(user) -> None:
     assert [layer.name for layer in user.viewer.layers] == ["cell"]
     assert not user.widget.start.empty.isVisible()
     assert user.widget.start.image.currentText() == "cell"
+    user.wait(lambda: user.session.shelf.choice is not None)
+    assert user.session.shelf.choice.name == "nuclei-fluorescence"

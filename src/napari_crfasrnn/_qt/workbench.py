@@ -309,9 +309,10 @@ class Workbench:
             self._count_timer.start()
 
     def open_sample(self, name: str) -> None:
-        """Open one of the sample images."""
+        """Open one of the sample images, with the model that fits it."""
         from napari_crfasrnn import samples
 
+        self.session.shelf.prefer(samples.FITTING_MODELS[name])
         for data, arguments, _ in getattr(samples, f"open_{name}")():
             self.viewer.add_image(data, **arguments)
 

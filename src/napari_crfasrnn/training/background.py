@@ -12,7 +12,7 @@ from torch import Tensor
 
 from napari_crfasrnn.experts import FeatureMaps
 from napari_crfasrnn.experts.features import GROUPS
-from napari_crfasrnn.network import FcnLite, SegmentationModel
+from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "grass", "brick")
@@ -31,7 +31,7 @@ def background_rows(model: SegmentationModel, cancel: Cancel | None) -> Tensor: 
     """
     from skimage import data
 
-    assert isinstance(model.network, FcnLite)
+    assert isinstance(model.network, LiteNetwork)
     random = np.random.default_rng(0)
     found = []
     for name in _PHOTOGRAPHS:

@@ -50,14 +50,14 @@ class ModelEntry:
 
 
 def list_models(*, downloadable: bool = False) -> tuple[ModelEntry, ...]:
-    """List the models that can be named: those of the package, the user's own, and downloaded ones.
+    """List the models that can be named: the starter, others of the package, the user's own, downloaded ones.
 
     Parameters
     ----------
     downloadable
         Whether to list published models that are not on this computer yet, too.
     """
-    shipped = sorted(_shipped_dir().glob(f"*{SUFFIX}"))
+    shipped = sorted(_shipped_dir().glob(f"*{SUFFIX}"), key=lambda path: (path.stem != STARTER, path.stem))
     folder = user_models_dir()
     own = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
     taken = {path.stem for path in shipped} | {model.name for model in PUBLISHED}

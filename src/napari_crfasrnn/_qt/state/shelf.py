@@ -63,6 +63,7 @@ class Shelf:
         self.report: ImportReport | None = None
         self._tasks, self._engine = tasks, engine
         self._waiting: Callable[[], None] | None = None
+        self._preferred = ""
 
     def load(self) -> None:
         """Find out which models there are."""
@@ -73,7 +74,8 @@ class Shelf:
             self.models = (*map(_choice, entries), *self.models)
             usable = [c for c in self.models if c.problem is None and c.published is None]
             if self.choice is None and usable:
-                self.choose(usable[0].name)
+                names = [choice.name for choice in usable]
+                self.choose(self._preferred if self._preferred in names else names[0])
             elif not usable:
                 self._tasks.say("start", "No model is installed: open a model file.", "problem", "open-model")
             self._go_on()
@@ -122,6 +124,11 @@ class Shelf:
         self._tasks.lines.pop("start", None)
         self.chosen.emit()
         self._tasks.changed.emit()
+
+    def prefer(self, name: str) -> None:
+        """Choose a model by its name, as soon as it is known which there are."""
+        self._preferred = name
+        self.choose(name)
 
     def _offer(self, choice: ModelChoice, published: Published) -> None:
         """Say on which terms a model can be downloaded; `download` does it."""
