@@ -61,6 +61,11 @@ def start_state(bench: Workbench) -> StartState:
         slice_text=_slice_text(bench, shape) if shape else None,
         all_slices=bench.all_slices,
         channels=bench.first_is_channels,
+        draw=_draw_action(bench),
+        drawing=bench.boxes.drawing is not None,
+        box_layers=tuple((layer.name, layer.name) for layer in bench.boxes.offered),
+        box_layer="" if bench.boxes.chosen is None else bench.boxes.chosen.name,
+        score=bench.boxes.score,
         progress=_progress(busy, "segment", "load"),
         message=_message(session, "start"),
     )
@@ -199,6 +204,13 @@ def _segment_action(bench: Workbench) -> Action:
     elif not session.shelf.loading:  # else pressing it waits for the models
         why = why or _no_model(session)
     return Action(not why, why, primary=not why and _lead(bench) == "segment")
+
+
+def _draw_action(bench: Workbench) -> Action:
+    why = "Open an image first." if bench.image is None else ""
+    if not why and not bench.session.table.classes:
+        why = _no_model(bench.session)
+    return Action(not why, why)
 
 
 def _lead(bench: Workbench) -> str:

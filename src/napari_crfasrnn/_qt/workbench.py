@@ -10,6 +10,7 @@ from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt import present
+from napari_crfasrnn._qt.boxes import Boxes
 from napari_crfasrnn._qt.comparing import Comparing
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.labelling import Labelling
@@ -58,8 +59,8 @@ class Workbench:
         Whether these layers are shown.
     left
         Images of the project that are not open.
-    live, patching, comparing
-        Live refinement; patch mode; rounds side by side.
+    live, patching, comparing, boxes
+        Live refinement; patch mode; rounds side by side; boxes around objects that Segment heeds.
     """
 
     changed = Signal()  # something that the widgets show
@@ -75,6 +76,7 @@ class Workbench:
         self.uncertainty_on = False
         self.before_on = False
         self.left: list[Item] = []
+        self.boxes = Boxes(self)
         self._channels: dict[str, bool] = {}  # what a person said of a first axis
         self._users = 0
         self._count_timer = _timer(COUNT_MS, self._count)
@@ -149,6 +151,8 @@ class Workbench:
     @property
     def painting(self) -> int | None:
         """The class that is painted with, if one is."""
+        if self.boxes.drawing is not None:
+            return self.boxes.value
         active = self.viewer.layers.selection.active
         if self.group is None or active not in self.group.label_layers:
             return None
@@ -211,7 +215,7 @@ class Workbench:
         index = None
         if image.stack_shape and not self.all_slices:
             index = plane_index(self.viewer, self.image, image.stack_shape)
-        self.session.segment(image, index)
+        self.session.segment(image, index, self.boxes.read(image))
 
     def refine(self, view_only: bool = True) -> None:
         """Let the CRF snap the labels of the slice to edges, on the screen or all over."""
@@ -254,8 +258,14 @@ class Workbench:
             self.group.redo()
 
     def paint_with(self, value: int) -> None:
-        """Select the layer of a class and a brush with it; labels are begun if there are none."""
+        """Select the layer of a class and a brush with it; labels are begun if there are none.
+
+        While boxes are drawn, they get the class.
+        """
         if self.image is None or not self.session.table.classes:
+            return
+        if self.boxes.drawing is not None:
+            self.boxes.say_class(value)
             return
         if self.group is None:
             self._begin_labels()

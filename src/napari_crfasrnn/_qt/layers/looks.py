@@ -10,7 +10,7 @@ from napari.utils.colormaps import DirectLabelColormap
 from napari_crfasrnn.classes import ClassSpec
 
 TRANSPARENT = np.zeros(4, dtype=np.float32)
-NAME_OF_ROLE = {"labels": "labels", "uncertainty": "uncertainty", "before": "before CRF"}
+NAME_OF_ROLE = {"labels": "labels", "uncertainty": "uncertainty", "before": "before CRF", "boxes": "boxes"}
 
 
 def layer_name(image_name: str, what: str) -> str:

@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QHBoxLayout,
+    QLabel,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_crfasrnn._qt.panels.look import GAP
-from napari_crfasrnn._qt.panels.parts import MessageLine, TaskButton, button, row, tool_button
+from napari_crfasrnn._qt.panels.parts import (
+    MessageLine,
+    TaskButton,
+    button,
+    row,
+    show_action,
+    tool_button,
+)
 from napari_crfasrnn._qt.panels.state import Message, StartState
 
 SAMPLES = (("astronaut", "A photograph"), ("cell", "A micrograph"))
@@ -25,12 +40,28 @@ class StartPanel(QWidget):  # type: ignore[misc]
     all_slices_chosen = Signal(bool)
     channels_chosen = Signal(bool)
     sample_wanted = Signal(str)
+    drawing_toggled = Signal(bool)
+    box_layer_chosen = Signal(str)
+    score_chosen = Signal(float)
     cured = Signal(str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.image = _combo("Image", "The image layer to work on. It follows the layer that is selected.")
         self.image.activated.connect(lambda place: self.image_chosen.emit(self.image.itemData(place)))
+        self.draw = tool_button(
+            "▭", "Draw boxes around objects. Segment heeds them; press again to stop drawing.", checkable=True
+        )
+        self.draw.clicked.connect(self.drawing_toggled)
+        self.boxes = _combo("Boxes", "The layer of boxes that Segment heeds.")
+        self.boxes.activated.connect(lambda place: self.box_layer_chosen.emit(self.boxes.itemData(place)))
+        self.score = QDoubleSpinBox()
+        self.score.setAccessibleName("How sure")
+        self.score.setToolTip("How sure the next box is, and those that are selected: from 0 to 1.")
+        self.score.setRange(0, 1)
+        self.score.setSingleStep(0.05)
+        self.score.setKeyboardTracking(False)
+        self.score.valueChanged.connect(self.score_chosen)
         self.model = _combo("Model", "The model that segments.")
         self.model.activated.connect(lambda place: self.model_chosen.emit(self.model.itemData(place)))
         self.more = tool_button("⋯", "Open a model file")
@@ -56,9 +87,11 @@ class StartPanel(QWidget):  # type: ignore[misc]
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(GAP)
         layout.addWidget(self.empty)
-        self._image_row = _labelled("Image", self.image)
+        self._image_row = _labelled("Image", self.image, self.draw)
+        self._boxes_row = _labelled("Boxes", self.boxes, self.score)
         self._channels_row = _labelled("Axis", self.channels)
-        for part in (self._image_row, self._channels_row, _labelled("Model", self.model, self.more)):
+        model_row = _labelled("Model", self.model, self.more)
+        for part in (self._image_row, self._channels_row, self._boxes_row, model_row):
             layout.addWidget(part)
         go = row(self.task, self.slices)
         go.setStretch(0, 1)
@@ -74,12 +107,25 @@ class StartPanel(QWidget):  # type: ignore[misc]
         self._image_row.setVisible(bool(state.images))
         self._channels_row.setVisible(state.channels is not None)
         self.channels.setCurrentIndex(int(bool(state.channels)))
+        show_action(self.draw, state.draw)
+        self.draw.setChecked(state.drawing)
+        self._boxes_row.setVisible(bool(state.box_layers))
+        _fill(
+            self.boxes,
+            [("", "none", ""), *((name, text, "") for name, text in state.box_layers)],
+            state.box_layer,
+        )
+        self.score.setVisible(state.score is not None)
+        if state.score is not None and abs(self.score.value() - state.score) > 5e-3:
+            self.score.blockSignals(True)
+            self.score.setValue(state.score)
+            self.score.blockSignals(False)
         self.slices.setVisible(state.slice_text is not None and state.progress is None)
         self.slices.setItemText(0, state.slice_text or "this slice")
         self.slices.setCurrentIndex(int(state.all_slices))
         self.task.button.setText(state.segment_text)
         self.task.show_action(state.segment, state.progress)
-        for widget in (self.image, self.model, self.more, self.channels, self.slices):
+        for widget in (self.image, self.model, self.more, self.channels, self.slices, self.boxes, self.score):
             widget.setEnabled(state.progress is None)
         self.message.show_message(Message(state.progress.text) if state.progress else state.message)
 

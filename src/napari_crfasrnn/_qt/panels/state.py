@@ -49,6 +49,11 @@ class StartState:
     slice_text: str | None = None  # None where there is one slice
     all_slices: bool = False
     channels: bool | None = None  # None where nobody has to say
+    draw: Action = Action()  # boxes
+    drawing: bool = False
+    box_layers: tuple[tuple[str, str], ...] = ()  # name, text
+    box_layer: str = ""  # "" for none
+    score: float | None = None  # of the next box, or of those that are selected
     progress: Progress | None = None
     message: Message = Message()
 

@@ -6,12 +6,13 @@ the worker's thread, so that opening the widget does not wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_crfasrnn._qt.state.boxes import Outline, heed
 from napari_crfasrnn.classes import ClassSpec
 from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
 
@@ -56,6 +57,10 @@ class Segmented:
     segmentation: Segmentation
     n_nonfinite: int
     present: tuple[int, ...]
+    n_boxes: int = 0
+    """Boxes that it heeded."""
+    left_out: str = ""
+    """Why it did not heed others, a sentence."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,16 @@ class Engine:
         index: PlaneIndex | None,
         progress: Progress,
         cancel: Cancel,
+        boxes: Sequence[Outline] = (),
     ) -> Segmented:
-        """Segment a plane of an image, or all of it where ``index`` is None."""
+        """Segment a plane of an image, or all of it where ``index`` is None, heeding boxes around objects."""
         segmenter = self._ready(request, image, cancel)
-        result = segmenter.predict(index=index, progress=progress, cancel=cancel)
+        source = segmenter.source
+        planes = list(source.indices()) if index is None else [index]
+        heeded = heed(boxes, planes, source.plane_shape, segmenter.model.classes)
+        result = segmenter.predict(detections=heeded.by_plane, index=index, progress=progress, cancel=cancel)
         present = tuple(value for value, share in enumerate(result.shares()) if share > 0)
-        return Segmented(result, segmenter.source.n_nonfinite, present)
+        return Segmented(result, source.n_nonfinite, present, heeded.n_boxes, heeded.left_out)
 
     def refine(
         self,

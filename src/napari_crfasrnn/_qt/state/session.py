@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from psygnal import Signal
 
+from napari_crfasrnn._qt.state.boxes import Outline
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
 from napari_crfasrnn._qt.state.lessons import Lessons
 from napari_crfasrnn._qt.state.rounds import PREFIX, Rounds
@@ -108,20 +109,20 @@ class Session:
 
     # --- segmenting and correcting ------------------------------------------------------------------
 
-    def segment(self, image: ImageInput, index: PlaneIndex | None) -> None:
-        """Segment a plane of an image, or all of it where ``index`` is None."""
+    def segment(self, image: ImageInput, index: PlaneIndex | None, boxes: Sequence[Outline] = ()) -> None:
+        """Segment a plane of an image, or all of it where ``index`` is None, heeding boxes around objects."""
         if self.busy is None:
             self.shelf.when_loaded(
-                Busy("segment", "Looking for models…"), lambda: self._segment(image, index)
+                Busy("segment", "Looking for models…"), lambda: self._segment(image, index, boxes)
             )
 
-    def _segment(self, image: ImageInput, index: PlaneIndex | None) -> None:
+    def _segment(self, image: ImageInput, index: PlaneIndex | None, boxes: Sequence[Outline]) -> None:
         request = self.request()
         self.work_on(image)
 
         def run(task: Task, report: Report) -> Segmented:
             return self.engine.segment(
-                request, image, index, lambda done, total: report((done, total)), task.cancelled
+                request, image, index, lambda done, total: report((done, total)), task.cancelled, boxes
             )
 
         def done(result: Segmented) -> None:
@@ -141,9 +142,14 @@ class Session:
         self.touch(image.key)
         seconds = segmentation.timings
         text = f"{seconds['total']:.1f} s · network {seconds['network']:.1f} · CRF {seconds['crf']:.1f}"
+        if result.n_boxes:
+            text += f" · {result.n_boxes} box{'es' * (result.n_boxes != 1)} heeded"
         if result.n_nonfinite:
             text += f" · {result.n_nonfinite:,} NaN or infinite pixels taken as the darkest"
-        self.tasks.say("start", text)
+        if result.left_out:
+            self.tasks.say("start", f"{result.left_out} {text}", "problem")
+        else:
+            self.tasks.say("start", text)
 
     def refine(self, key: str, index: PlaneIndex, region: Region | None) -> None:
         """Let the CRF snap the labels of a plane to the edges of the image, around what was painted."""
