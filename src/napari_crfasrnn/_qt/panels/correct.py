@@ -26,8 +26,8 @@ class CorrectPanel(Section):
         super().__init__("Correct", parent)
         self.patch = button(
             "Correct this patch",
-            "Zoom to the square where the model is least certain. One square that is right all over teaches "
-            "more than strokes on many images (N)",
+            "Zoom to the square where the model is least certain. Labels that are right all over a square "
+            "teach more than strokes do (N)",
         )
         self.approve = button(
             "All of it is right", "Count every label in the frame as right; next one (Shift+A)"
