@@ -14,9 +14,12 @@ from PIL import Image
 from scipy import ndimage
 
 from napari_crfasrnn.checkpoint import read_info
+from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.metrics import confusion, iou
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
+from napari_crfasrnn.training import fine_tune
 from napari_crfasrnn.zoo import list_models, load_model
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -114,6 +117,22 @@ def test_membranes_are_dark_lines_between_cells() -> None:
     membrane, cell = labels == names.index("membrane"), labels == names.index("intracellular")
     assert membrane[line].mean() > 0.5 > 0.3 > membrane[~line].mean()
     assert cell[~line].mean() > 0.5
+
+
+def test_a_small_model_learns_from_corrections(tmp_path: Path) -> None:
+    """Somebody who wants only the two left discs says so, and its head follows."""
+    pixels, inside = discs(np.random.default_rng(3))
+    wanted = inside & (np.arange(inside.shape[1]) < 120)
+    model = load_model("nuclei-fluorescence")
+    settings = TrainConfig(seconds=None, max_iterations=60, crf_iterations=2, locked_share=0.0)
+    with Project.create(tmp_path / "project", model.classes) as project:
+        project.add(pixels, labels=wanted.astype(np.uint8))
+        report = fine_tune(model, project, settings)
+    before, after = (overlap(segment(m, pixels) > 0, wanted) for m in (model, report.model))
+    assert after > before + 0.1
+    again = tmp_path / "taught.safetensors"
+    report.model.save(again)
+    assert (segment(load_model(again), pixels) == segment(report.model, pixels)).all()
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def paint(labels: NDArray[np.uint8], y0: int, x0: int, y1: int, x1: int, value: 
 
 
 class TestPositions:
-    @pytest.mark.parametrize("architecture", ["fcn-lite", "fcn-8s"])
+    @pytest.mark.parametrize("architecture", ["fcn-lite", "fcn-fine", "fcn-8s"])
     @pytest.mark.parametrize("size", [(64, 96), (70, 53), (5, 1)])
     def test_single_pixels_are_those_of_the_whole_map(self, architecture: str, size: tuple[int, int]) -> None:
         torch.manual_seed(0)

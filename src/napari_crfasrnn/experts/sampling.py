@@ -78,7 +78,7 @@ class Lay:
 
     @classmethod
     def of_encoder(cls, grid: Grid, stride: int) -> Lay:
-        """Return the lay of a map of the `FcnLite` encoder, stride 2 to 32; 1 is the input itself."""
+        """Return the lay of a map of the `LiteNetwork` encoder, stride 2 to 32; 1 is the input itself."""
         height, width = (_n_cells(side, stride) for side in grid.input_size)
         return cls(stride, stride - 1, (height, width))  # cell i sits at its last pixel, see `fcn._upsample`
 

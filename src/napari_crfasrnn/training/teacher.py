@@ -116,6 +116,8 @@ def advise_by_forest(
 
 def _vote(model: SegmentationModel, view: View, generator: np.random.Generator) -> Tensor:  # [K, L]
     labelled, untouched = _look(model, view, (view.training, view.untouched))
+    if not len(view.untouched):  # all of the plane is labelled
+        return untouched.marginals
     every = _draw(len(view.training), generator, model.device)
     some = _draw(len(view.untouched), generator, model.device)
     labels = F.one_hot(view.training.target[every], model.n_labels).float()
