@@ -109,7 +109,7 @@ class Measured:
         self.next: list[float] = []
         self.exact: list[float] = []
         for _ in range(rounds):
-            live._crops.clear()
+            live._sketches.clear()
             self.first.append(milliseconds(preview))
             self.next.append(milliseconds(preview))
             guess = preview()

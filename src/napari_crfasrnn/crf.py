@@ -30,6 +30,7 @@ from napari_crfasrnn.kernels import (
     differentiable_image,
     groups_of,
     prepare_image,
+    prepare_points,
 )
 from napari_crfasrnn.lattice import Backend, MeanField
 from napari_crfasrnn.mean_field import DifferentiableMeanField
@@ -217,6 +218,37 @@ class CrfRnn(nn.Module):
             For another shape, an image without pixels, NaN or infinity, or values too large for the lattice.
         """
         return prepare_image(image, self.settings, self.backend, extra_features, on_step)
+
+    def prepare_points(
+        self,
+        positions: Tensor,  # [N, S]
+        channels: Tensor,  # [C, N]
+        mass: Tensor,  # [N]
+        extra_features: Tensor | None = None,  # [E, N]
+    ) -> PreparedImage:
+        """Build kernels over points, some of which stand for many pixels.
+
+        Parameters
+        ----------
+        positions
+            ``[N, S]`` in pixels, float32.
+        channels
+            ``[C, N]`` in 0..255 intensity units, float32.
+        mass
+            ``[N]``, how many pixels each point stands for, float32.
+        extra_features
+            ``[E, N]``, as `prepare` takes them.
+
+        Returns
+        -------
+        The kernels of an image of a single row: ``forward`` takes unaries ``[1, L, 1, N]`` with them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For features that the lattice does not take.
+        """
+        return prepare_points(positions, channels, mass, self.settings, self.backend, extra_features)
 
     def forward(
         self,

@@ -159,6 +159,8 @@ class PreparedImage:
     """How many images, one behind the other, a kernel is for: 1, or B where a GPU takes them as one."""
     pixel_of: tuple[Tensor, ...] | None = None
     """For each bilateral kernel the pixel at each of its points, int32 ``[N]``; None: they are in order."""
+    mass: Tensor | None = None
+    """How many pixels each point stands for, ``[N]``; None: one."""
 
     @property
     def n_images(self) -> int:
@@ -202,6 +204,8 @@ class PreparedImage:
         orders = self.pixel_of or (None,) * len(groups)
         for group, kernel, order in zip(groups, self.bilateral, orders, strict=True):
             flat = group.flatten(2).transpose(1, 2).flatten(0, 1)  # [N, V]
+            if self.mass is not None:
+                flat = flat * self.mass[:, None]
             if order is not None:
                 order = order.to(flat.device, torch.int64)  # all that index_copy takes
                 flat = flat[order]
@@ -280,6 +284,30 @@ def prepare_image(
     ]
     spatials = (spatial,) * len(bilateral)
     return PreparedImage(space, image.dtype, image.device, spatials, tuple(bilateral), joint)
+
+
+def prepare_points(
+    positions: Tensor,  # [N, S]
+    channels: Tensor,  # [C, N]
+    mass: Tensor,  # [N]
+    config: CrfConfig,
+    backend: Backend,
+    extra_features: Tensor | None = None,  # [E, N]
+) -> PreparedImage:
+    """Build the kernels of points that stand for so many pixels each; see `CrfRnn.prepare_points`."""
+    parts = [positions / config.theta_alpha, channels.T / config.theta_beta]
+    if extra_features is not None:
+        parts.append(extra_features.T)
+    kernels = []
+    for features in (positions / config.theta_gamma, torch.cat(parts, dim=1)):
+        kernel = Kernel(Lattice(features.contiguous(), backend=backend), None, None)
+        if config.normalization != "none":
+            kernel = kernel.normalized(kernel.filter(mass[:, None]), config.normalization)
+        before = mass[:, None] if kernel.before is None else mass[:, None] * kernel.before
+        kernels.append(dataclasses.replace(kernel, before=before))
+    spatial, bilateral = kernels
+    space = (1, len(mass))
+    return PreparedImage(space, positions.dtype, positions.device, (spatial,), (bilateral,), mass=mass)
 
 
 def differentiable_image(

@@ -18,6 +18,7 @@ from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.samples import sample
 from napari_crfasrnn.segmenter import LiveRefinement, Segmenter
 from napari_crfasrnn.segmenter import live as live_module
+from napari_crfasrnn.segmenter.sketch import Sketch
 
 N_LABELS, NOTHING = 4, 255
 CRF = CrfConfig.starter().model_copy(update={"theta_alpha": 12.0})
@@ -219,7 +220,8 @@ class _Largest(TorchDispatchMode):
 @pytest.mark.parametrize("what", ["preview", "exact"])
 def test_the_work_does_not_grow_with_the_plane(what, regional, monkeypatch):
     largest, peaks, pixels = [], [], []
-    prepare = MODEL.crf.prepare
+    method = "prepare_points" if what == "preview" else "prepare"
+    prepare = getattr(MODEL.crf, method)
     for times in (2, 8):
         image = np.tile(PHOTO, (times, times, 1))
         with monkeypatch.context() as patch:
@@ -230,19 +232,24 @@ def test_the_work_does_not_grow_with_the_plane(what, regional, monkeypatch):
 
         def counted(image, *more, **others):
             nonlocal seen
-            seen += image[0, 0].numel()
+            seen += len(image) if what == "preview" else image[0, 0].numel()
             return prepare(image, *more, **others)
 
         window = getattr(live, f"{what}_window")(BOX)
         with monkeypatch.context() as patch, _Largest() as mode:
-            patch.setattr(MODEL.crf, "prepare", counted)
+            patch.setattr(MODEL.crf, method, counted)
             tracemalloc.start()
             getattr(live, what)(BOX, part(strokes, window), part(before, window))
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
         largest.append(mode.numel)
         pixels.append(seen)
-    assert pixels[0] == pixels[1] == (window[2] - window[0]) * (window[3] - window[1])
+    assert pixels[0] == pixels[1]
+    n_pixels = (window[2] - window[0]) * (window[3] - window[1])
+    if what == "preview":  # what lies around the window costs a fraction of it
+        assert n_pixels < pixels[0] < 1.2 * n_pixels
+    else:
+        assert pixels[0] == n_pixels
     assert largest[0] == largest[1] > 0
     assert peaks[1] < 1.5 * peaks[0] + 65536  # of NumPy; what Python itself holds varies a little
 
@@ -250,17 +257,53 @@ def test_the_work_does_not_grow_with_the_plane(what, regional, monkeypatch):
 def test_neighbouring_previews_share_their_kernels(monkeypatch):
     live = new_segmenter().live()
     built = []
-    prepare = MODEL.crf.prepare
+    prepare = MODEL.crf.prepare_points
     monkeypatch.setattr(
         MODEL.crf,
-        "prepare",
-        lambda image, *more, **others: built.append(1) or prepare(image, *more, **others),
+        "prepare_points",
+        lambda *points: built.append(1) or prepare(*points),
     )
     for step in range(4):
-        box = (70, 70 + step, 80, 80 + step)
+        box = (70, 66 + step, 80, 76 + step)
         window = live.preview_window(box)
         live.preview(box, part(painted(live, box, 1), window), part(nothing(live), window))
     assert len(built) == 1
+
+
+@pytest.mark.parametrize("window", [(32, 64, 96, 128), (0, 0, 64, 64), (96, 96, 150, 181)])
+def test_a_sketch_has_the_pixels_of_its_window_and_the_mass_of_what_lies_around(window):
+    plane = torch.arange(150.0 * 181.0).reshape(1, 1, 150, 181)
+    sketch = Sketch.draw(MODEL, plane, window, 32)
+    y0, x0, y1, x1 = window
+    assert torch.equal(sketch.in_window(sketch.gather(plane)), plane[:, :, y0:y1, x0:x1])
+    top, left, bottom, right = max(window[0] - 32, 0), max(window[1] - 32, 0), window[2] + 32, window[3] + 32
+    n_pixels = (min(bottom, 150) - top) * (min(right, 181) - left)
+    mass = sketch.prepared.mass
+    assert float(mass.sum()) == n_pixels
+    assert len(mass) < (window[2] - window[0]) * (window[3] - window[1]) + n_pixels / 16 + 50
+    places = sketch.rows * 181 + sketch.columns
+    assert len(places.unique()) == len(places)
+    strokes = np.full((window[2] - window[0], window[3] - window[1]), 3, np.uint8)
+    around = np.full((150, 181), 2, np.uint8)
+    for painted, outside in ((around, 2), (None, NOTHING)):
+        taken = sketch.gather_strokes(strokes, painted, NOTHING)[0]
+        assert (taken[: strokes.size] == 3).all()
+        assert (taken[strokes.size :] == outside).all()
+
+
+def test_a_preview_knows_of_what_was_painted_around_its_window():
+    live = new_segmenter().live()
+    far = painted(live, (4, 150, 40, 190), 2)
+    live.prepare(far)
+    window = live.preview_window(BOX)
+    assert (part(far, window) == NOTHING).all()
+    strokes, before = painted(live, BOX, 1), far
+    strokes[far != NOTHING] = 2
+    live.preview(BOX, part(strokes, window), part(before, window))
+    assert (live._sketches[window].strokes == 2).any()
+    live.prepare(nothing(live))  # that stroke is taken back
+    live.preview(BOX, part(strokes, window), part(before, window))
+    assert (live._sketches[window].strokes == NOTHING).all()
 
 
 def test_what_was_given_may_be_painted_on_meanwhile():

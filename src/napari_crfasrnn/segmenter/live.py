@@ -2,12 +2,12 @@
 
 What is asked is always the same: the labels that the CRF gives to a plane when everything painted on it
 is held. `LiveRefinement.exact` answers that; `LiveRefinement.preview` guesses the answer around a stroke
-from a small crop. A crop knows little of what lies around it, so the crop alone would be wrong far from
-the stroke; but it is run twice, with the stroke and without, and only the *difference* is taken:
+from a `Sketch`: all pixels of a small window, and what lies around it coarsely, as points of more weight. The
+sketch is run twice, with the stroke and without, and only the *difference* is taken:
 
-    preview = exact logits before the stroke + crop with the stroke - crop without it
+    preview = exact logits before the stroke + sketch with the stroke - sketch without it
 
-What the crop gets wrong is nearly the same in both and goes away.
+What the sketch gets wrong is nearly the same in both and goes away.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ from napari_crfasrnn.segmenter.refining import (
     with_halo,
 )
 from napari_crfasrnn.segmenter.result import read_out
+from napari_crfasrnn.segmenter.sketch import Sketch
 
 WHOLE_PIXELS = 1 << 20  # a larger plane is refined around the stroke only, not all of it
-PREVIEW_HALO = 24  # pixels; benchmarks/live.py measures what more would bring
+PREVIEW_HALO = 16  # pixels; benchmarks/live.py measures what more would bring
 PREVIEW_ITERATIONS = 5  # at most: a preview has 50 ms
+_SKETCHED_WIDTHS = 3.0  # how far around that a preview knows of coarsely, in theta_alpha
 _LARGEST_REACH = 128  # pixels; how far from a stroke a plane that is not refined as a whole may change
-_KEPT_CROPS = 8  # of about 5 MB each
+_KEPT_SKETCHES = 8  # of about 5 MB each
 
 Strokes = NDArray[Any]  # [h, w]: the label where one was painted, the ignore value elsewhere
 
@@ -82,9 +84,12 @@ class _State:
 
 
 @dataclass(frozen=True, eq=False)
-class _Crop:
-    prepared: PreparedImage
-    before: _State | None = None
+class _Sketched:
+    """A sketch, and what it says of some strokes."""
+
+    sketch: Sketch
+    strokes: Strokes  # [1, N]
+    state: _State  # of the window
 
 
 class LiveRefinement:
@@ -117,7 +122,7 @@ class LiveRefinement:
         self._model, self._logits, self._whole = model, logits, whole
         self._seen, self._extra = crf_plane(model, image), extra
         self._state: _State | None = None  # of the whole plane, where there are kernels of it
-        self._crops: OrderedDict[Box, _Crop] = OrderedDict()
+        self._sketches: OrderedDict[Box, _Sketched] = OrderedDict()
         self._iterations = min(model.crf.config.n_iterations, PREVIEW_ITERATIONS)
 
     @property
@@ -131,7 +136,7 @@ class LiveRefinement:
         return self._whole is not None
 
     def preview_window(self, box: Box) -> Box:
-        """Return the part of the plane that a preview of strokes within a box looks at, and may change."""
+        """Return the part of the plane that a preview of strokes in a box sees sharply, and may change."""
         return grown(check_region(box, self.plane_shape), PREVIEW_HALO, self.plane_shape)
 
     def exact_window(self, box: Box) -> Box:
@@ -193,25 +198,26 @@ class LiveRefinement:
         """
         window = self.preview_window(box)
         strokes, before = self._check("strokes", strokes, window), self._check("before", before, window)
-        crop = self._crops.pop(window, None) or _Crop(
-            prepare_part(self._model, self._seen, window, self._extra, cancel)
-        )
+        known = self._sketches.pop(window, None)
+        sketch = self._sketch(window) if known is None else known.sketch
         raise_if_cancelled(cancel)
-        if crop.before is None or not np.array_equal(crop.before.strokes, before):
-            crop = replace(crop, before=self._run(window, before, crop.prepared, cancel, self._iterations))
-        assert crop.before is not None
-        self._crops[window] = crop
-        if len(self._crops) > _KEPT_CROPS:
-            self._crops.popitem(last=False)
-        now = self._run(window, strokes, crop.prepared, cancel, self._iterations)
+        around = None if self._state is None else self._state.strokes
+        nothing = ignore_value(before.dtype)
+        earlier = sketch.gather_strokes(before, around, nothing)
+        if known is None or not np.array_equal(known.strokes, earlier):
+            known = _Sketched(sketch, earlier, self._run_sketch(sketch, before, earlier, cancel))
+        self._sketches[window] = known
+        if len(self._sketches) > _KEPT_SKETCHES:
+            self._sketches.popitem(last=False)
+        now = self._run_sketch(sketch, strokes, sketch.gather_strokes(strokes, around, nothing), cancel)
         if not self._knows(window, before):
-            return _difference(window, now, crop.before)
+            return _difference(window, now, known.state)
         assert self._state is not None
         y0, x0, y1, x1 = window
         was = self._state.labels[y0:y1, x0:x1]
-        logits = self._state.logits[..., y0:y1, x0:x1] + (now.logits - crop.before.logits)
+        logits = self._state.logits[..., y0:y1, x0:x1] + (now.logits - known.state.logits)
         guess = _State(strokes, logits, _labels_of(logits, strokes))
-        return _difference(window, guess, replace(crop.before, labels=was))
+        return _difference(window, guess, replace(known.state, labels=was))
 
     def exact(self, box: Box, strokes: Strokes, before: Strokes, *, cancel: Cancel | None = None) -> Refined:
         """Tell what strokes within a box do.
@@ -258,18 +264,28 @@ class LiveRefinement:
         y0, x0, y1, x1 = window
         return self._state is not None and np.array_equal(self._state.strokes[y0:y1, x0:x1], strokes)
 
-    def _run(
+    def _sketch(self, window: Box) -> Sketch:
+        reach = min(math.ceil(_SKETCHED_WIDTHS * self._model.crf.settings.theta_alpha), _LARGEST_REACH)
+        return Sketch.draw(self._model, self._seen, window, reach, self._extra)
+
+    def _run_sketch(
         self,
-        window: Box,
-        strokes: Strokes,
-        prepared: PreparedImage,
+        sketch: Sketch,
+        strokes: Strokes,  # [h, w], of the window
+        painted: Strokes,  # [1, N]
         cancel: Cancel | None,
-        n_iterations: int | None = None,
     ) -> _State:
+        logits = sketch.gather(self._logits)
+        unary = hold(logits, logits, painted, painted != ignore_value(painted.dtype), sketch.prepared)
+        refined = run_crf(self._model, unary, sketch.prepared, stop_if(cancel), self._iterations)
+        refined = sketch.in_window(refined)
+        return _State(strokes, refined, _labels_of(refined, strokes))
+
+    def _run(self, window: Box, strokes: Strokes, prepared: PreparedImage, cancel: Cancel | None) -> _State:
         y0, x0, y1, x1 = window
         logits = self._logits[..., y0:y1, x0:x1]
         unary = hold(logits, logits, strokes, strokes != ignore_value(strokes.dtype), prepared)
-        refined = run_crf(self._model, unary, prepared, stop_if(cancel), n_iterations)
+        refined = run_crf(self._model, unary, prepared, stop_if(cancel))
         return _State(strokes, refined, _labels_of(refined, strokes))
 
     def _check(self, name: str, strokes: Strokes, window: Box) -> Strokes:
