@@ -405,3 +405,30 @@ def test_an_overlay_leaves_the_background_clear():
     assert (picture[1:] == 100).all()
     for n_channels in (1, 2, 5):
         assert overlay(plane[:1].repeat(n_channels, 0), labels, [(0, 0, 0)]).shape == (4, 4, 3)
+
+
+def test_depth_beside_an_image(run, photo, tmp_path):
+    """`--extra` gives what `set_image` is given: a file, or those of a folder by name."""
+    pixels = np.array(Image.open(photo))
+    depth = np.random.default_rng(0).integers(0, 5000, pixels.shape[:2]).astype(np.uint16)
+    (tmp_path / "depth").mkdir()
+    tifffile.imwrite(tmp_path / "depth" / "cat.tif", depth)
+    segmenter = Segmenter(load_model("starter"))
+    segmenter.set_image(pixels, extra_features=depth / 250.0)
+    expected = segmenter.predict(marginals=True).marginals
+    segmenter.set_image(pixels)
+    assert np.abs(segmenter.predict(marginals=True).marginals - expected).max() > 0.01
+    common = ("segment", photo, "-o", tmp_path / "out", "--probabilities", "--extra-width", 250)
+    for extra in (tmp_path / "depth" / "cat.tif", tmp_path / "depth"):
+        done = run(*common, "--extra", extra)
+        assert done.exit_code == 0, done.output
+        found = tifffile.imread(tmp_path / "out" / "cat_probabilities.tif")
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    tifffile.imwrite(tmp_path / "depth" / "cat.tif", depth[1:])
+    for extra, says in (
+        (tmp_path / "depth", "extra_features must have the shape"),
+        (tmp_path, "got none for"),
+    ):
+        done = run(*common, "--extra", extra)
+        assert done.exit_code == 2
+        assert says in done.stderr

@@ -52,6 +52,8 @@ class Wanted:
     overlay: bool = False
     entropy: bool = False
     probabilities: bool = False
+    extra: Path | None = None
+    extra_width: float = 1.0
 
 
 def segment(
@@ -83,6 +85,16 @@ def segment(
         bool,
         typer.Option("--probabilities", help="Also write those of all classes, a TIFF of values 0 to 1."),
     ] = False,
+    extra: Annotated[
+        Path | None,
+        typer.Option(
+            help="What else tells pixels apart, such as depth: an image of the same size, or a folder of "
+            "them with the names of the images. The CRF follows its edges, too."
+        ),
+    ] = None,
+    extra_width: Annotated[
+        float, typer.Option(min=1e-6, help="Which difference of its values counts, as theta_beta of colours.")
+    ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results for machines.")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Use at most this many processors; all if not given.")
@@ -101,7 +113,7 @@ def segment(
     jobs = find_jobs(images)
     with one_sentence():
         segmenter = new_segmenter(model, device, threads, frame)
-    wanted = Wanted(output, axes, crf, overlay, entropy, probabilities)
+    wanted = Wanted(output, axes, crf, overlay, entropy, probabilities, extra, extra_width)
     inputs = {job.image.resolve() for job in jobs}
     done: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
@@ -199,7 +211,8 @@ def segment_file(
             raise ValueError(
                 f"{path} is one of the images and must not be overwritten: choose another folder"
             )
-    segmenter.set_image(source)
+    shape = (*source.stack_shape, *source.plane_shape)
+    segmenter.set_image(source, extra_features=_extra_features(job, wanted, shape))
     result = segmenter.predict(crf=wanted.crf, marginals=wanted.probabilities, progress=progress)
     _write(result, source, paths)
     if source.n_nonfinite:
@@ -221,12 +234,38 @@ def segment_file(
     }
 
 
+def _extra_features(job: Job, wanted: Wanted, shape: tuple[int, ...]) -> Any:
+    """Read what goes with an image, in widths, ``[E, *stack, H, W]``; None if there is to be nothing."""
+    import numpy as np
+
+    from napari_crfasrnn.imaging import IMAGE_SUFFIXES, read_image
+
+    path = wanted.extra
+    if path is None:
+        return None
+    if path.is_dir():
+        same = [path / f"{job.image.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+        found = next((file for file in same if file.is_file()), None)
+        if found is None:
+            raise ValueError(f"--extra must hold a file for each image, got none for {job.image} in {path}")
+        path = found
+    array = np.asarray(read_image(path).array)
+    if array.shape[:-1] == shape:  # channels come last in a picture
+        array = np.moveaxis(array, -1, 0)
+    return array.astype(np.float32) / wanted.extra_width
+
+
 def _segment_video(
     segmenter: Segmenter, job: Job, wanted: Wanted, inputs: set[Path], progress: Progress | None
 ) -> dict[str, Any]:
     from napari_crfasrnn.cli.video import segment_video
 
-    for kind, is_wanted in (("entropy", wanted.entropy), ("probabilities", wanted.probabilities)):
+    unfit = (
+        ("entropy", wanted.entropy),
+        ("probabilities", wanted.probabilities),
+        ("extra", wanted.extra is not None),
+    )
+    for kind, is_wanted in unfit:
         if is_wanted:
             raise ValueError(f"--{kind} is for images, not for a video: {job.image}")
     if wanted.axes is not None:
