@@ -70,17 +70,11 @@ void splat_scalars(const std::uint32_t* order, const std::uint32_t* start, const
   }
 }
 
-template <int N>
-void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values, float* vertices,
+// row_of(p) is where the values of point p begin.
+template <int N, class RowOf>
+void splat_each(const std::uint32_t* start, const SplatEntry* entries, RowOf row_of, float* vertices,
                 std::size_t begin, std::size_t end) {
-  if constexpr (N == 1) {
-    // One value wide rows never leave their array.
-    if (values.stride == 1) return splat_scalars(nullptr, start, entries, values.rows, vertices, begin, end);
-  }
   [[maybe_unused]] const std::uint32_t end_of_range = start[end];
-  const auto row_of = [&values](std::uint32_t p) {
-    return p < values.n_safe ? values.rows + p * values.stride : values.tail + (p - values.n_safe) * values.tail_stride;
-  };
   for (std::size_t m = begin; m < end; ++m) {
     Row<N> sum = Row<N>::zero();
     std::uint32_t i = start[m];
@@ -104,6 +98,23 @@ void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const Val
     }
     sum.store(vertices + m * N);
   }
+}
+
+template <int N>
+void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values, float* vertices,
+                std::size_t begin, std::size_t end) {
+  if constexpr (N == 1) {
+    // One value wide rows never leave their array.
+    if (values.stride == 1) return splat_scalars(nullptr, start, entries, values.rows, vertices, begin, end);
+  }
+  if (values.stride == N && values.tail == nullptr) {  // so it is in the mean field
+    const auto row_of = [rows = values.rows](std::uint32_t p) { return rows + static_cast<std::size_t>(p) * N; };
+    return splat_each<N>(start, entries, row_of, vertices, begin, end);
+  }
+  const auto row_of = [values](std::uint32_t p) {
+    return p < values.n_safe ? values.rows + p * values.stride : values.tail + (p - values.n_safe) * values.tail_stride;
+  };
+  splat_each<N>(start, entries, row_of, vertices, begin, end);
 }
 
 template <int N>
@@ -195,7 +206,11 @@ template <int N>
 bool pack_rows(const Planes& planes, const Square& square, const float* unary, float scale, float* rows, float* shift,
                float* marginals) {
   Row<N> zeros = Row<N>::zero();  // unless something is not finite
-  read_square<N>(planes, square, unary, scale, far_below, [&](std::size_t p, Row<N> row) {
+  const auto fetch = [rows, marginals](std::size_t p) {
+    prefetch_row<N>(rows + p * N);
+    prefetch_row<N>(marginals + p * N);
+  };
+  read_square<N>(planes, square, unary, scale, far_below, fetch, [&](std::size_t p, Row<N> row) {
     Row<N> difference = row;
     difference.subtract(row);
     zeros.add(difference);

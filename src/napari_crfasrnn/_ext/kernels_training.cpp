@@ -8,8 +8,9 @@ namespace {
 
 template <int N>
 void to_rows_of(const Planes& planes, const Square& square, const float* values, float scale, float* rows) {
-  read_square<N>(planes, square, values, scale, 0.0F,
-                 [rows](std::size_t p, const Row<N>& row) { row.store(rows + p * N); });
+  read_square<N>(
+      planes, square, values, scale, 0.0F, [rows](std::size_t p) { prefetch_row<N>(rows + p * N); },
+      [rows](std::size_t p, const Row<N>& row) { row.store(rows + p * N); });
 }
 
 template <int N>

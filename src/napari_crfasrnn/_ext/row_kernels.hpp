@@ -9,32 +9,45 @@ namespace crfasrnn::CRFASRNN_ISA {
 // So many pixels of a row of the image are turned between planes and rows of values at a time.
 inline constexpr std::size_t turned = 16;
 
-// Call use(count, pixel) for pieces of `turned` pixels, or fewer, in all rows of a square.
+// Call use(count, pixel, below) for pieces of `turned` pixels, or fewer, in all rows of a square. `below` is the
+// pixel under the first one: what is there comes 64 pixels later and can be fetched.
 template <class Use>
 inline void for_pieces(const Square& square, Use use) {
   for (std::size_t y = 0; y < square.rows; ++y) {
     const std::size_t first = square.first_pixel + y * square.stride;
+    const std::size_t step = y + 1 < square.rows ? square.stride : 0;
     std::size_t x = 0;
-    for (; x + turned <= square.columns; x += turned) use(turned, first + x);
-    if (x < square.columns) use(square.columns - x, first + x);
+    for (; x + turned <= square.columns; x += turned) use(turned, first + x, first + x + step);
+    if (x < square.columns) use(square.columns - x, first + x, first + x + step);
   }
 }
 
-// Call use(point, row) with scale * the values of the planes at each pixel of a square, padded with `filler`.
-template <int N, class Use>
+template <int N>
+inline void prefetch_row(const float* row) {
+#if defined(__GNUC__)
+  for (int j = 0; j < N; j += 16) __builtin_prefetch(row + j, 1);
+#else
+  (void)row;
+#endif
+}
+
+// Call use(point, row) with scale * the values of the planes at each pixel of a square, padded with `filler`, and
+// fetch(point) some time before.
+template <int N, class Fetch, class Use>
 inline void read_square(const Planes& planes, const Square& square, const float* values, float scale, float filler,
-                        Use use) {
+                        Fetch fetch, Use use) {
   alignas(64) float block[turned][N];
   for (std::size_t i = 0; i < turned; ++i) {
     for (int l = planes.n_labels; l < N; ++l) block[i][l] = filler;
   }
-  for_pieces(square, [&](std::size_t count, std::size_t pixel) {
+  for_pieces(square, [&](std::size_t count, std::size_t pixel, std::size_t below) {
+    for (std::size_t i = 0; i < count; ++i) fetch(planes.point_at(below + i));
     for (int l = 0; l < planes.n_labels; ++l) {
-      const float* plane = values + static_cast<std::size_t>(l) * planes.n_points + pixel;
+      const float* plane = values + static_cast<std::size_t>(l) * planes.n_points;
 #if defined(__GNUC__)
-      __builtin_prefetch(plane + square.stride);  // the next row, of which the processor cannot know
+      __builtin_prefetch(plane + below);
 #endif
-      for (std::size_t i = 0; i < count; ++i) block[i][l] = scale * plane[i];
+      for (std::size_t i = 0; i < count; ++i) block[i][l] = scale * plane[pixel + i];
     }
     for (std::size_t i = 0; i < count; ++i) use(planes.point_at(pixel + i), Row<N>::load(block[i]));
   });
@@ -44,7 +57,7 @@ inline void read_square(const Planes& planes, const Square& square, const float*
 template <int N, class Change>
 inline void write_square(const Planes& planes, const Square& square, const float* rows, float* values, Change change) {
   alignas(64) float block[turned][N];
-  for_pieces(square, [&](std::size_t count, std::size_t pixel) {
+  for_pieces(square, [&](std::size_t count, std::size_t pixel, std::size_t below) {
     for (std::size_t i = 0; i < count; ++i) {
       const std::size_t p = planes.point_at(pixel + i);
       Row<N> row = Row<N>::load(rows + p * N);
@@ -52,11 +65,11 @@ inline void write_square(const Planes& planes, const Square& square, const float
       row.store(block[i]);
     }
     for (int l = 0; l < planes.n_labels; ++l) {
-      float* plane = values + static_cast<std::size_t>(l) * planes.n_points + pixel;
+      float* plane = values + static_cast<std::size_t>(l) * planes.n_points;
 #if defined(__GNUC__)
-      __builtin_prefetch(plane + square.stride, 1);
+      __builtin_prefetch(plane + below, 1);
 #endif
-      for (std::size_t i = 0; i < count; ++i) plane[i] = block[i][l];
+      for (std::size_t i = 0; i < count; ++i) plane[pixel + i] = block[i][l];
     }
   });
 }
