@@ -27,6 +27,11 @@ def _last_sections(name: str) -> bool:
     return int(name[3:5]) >= 10
 
 
+def _some_street(name: str) -> bool:
+    """Tell whether a frame is of a stretch of one of the three drives, away from the validation frames."""
+    return name.startswith("0016E5") and 5280 <= int(name[7:]) <= 6780
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One model: its data, classes and terms, and how it is trained."""
@@ -116,6 +121,22 @@ RECIPES = {
         scale=(0.7, 1.5),
         turns=True,
         crf={"widths": _WIDE_SEARCH},
+    ),
+    "road-scenes": Recipe(
+        title="Road scenes seen from a car: the 11 CamVid classes",
+        classes=(
+            "sky", "building", "pole", "road", "pavement", "tree", "signsymbol", "fence", "car",
+            "pedestrian", "bicyclist",
+        ),
+        sets=("camvid11",),
+        held_out=_some_street,
+        sources={"CamVid (Brostow, Fauqueur, Cipolla), SegNet split": "CC BY-NC 4.0, research"},
+        licence="Weights for research, not for commercial use, as the images they learned from." + _NOTE,
+        preprocessing=Preprocessing(),
+        scale=(0.5, 1.5),
+        turns=False,
+        crop=192,
+        batch=5,
     ),
 }  # fmt: skip
 

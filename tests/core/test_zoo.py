@@ -27,7 +27,7 @@ def small_model(**provenance: str) -> SegmentationModel:
 def test_the_starter_is_always_there(folder: Path) -> None:
     entries = list_models()
     assert [entry.name for entry in entries] == [
-        "starter", "em-tissue", "nuclei-fluorescence", "nuclei-stained",
+        "starter", "em-tissue", "nuclei-fluorescence", "nuclei-stained", "road-scenes",
     ]  # fmt: skip
     assert all(entry.shipped and entry.problem is None for entry in entries)
     assert entries[0].shipped
@@ -76,9 +76,7 @@ def test_a_file_is_loaded_by_its_path(folder: Path, tmp_path: Path, as_text: boo
 
 
 def test_an_unknown_name_says_what_to_do(folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"got .stater.; the names are: starter, .*stained; to add"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"got .stater.; the names are: starter, .*scenes; to add") as caught:
         load_model("stater")
     assert str(folder) in str(caught.value)
 
