@@ -3,6 +3,7 @@
     python benchmarks/learning ../shared/data            (make bench-learning; under an hour on two cores)
     python benchmarks/learning ../shared/data --quick    (five minutes)
     python benchmarks/learning --tables                  (print the tables of the results there are)
+    python benchmarks/learning ../shared/data --sets em_vnc --labels strokes --k 1 --seeds 0 --picture a.png
 
 Labels: strokes by a simulated annotator (annotator.py), or whole masks, on k images of a set's training
 split. Scores: mean IoU over six images of its validation split, which no learner sees and no setting was
@@ -33,6 +34,7 @@ import torch
 from annotator import Labels, first_strokes, wandering_strokes
 from numpy.typing import NDArray
 from photographs import SETS, Photograph, PhotographSet
+from pictures import save_failures
 from rivals import FeatureStore, dense_crf, forest
 from tables import STRETCHED
 
@@ -66,8 +68,11 @@ def main() -> None:
     if options.tables:
         tables.show(options.results, options.whose)
         return
-    options.results.mkdir(parents=True, exist_ok=True)
     runs = list(_runs(options))
+    if options.picture:
+        save_failures(options.picture, _judged(runs, options))
+        return
+    options.results.mkdir(parents=True, exist_ok=True)
     for whose in options.again:
         for run in runs:
             run.file(options.results, whose).unlink(missing_ok=True)
@@ -97,6 +102,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="four sets, k = 1 and 3, one seed")
     parser.add_argument("--tables", action="store_true", help="only print the results there are")
     parser.add_argument("--again", nargs="+", choices=WHOSE, default=[], help="forget these results first")
+    parser.add_argument("--picture", type=Path, help="only save the worst image of each run of ours as PNG")
     parser.add_argument("--whose", nargs="+", choices=WHOSE, default=WHOSE, help="measure only these")
     parser.add_argument("--sets", nargs="+")
     parser.add_argument("--labels", nargs="+", choices=["strokes", "dense"], default=["strokes", "dense"])
@@ -144,15 +150,7 @@ def _work(task: tuple[Sequence[Run], argparse.Namespace]) -> None:
     model = load_model(options.model)
     store = FeatureStore(model)
     for run in runs:
-        photographs = PhotographSet(options.data / run.name, options.side)
-        training = [
-            (photograph, _labels(photograph, run, number, options.annotator))
-            for number, photograph in enumerate(photographs.training(run.k, run.seed))
-        ]
-        if options.on == "val":
-            scored = photographs.validation(options.images)
-        else:
-            scored = photographs.development(options.images, run.seed)
+        photographs, training, scored = _read(run, options)
         for whose in options.whose:
             path = run.file(options.results, whose)
             if path.exists():
@@ -171,6 +169,37 @@ def _work(task: tuple[Sequence[Run], argparse.Namespace]) -> None:
             part.write_text(json.dumps(found, indent=1))
             part.replace(path)
             print(tables.line(found), flush=True)
+
+
+def _read(
+    run: Run, options: argparse.Namespace
+) -> tuple[PhotographSet, list[tuple[Photograph, Labels]], list[Photograph]]:
+    """Return a set, what to learn of it, and what to score."""
+    photographs = PhotographSet(options.data / run.name, options.side)
+    training = [
+        (photograph, _labels(photograph, run, number, options.annotator))
+        for number, photograph in enumerate(photographs.training(run.k, run.seed))
+    ]
+    if options.on == "val":
+        return photographs, training, photographs.validation(options.images)
+    return photographs, training, photographs.development(options.images, run.seed)
+
+
+def _judged(
+    runs: Sequence[Run], options: argparse.Namespace
+) -> Iterator[tuple[list[Photograph], list[NDArray[np.integer]], int]]:
+    """Yield of each run the images to score, what ours says of them, and the number of classes."""
+    torch.set_num_threads(1)
+    model = load_model(options.model)
+    for run in runs:
+        photographs, training, scored = _read(run, options)
+        config = TrainConfig(seconds=options.seconds, seed=run.seed)
+        segmenter = Segmenter(_learn(model, photographs.classes, training, config).model, device="cpu")
+        given = []
+        for photograph in scored:
+            segmenter.set_image(photograph.image)
+            given.append(segmenter.predict().labels)
+        yield scored, given, len(photographs.classes)
 
 
 def _measure_rivals(
