@@ -377,6 +377,40 @@ class TestStopping:
         assert 0 < len(report.history) < 100_000
         assert report.after is not None
 
+    @pytest.mark.parametrize("classes", [["background", "thing"], None])
+    def test_a_slow_machine_keeps_the_limit_and_tells_all_the_time(
+        self,
+        starter: SegmentationModel,
+        make_project: Callable[..., Project],
+        monkeypatch: pytest.MonkeyPatch,
+        classes: list[str] | None,
+    ) -> None:
+        """A machine where it takes 0.02 s from one question whether to stop to the next."""
+        seconds, told = 0.0, list[tuple[float, TrainStep]]()
+
+        def slow() -> bool:
+            nonlocal seconds
+            seconds += 0.02
+            return False
+
+        monkeypatch.setattr("napari_crfasrnn.training.learning_round.time.monotonic", lambda: seconds)
+        project = make_project(classes or [*starter.classes, "thing"])
+        labels = coin_strokes()[:128, :128]
+        labels[labels == 1] = len(project.classes) - 1
+        project.add(data.coins()[:128, :128], labels=labels)
+        config = TrainConfig(seconds=10.0, max_iterations=100_000)
+        report = fine_tune(
+            starter, project, config, progress=lambda step: told.append((seconds, step)), cancel=slow
+        )
+        assert report.stopped_by == "time"
+        assert report.after is not None
+        assert seconds <= 10.0 * 1.15
+        moments = [0.0, *(moment for moment, _ in told), seconds]
+        assert max(np.diff(moments)) <= 0.2
+        assert any(step.loss is None for _, step in told)
+        assert all(step.loss is not None for step in report.history)
+        assert any("the limit of 10 s ended it after" in note for note in report.notes)
+
     def test_a_loss_that_is_no_number_stops_it_with_sound_weights(
         self, starter: SegmentationModel, coins_project: Project
     ) -> None:
@@ -404,6 +438,21 @@ class TestStopping:
         project.add(np.full(size, 7, np.uint8), labels=np.zeros(size, np.uint8))
         report = fine_tune(starter, project, QUICK.model_copy(update={"max_iterations": 2}))
         assert report.stopped_by == "iterations"
+
+
+class TestHonesty:
+    def test_a_new_class_of_which_nothing_was_held_back_is_noted(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        project = make_project(TWO)
+        labels = coin_strokes()[:128, :128]
+        project.add(data.coins()[:128, :128], labels=labels)
+        for share, is_noted in ((0.0, True), (0.5, False)):
+            config = QUICK.model_copy(update={"locked_share": share, "max_iterations": 2})
+            report = fine_tune(starter, project, config)
+            assert report.after is not None
+            assert (report.after.n_pixels[1] == 0) == is_noted
+            assert any("nothing of 'thing' was held back" in note for note in report.notes) == is_noted
 
 
 class TestLockedScore:

@@ -32,6 +32,7 @@ CURES = {
     "download": "Accept and download",
     "import-report": "Report…",
 }
+MAX_NOTES = 2  # of a round of learning; there is room for no more
 DOING = {
     "segment": "the image is being segmented",
     "refine": "the labels are being refined",
@@ -279,8 +280,7 @@ def _lesson_message(session: Session) -> Message:
 def _remark(report: TrainReport) -> str:
     """Return what else a round of learning has to say, in a sentence."""
     if report.notes:
-        note = report.notes[0]
-        return f"{note[:1].upper()}{note[1:]}."
+        return " ".join(f"{note[:1].upper()}{note[1:]}." for note in report.notes[:MAX_NOTES])
     doubts = len(report.contradictions)
     if doubts:
         return f"{doubts} stroke{'s contradict' if doubts > 1 else ' contradicts'} the others."

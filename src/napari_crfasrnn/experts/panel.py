@@ -71,8 +71,8 @@ class Panel(nn.Module):
     """Experts with the weights of their votes.
 
     They speak for all classes of a model, or for some of them beside its network. Then they tell these from
-    each other and from the rest, p(class) and p(rest), and p(rest) is shared out among the other classes as
-    the network says (`joined`).
+    each other and from the rest, p(class) and p(rest), and p(rest) is shared out among the classes that the
+    network knows as it says (`joined`).
 
     Parameters
     ----------
@@ -142,12 +142,12 @@ class Panel(nn.Module):
         if self.speaks_for is None:
             return judged
         judged = judged.log_softmax(1)
-        own = [value for value in self.speaks_for if value != REST]
+        own = {value: column for column, value in enumerate(self.speaks_for) if value != REST}
         rest = [column for column, value in enumerate(self.speaks_for) if value == REST]
         others = [value for value in range(self.n_labels) if value not in own]
         logits = torch.empty_like(known)
         logits[:, others] = known[:, others].log_softmax(1) + judged[:, rest].logsumexp(1, keepdim=True)
-        logits[:, own] = judged[:, [self.speaks_for.index(value) for value in own]]
+        logits[:, list(own)] = judged[:, list(own.values())]
         return logits
 
     @torch.no_grad()

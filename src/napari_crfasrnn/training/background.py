@@ -5,6 +5,8 @@ They are what scikit-image bundles: people, a cat, a cup, a rocket, motorcycles,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,8 +23,10 @@ _PIXELS = 300  # of each
 _EVERY = tuple(GROUPS)
 
 
-def background_rows(model: SegmentationModel, cancel: Cancel | None) -> Tensor:  # [N, d]
-    """Return the features of some pixels of everyday photographs, all groups of them.
+def background_rows(
+    model: SegmentationModel, cancel: Cancel | None, is_late: Callable[[], bool]
+) -> Tensor:  # [N, d]
+    """Return the features of some pixels of everyday photographs; of fewer when it is late.
 
     Raises
     ------
@@ -33,9 +37,11 @@ def background_rows(model: SegmentationModel, cancel: Cancel | None) -> Tensor: 
 
     assert isinstance(model.network, LiteNetwork)
     random = np.random.default_rng(0)
-    found = []
+    found: list[Tensor] = []
     for name in _PHOTOGRAPHS:
         raise_if_cancelled(cancel)
+        if found and is_late():
+            break
         pixels = np.atleast_3d(getattr(data, name)())
         photograph = torch.from_numpy(pixels).movedim(-1, 0).float()[None]
         height, width = photograph.shape[-2:]

@@ -45,8 +45,10 @@ _LEAST_LOOKS = 2  # at a plane
 _VARIED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
-_WRONG_PIXELS = 20  # labels of known classes that the head must take for others to be taught beside experts
-_HEAD_SHARE = 0.4  # of the time limit is kept for it then
+_WRONG_PIXELS = 20  # labels of a known class that the network takes for others: worth a note
+_FOREST_SHARE = 0.6  # of the time for experts at most goes into trees
+_CHOICES = 3.0  # a score on the tiles in the time that choosing a CRF takes: up to three are tried
+_TELL_EVERY = 0.15  # seconds without an iteration after which progress is told all the same
 _SCORES_AFTER = 2.0  # scores on all tiles that come after the last head iteration
 _TITLE = "Fine-tuned from "
 TAUGHT = "taught"  # in a model's provenance: the classes that it knows from the labels of one project only
@@ -119,7 +121,8 @@ class _Round:
         cancel: Cancel | None,
     ) -> None:
         self.clock = _Clock(config.seconds, time.monotonic())
-        self.project, self.config, self.progress, self.cancel = project, config, progress, cancel
+        self.project, self.config, self.progress = project, config, progress
+        self.asked_cancel, self.told = cancel, self.clock.start
         self.known = _known_classes(model, project)
         self.is_foreign = model.provenance.get(TAUGHT, {}).get("project") != project.id
         self.student = _with_classes_of(model, project)
@@ -134,7 +137,16 @@ class _Round:
         self.crf_learnt = False
         self.found: tuple[PlaceOfContradiction, ...] = ()
         self.total = self.config.max_iterations
-        self.offset = 0  # iterations of what was taught before
+        self.score_seconds = 0.0  # that a score on the tiles took
+
+    def cancel(self) -> bool:
+        """Return whether to stop; and show that the work goes on, when nothing was told for a while."""
+        now = time.monotonic()
+        if self.progress is not None and now - self.told >= _TELL_EVERY:
+            self.told = now
+            iteration = self.history[-1].iteration if self.history else 0
+            self.progress(TrainStep(iteration, self.total, None, None, self.clock.seconds()))
+        return self.asked_cancel is not None and self.asked_cancel()
 
     @property
     def knows(self) -> bool:
@@ -149,6 +161,9 @@ class _Round:
         except Cancelled:
             stopped_by = "cancelled"
         self._note_provenance()
+        self._note_untold()
+        if stopped_by == "time":
+            self._note_time()
         return TrainReport(
             model=self.student,
             before=self.before,
@@ -178,7 +193,7 @@ class _Round:
                 return self._learn_panel()
             new = self._new_classes()
             if new:
-                return self._learn_both((*new, REST))
+                return self._learn_beside(new)
         return self._learn_network()
 
     def _learn_network(self) -> StoppedBy:
@@ -213,7 +228,7 @@ class _Round:
     def _learn_panel(self) -> StoppedBy:
         """Teach experts, for all classes, from the start."""
         work = self._read_for_panel(None)
-        stopped_by = self._teach_panel(work, reserve=0.0)
+        stopped_by = self._teach_panel(work, _CHOICES * self.score_seconds)
         panel = self.student.panel
         assert panel is not None
         self.student = self.student.with_crf(work.tiles.choose_crf(panel))
@@ -223,25 +238,14 @@ class _Round:
             self.found = work.contradictions(self.student)
         return stopped_by
 
-    def _learn_both(self, speaks_for: tuple[int, ...]) -> StoppedBy:
-        """Teach experts the classes that the network does not know, and then the network the others.
+    def _learn_beside(self, new: list[int]) -> StoppedBy:
+        """Teach experts the classes that the network does not know.
 
-        The head is left alone if it names the labels of its classes rightly. So is the CRF, which was
-        learnt with more images than there are here.
+        The network stays as it is, and so does the CRF, which was learnt from more images than these.
         """
-        work = self._read_for_panel(speaks_for)
-        planes = [plane.without(speaks_for) for plane in self.planes]
-        planes = [plane for plane in planes if plane.n_training]
-        is_head_wrong = _n_wrong(self.student, planes, self.known, self.cancel) >= _WRONG_PIXELS
-        reserve = 0.0
-        if is_head_wrong:
-            self.total += self.config.max_iterations
-            reserve = _HEAD_SHARE * (self.clock.limit or 0.0)
-        stopped_by = self._teach_panel(work, reserve)
-        if is_head_wrong and stopped_by != "diverged":
-            self.offset = self.config.max_iterations
-            views = self._draw_views(planes)
-            stopped_by = self._learn_head(planes, views, reserve=0.0)
+        work = self._read_for_panel((*new, REST))
+        stopped_by = self._teach_panel(work, self.score_seconds)
+        self._note_unlearnt(_mistaken(self.student, self.planes, self.known, self.cancel))
         self.after = work.tiles.score(self.student)
         if not self.clock.is_over():
             self.found = work.contradictions(self.student)
@@ -250,16 +254,25 @@ class _Round:
     def _read_for_panel(self, speaks_for: tuple[int, ...] | None) -> PanelRound:
         """Read the planes for experts; and score the model as it is."""
         work = PanelRound(
-            self.student, self.planes, speaks_for, self.is_foreign, self.config, self.cancel, self._is_late
+            self.student,
+            self.planes,
+            speaks_for,
+            self.is_foreign,
+            self.config,
+            self.cancel,
+            self._is_late,
         )
         if work.n_read < len(self.planes):
             self._note_left_out(self.planes, work.n_read)
+        begun = self.clock.seconds()
         self.before = work.tiles.score(self.student)
+        self.score_seconds = self.clock.seconds() - begun
         return work
 
     def _teach_panel(self, work: PanelRound, reserve: float) -> StoppedBy:
         """Teach experts, and give them to the student."""
-        learner = work.start()
+        until = _FOREST_SHARE * ((self.clock.limit or 0.0) - reserve)
+        learner = work.start(lambda: self.clock.limit is not None and self.clock.seconds() >= until)
         try:
             while learner.iteration < self.config.max_iterations:
                 raise_if_cancelled(self.cancel)
@@ -274,7 +287,7 @@ class _Round:
             learner.finish()
             if learner.iteration:
                 self.student = self.student.with_panel(learner.panel)
-        return "iterations"
+        return "iterations" if learner.is_complete else "time"
 
     def _is_late(self) -> bool:
         limit = self.clock.limit
@@ -363,9 +376,10 @@ class _Round:
         return stopped_by
 
     def _report(self, iteration: int, loss: float, locked_miou: float | None) -> None:
-        step = TrainStep(iteration + self.offset, self.total, loss, locked_miou, self.clock.seconds())
+        step = TrainStep(iteration, self.total, loss, locked_miou, self.clock.seconds())
         self.history.append(step)
         if self.progress is not None:
+            self.told = time.monotonic()
             self.progress(step)
 
     def _note_provenance(self) -> None:
@@ -375,10 +389,39 @@ class _Round:
         if self.history:
             about["title"] = title if title.startswith(_TITLE) else _TITLE + title
             panel = self.student.panel
-            taught = range(self.student.n_labels) if panel is None or panel.is_alone else panel.speaks_for
-            if taught is not None and (not self.knows or panel is not None):
+            beside = () if panel is None or panel.speaks_for is None else panel.speaks_for
+            taught = [value for value in beside or range(self.student.n_labels) if not self.known[value]]
+            if beside or not self.knows:
                 names = [self.student.classes[value].name for value in taught if value != REST]
                 about[TAUGHT] = {"project": self.project.id, "classes": names}
+
+    def _note_unlearnt(self, values: list[int]) -> None:
+        """Note the known classes of which the network, not taught beside experts, sees labels otherwise."""
+        if values:
+            names = ", ".join(repr(self.student.classes[value].name) for value in values)
+            self.notes.append(
+                f"labels of {names} only showed what the new classes are not: beside new classes, "
+                "what the model knew already is not taught"
+            )
+
+    def _note_untold(self) -> None:
+        """Note the new classes of which nothing was held back: no score says how they do."""
+        if self.after is None:
+            return
+        for spec, held, is_there, is_known in zip(
+            self.student.classes, self.after.n_pixels, self.labelled, self.known, strict=True
+        ):
+            if is_there and not is_known and not held:
+                self.notes.append(f"nothing of {spec.name!r} was held back, so look at the image how it does")
+
+    def _note_time(self) -> None:
+        """Note how far learning came in its time."""
+        done, total = len(self.history), self.total
+        if done < total:
+            self.notes.append(
+                f"the limit of {self.clock.limit:g} s ended it after {done} of {total} steps; "
+                "more seconds may teach it better"
+            )
 
     def _note_missing_classes(self) -> None:
         present = set[int]()
@@ -412,20 +455,20 @@ def _known_classes(model: SegmentationModel, project: Project) -> list[bool]:
     return [renamed.get(spec.name, spec.name) in known for spec in project.classes]
 
 
-def _n_wrong(
+def _mistaken(
     model: SegmentationModel, planes: Sequence[LabelledPlane], known: list[bool], cancel: Cancel | None
-) -> int:
-    """Return how many labelled pixels of known classes the network takes for others."""
-    n_wrong = 0
+) -> list[int]:
+    """Return the known classes of which the network takes labels for another class that it knows."""
+    n_wrong = np.zeros(len(known), np.int64)
     unknown = [value for value, is_known in enumerate(known) if not is_known]
     for plane in planes:
         raise_if_cancelled(cancel)
         logits = model.network_logits(plane.image)[0]
         logits[unknown] = -math.inf
         given = logits.argmax(0).cpu().numpy()
-        there = plane.training != ignore_value(plane.training.dtype)
-        n_wrong += int(np.count_nonzero(there & (given != plane.training)))
-    return n_wrong
+        wrong = (plane.training != ignore_value(plane.training.dtype)) & (given != plane.training)
+        n_wrong += np.bincount(plane.training[wrong], minlength=len(known))
+    return [value for value, n in enumerate(n_wrong) if known[value] and n >= _WRONG_PIXELS]
 
 
 def _with_classes_of(model: SegmentationModel, project: Project) -> SegmentationModel:

@@ -10,7 +10,7 @@ hidden units, use deeper features better. They fail in different places, so they
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from napari_crfasrnn.experts.features import AROUND, CLASSIC, FINE, GROUPS, colu
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 _TREES = 32
-_TREES_AT_ONCE = 4  # between two looks at the cancel button
+_TREES_AT_ONCE = 2  # between two looks at the clock and the cancel button
 _FORESTS = ((CLASSIC,), (2, 4, 8), (CLASSIC, 2, 4, 8, 16))  # the groups that each reads
 _RANDOMISED_FROM = 3  # more groups than this: trees that choose thresholds by chance
 # The groups that perceptrons read, and their votes; all forests together have one. Stride 32 knows what
@@ -90,6 +90,13 @@ class PanelLearner:
         Seed, learning rate, number of iterations.
     cancel
         Asked every few trees.
+    is_late
+        Whether there is no time to grow more trees; there are some of each forest in any case.
+
+    Attributes
+    ----------
+    is_complete
+        Whether all trees were grown.
 
     Raises
     ------
@@ -105,9 +112,19 @@ class PanelLearner:
         are_dense: bool,
         config: TrainConfig,
         cancel: Cancel | None,
+        is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         n_columns = n_labels if speaks_for is None else len(speaks_for)
-        forests = [_grow(pixels, each, n_columns, config.seed, cancel) for each in _FORESTS]
+        growing = [_Growing(pixels, groups, config.seed) for groups in _FORESTS]
+        self.is_complete = True
+        for n_trees in range(_TREES_AT_ONCE, _TREES + 1, _TREES_AT_ONCE):
+            for each in growing:
+                raise_if_cancelled(cancel)
+                each.grow(n_trees)
+            if n_trees < _TREES and is_late():
+                self.is_complete = False
+                break
+        forests = [each.planted(n_columns) for each in growing]
         generator = torch.Generator().manual_seed(config.seed)
         schools = _DENSE_PERCEPTRONS if are_dense else _PERCEPTRONS
         self._students = [_Student(pixels, groups, n_columns, config, generator) for groups in schools]
@@ -207,23 +224,28 @@ class _Student:
         return x * (groups[..., self._group_of] & single) * scale
 
 
-def _grow(
-    pixels: Pixels, groups: tuple[int, ...], n_columns: int, seed: int, cancel: Cancel | None
-) -> Forest:
-    """Grow a random forest; of many kinds of features, extremely randomised trees."""
-    settings: dict[str, Any] = {
-        "n_estimators": 0,
-        "random_state": seed % 2**32,
-        "warm_start": True,
-    }
-    if len(groups) > _RANDOMISED_FROM:
-        forest = ExtraTreesClassifier(max_depth=20, min_samples_leaf=2, **settings)
-    else:
-        forest = RandomForestClassifier(max_depth=12, **settings)
-    features, target = columns(pixels.rows, groups).numpy(), pixels.column.numpy()
-    weight = (pixels.weight / pixels.column_weight()).numpy()
-    for n_trees in range(_TREES_AT_ONCE, _TREES + 1, _TREES_AT_ONCE):
-        raise_if_cancelled(cancel)
-        forest.set_params(n_estimators=n_trees)
-        forest.fit(features, target, sample_weight=weight)
-    return Forest.planted(forest, groups, n_columns)
+class _Growing:
+    """A random forest that grows; of many kinds of features, extremely randomised trees."""
+
+    def __init__(self, pixels: Pixels, groups: tuple[int, ...], seed: int) -> None:
+        settings: dict[str, Any] = {
+            "n_estimators": 0,
+            "random_state": seed % 2**32,
+            "warm_start": True,
+        }
+        if len(groups) > _RANDOMISED_FROM:
+            self._forest = ExtraTreesClassifier(max_depth=20, min_samples_leaf=2, **settings)
+        else:
+            self._forest = RandomForestClassifier(max_depth=12, **settings)
+        self._groups = groups
+        self._features, self._target = columns(pixels.rows, groups).numpy(), pixels.column.numpy()
+        self._weight = (pixels.weight / pixels.column_weight()).numpy()
+
+    def grow(self, n_trees: int) -> None:
+        """Grow more trees, until there are so many."""
+        self._forest.set_params(n_estimators=n_trees)
+        self._forest.fit(self._features, self._target, sample_weight=self._weight)
+
+    def planted(self, n_columns: int) -> Forest:
+        """Return the trees that there are."""
+        return Forest.planted(self._forest, self._groups, n_columns)

@@ -1,10 +1,12 @@
 """What a round does for a panel: read the planes, teach the experts, choose the CRF.
 
 Where the network knows some of the classes, the experts learn the others only, and what is none of them: the
-rest. That a pixel belongs to the rest is said by labels of known classes. It is also likely of pixels that
-nobody labelled, so a sample of them counts as rest, too, but less, and the less the less sure the network is
-of them. Lastly, the experts are told what else there is in the world (`background`): one kind of image does
-not tell how a class differs from all that other images show, where the network's classes are at home.
+rest. The network stays as it is, so nothing that it knows is lost: taught a few strokes of background in one
+kind of image, it soon sees background everywhere. That a pixel belongs to the rest is said by labels of
+known classes. It is also likely of pixels that nobody labelled, so a sample of them counts as rest, too, but
+less, and the less the less sure the network is of them. Lastly, the experts are told what else there is in
+the world (`background`): one kind of image does not tell how a class differs from all that other images
+show, where the network's classes are at home.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
-from napari_crfasrnn.edits import Box, contradictions
+from napari_crfasrnn.edits import contradictions
 from napari_crfasrnn.experts import REST, FeatureMaps, Memory, Panel
 from napari_crfasrnn.experts.features import GROUPS
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
@@ -118,21 +120,26 @@ class PanelRound:
             self._locked.append(_read(maps, plane.locked, 1 + _MAX_LOCKED // len(self.planes), None))
             if self.speaks_for is not None:
                 self._untouched.append(self._read_untouched(maps, plane))
-            tiles += [_cut(maps, plane, box) for place, box in boxes if place == number]
+            tiles += [PanelTile(plane, box, maps) for place, box in boxes if place == number]
         self.tiles = PanelTiles(tiles, self.model, self.cancel)
 
-    def start(self) -> PanelLearner:
-        """Grow the forests, and get ready to teach the perceptrons step by step."""
+    def start(self, is_late: Callable[[], bool]) -> PanelLearner:
+        """Grow the forests until it is late, and get ready to teach the perceptrons step by step."""
         rows = torch.cat([each.rows for each in self._training])
         column = torch.from_numpy(self._column_of[np.concatenate([each.target for each in self._training])])
         own = Pixels(rows, column, torch.ones(len(rows)))
         remembered = self._remembered()
         parts = [own, Pixels(remembered.rows, remembered.column.long(), torch.ones(len(remembered)))]
         if self.speaks_for is not None:
-            parts += self._rest(float((own.column == self.speaks_for.index(REST)).sum()))
-        pixels, are_dense = Pixels.joined(parts), self.tiles.are_dense
+            parts += self._rest(float((own.column == self.speaks_for.index(REST)).sum()), is_late)
         learner = PanelLearner(
-            self.model.n_labels, self.speaks_for, pixels, are_dense, self.config, self.cancel
+            self.model.n_labels,
+            self.speaks_for,
+            Pixels.joined(parts),
+            self.tiles.are_dense,
+            self.config,
+            self.cancel,
+            is_late,
         )
         learner.panel.memory = self._memory(own, remembered)
         return learner
@@ -171,13 +178,13 @@ class PanelRound:
             ]
         return tuple(found)
 
-    def _rest(self, n_labelled: float) -> list[Pixels]:
+    def _rest(self, n_labelled: float, is_late: Callable[[], bool]) -> list[Pixels]:
         """Return examples of the rest beside those that are labelled."""
         assert self.speaks_for is not None
         column, base = self.speaks_for.index(REST), max(_LEAST_REST, n_labelled)
         untouched = Pixels.joined(self._untouched)
         sure = untouched.weight / untouched.weight.sum().clamp_min(1)
-        rows = background_rows(self.model, self.cancel)
+        rows = background_rows(self.model, self.cancel, is_late)
         return [
             Pixels(untouched.rows, untouched.column, sure * _UNTOUCHED_WEIGHT * base),
             Pixels(
@@ -254,9 +261,3 @@ def _read(
         chosen = balanced(target, limit, random)
     y, x, target = y[chosen], x[chosen], target[chosen]
     return _Labelled(y, x, target, maps.at(y, x, _ALL))
-
-
-def _cut(maps: FeatureMaps, plane: LabelledPlane, box: Box) -> PanelTile:
-    tile = PanelTile(plane, box, torch.empty(0))
-    y, x = tile.sieve.pixels()
-    return PanelTile(plane, box, maps.at(y, x, _ALL))

@@ -21,7 +21,7 @@ from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import CrfConfig
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.edits import Box
-from napari_crfasrnn.experts import Panel, Sieve
+from napari_crfasrnn.experts import FeatureMaps, Panel, Sieve
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
@@ -59,13 +59,13 @@ class PanelTile:
         What it is cut from.
     box
         Where.
-    rows
-        [n, d] features of the pixels that a panel judges.
+    maps
+        Features of the plane.
     """
 
     plane: LabelledPlane
     box: Box
-    rows: Tensor
+    maps: FeatureMaps
 
     @property
     def sieve(self) -> Sieve:
@@ -103,6 +103,7 @@ class PanelTiles:
         self._model = model
         self._cancel = cancel
         self._prepared: dict[CrfConfig, list[PreparedImage]] = {}
+        self._seen: tuple[Panel, CrfRnn, list[NDArray[np.int64]]] | None = None  # what was chosen last
 
     @property
     def are_dense(self) -> bool:
@@ -118,11 +119,14 @@ class PanelTiles:
         Cancelled
             When asked to stop.
         """
-        given = self._refined(model.crf, self._logits(model))
-        return self._locked_score(given)
+        if self._seen is not None and (model.panel, model.crf) == self._seen[:2]:
+            return self._locked_score(self._seen[2])
+        return self._locked_score(self._refined(model.crf, self._logits(model)))
 
     def choose_crf(self, panel: Panel) -> CrfRnn:
         """Return the CRF that suits a panel: wide, narrow where that would do harm, or faint.
+
+        What it makes of the tiles is kept for `score`.
 
         Raises
         ------
@@ -135,14 +139,22 @@ class PanelTiles:
         logits = self._logits(self._model.with_panel(panel))
         alone = [each[0].argmax(0).numpy() for each in logits]
         if self.are_dense:
-            best, score = CrfRnn(panel.n_labels, _FAINT).eval(), None
+            best, seen, score = CrfRnn(panel.n_labels, _FAINT).eval(), None, None
             for crf in (best, narrow, wide):
-                found = self._locked_score(self._refined(crf, logits)).miou
+                given = self._refined(crf, logits)
+                found = self._locked_score(given).miou
                 if found is not None and (score is None or found >= score + _MARGIN):
-                    best, score = crf, found
-            if score is not None:
-                return best
-        return wide if self._is_kind(alone, self._refined(wide, logits)) else narrow
+                    best, seen, score = crf, given, found
+            if seen is not None:
+                return self._chosen(panel, best, seen)
+        refined = self._refined(wide, logits)
+        if self._is_kind(alone, refined):
+            return self._chosen(panel, wide, refined)
+        return self._chosen(panel, narrow, self._refined(narrow, logits))
+
+    def _chosen(self, panel: Panel, crf: CrfRnn, given: list[NDArray[np.int64]]) -> CrfRnn:
+        self._seen = (panel, crf, given)
+        return crf
 
     def _logits(self, model: SegmentationModel) -> list[Tensor]:
         """Return the logits [1, L, h, w] of every tile before the CRF."""
@@ -152,7 +164,7 @@ class PanelTiles:
             raise_if_cancelled(self._cancel)
             judged = None
             if model.panel is not None:
-                judged = tile.sieve.spread(model.panel.marginals(tile.rows)).cpu()
+                judged = tile.sieve.spread(model.panel.judge(tile.maps, tile.sieve, self._cancel)).cpu()
                 if model.panel.is_alone:
                     found.append(judged)
                     continue

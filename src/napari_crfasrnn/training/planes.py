@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -66,17 +66,6 @@ class LabelledPlane:
     def n_locked(self) -> int:
         """How many pixels are held back."""
         return int(np.count_nonzero(self.locked != ignore_value(self.locked.dtype)))
-
-    def without(self, values: Sequence[int]) -> LabelledPlane:
-        """Return the plane without the labels of some classes, in neither share and not untouched either."""
-        ignore = self.training.dtype.type(ignore_value(self.training.dtype))
-        left, held = (np.isin(labels, values) & (labels != ignore) for labels in (self.training, self.locked))
-        return replace(
-            self,
-            training=np.where(left, ignore, self.training),
-            locked=np.where(held, ignore, self.locked),
-            aside=self.aside | left | held,
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,8 @@ class TrainStep:
     iteration, total
         From 1; how many there are at most.
     loss
-        Mean loss of the iteration's pixels.
+        Mean loss of the iteration's pixels; None between iterations, when something else is done that
+        takes its time. `TrainReport.history` has no such steps.
     locked_miou
         Mean IoU on the held-back pixels, where it was measured and there are enough of them.
     seconds
@@ -36,7 +37,7 @@ class TrainStep:
 
     iteration: int
     total: int
-    loss: float
+    loss: float | None
     locked_miou: float | None
     seconds: float
 

@@ -125,7 +125,8 @@ class Lessons:
         self._shelf.remove(LEARNT)
 
     def _on_step(self, config: TrainConfig, step: TrainStep) -> None:
-        self.history.append(step)
+        if step.loss is not None:
+            self.history.append(step)
         share = step.iteration / step.total
         if config.seconds is not None:  # whichever ends it first
             share = max(share, step.seconds / config.seconds)
