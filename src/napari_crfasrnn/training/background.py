@@ -19,7 +19,7 @@ from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "grass", "brick")
 _SIDE = 256  # pixels, the longer one
-_PIXELS = 300  # of each
+_PIXELS = 600  # of each
 _EVERY = tuple(GROUPS)
 
 
