@@ -180,7 +180,8 @@ class Problem:
         """Return the CPU backend's logits of the first image."""
         import torch
 
-        from napari_crfasrnn.lattice import Lattice, MeanField
+        from napari_crfasrnn.lattice import Lattice
+        from napari_crfasrnn.mean_field import MeanField
 
         n = self.unary.shape[2]
         lattices = [Lattice(f[:n].cpu()) for f in (self.spatial_features, self.bilateral_features)]

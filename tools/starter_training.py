@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from napari_crfasrnn.encoder import FEATURE_BLOCKS
 from napari_crfasrnn.fcn import FcnLite, Features, enlarge
+from napari_crfasrnn.training.optimizers import RelativeAdamW
 from starter_data import IGNORE
 from starter_views import Batch, ViewStore
 
@@ -56,38 +57,6 @@ def loss_of(logits: Tensor, upsampled: Tensor, batch: Batch, weights: Tensor) ->
     return loss
 
 
-class _RelativeAdamW:
-    """AdamW whose steps of a convolution are in proportion to each output channel's own size.
-
-    Folding the batch norms away left channels of very different sizes; one absolute step would
-    shatter the small ones and never move the large.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module], learning_rate: float) -> None:
-        self._parameters: list[nn.Parameter] = []
-        self._scales: list[Tensor] = []
-        for module in modules:
-            for conv in module.modules():
-                if isinstance(conv, nn.Conv2d) and conv.bias is not None:
-                    size = conv.weight.detach().pow(2).mean((1, 2, 3)).sqrt().clamp_min(1e-4)
-                    self._parameters += [conv.weight, conv.bias]
-                    self._scales += [
-                        size[:, None, None, None],
-                        conv.bias.detach().abs().mean().clamp_min(0.05),
-                    ]
-        self._adam = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=0.0)
-
-    @torch.no_grad()
-    def step(self, factor: float) -> None:
-        """Take a step of ``factor`` times the learning rate, then forget the gradients."""
-        nn.utils.clip_grad_norm_(self._parameters, 5.0)
-        before = [p.clone() for p in self._parameters]
-        self._adam.step()
-        for p, old, scale in zip(self._parameters, before, self._scales, strict=True):
-            p.copy_(old + (p - old) * scale * factor)
-        self._adam.zero_grad(set_to_none=True)
-
-
 def train(
     network: FcnLite,
     store: ViewStore,
@@ -114,7 +83,7 @@ def train(
     for parameter in [*network.head_parameters(), *learning.parameters()]:
         parameter.requires_grad_(True)
     head = torch.optim.AdamW(network.head_parameters(), lr=head_rate, weight_decay=1e-4)
-    encoder = _RelativeAdamW(late, encoder_rate) if encoder_rate else None
+    encoder = RelativeAdamW(list(learning.parameters()), encoder_rate) if encoder_rate else None
     mean = copy.deepcopy(network.state_dict())
     started, running, done = time.monotonic(), 0.0, 0.0
     for i in range(iterations):
@@ -130,13 +99,14 @@ def train(
         logits = network.decode_coarse(features)
         loss = loss_of(logits, enlarge(logits, 2), batch, weights)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.head_parameters(), 5.0)
-        for group in head.param_groups:
-            group["lr"] = head_rate * factor
-        head.step()
-        head.zero_grad(set_to_none=True)
-        if encoder is not None:
-            encoder.step(factor)
+        for optimizer, rate in ((head, head_rate), (encoder, encoder_rate)):
+            if optimizer is None:
+                continue
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], 5.0)
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         _update_mean(mean, network, min(0.998, (i + 1) / (i + 10)))
         running += (loss.item() - running) * (0.02 if i else 1.0)
         if i % 100 == 99:

@@ -32,8 +32,8 @@ from napari_crfasrnn.kernels import (
     prepare_image,
     prepare_points,
 )
-from napari_crfasrnn.lattice import Backend, MeanField
-from napari_crfasrnn.mean_field import DifferentiableMeanField
+from napari_crfasrnn.lattice import Backend
+from napari_crfasrnn.mean_field import DifferentiableMeanField, MeanField
 from napari_crfasrnn.progress import Progress, part_of
 
 # What follows the progress of the mean field: (done, total) iterations.

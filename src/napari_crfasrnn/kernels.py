@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,11 +23,10 @@ from napari_crfasrnn.config import CrfConfig, Normalization
 from napari_crfasrnn.lattice import (
     Backend,
     Lattice,
-    MeanField,
     choose_backend,
     order_pixels,
 )
-from napari_crfasrnn.mean_field import DifferentiableMeanField
+from napari_crfasrnn.mean_field import DifferentiableMeanField, MeanField
 from napari_crfasrnn.progress import Progress, part_of
 
 # Spatial lattices depend on the image's size only and are kept for the next image; larger ones
@@ -36,6 +35,8 @@ _LARGEST_KEPT = 1 << 20
 
 # A GPU takes a batch as one lattice up to this many pixels, image by image beyond.
 _LARGEST_JOINT = 1 << 24
+
+_Field = TypeVar("_Field")
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,19 @@ class PreparedImage:
         """The compiled inference of each bilateral kernel, or None where there is none."""
         if self.backend == "reference" or self.is_differentiable:
             return None
+        return self._mean_fields(MeanField)
+
+    @functools.cached_property
+    def fused_training(self) -> tuple[DifferentiableMeanField, ...] | None:
+        """The compiled training of each bilateral kernel, or None where there is none."""
+        if self.backend != "cpu" or self.is_differentiable:
+            return None
+        return self._mean_fields(DifferentiableMeanField)
+
+    def _mean_fields(self, kind: Callable[..., _Field]) -> tuple[_Field, ...]:
         pixel_of = self.pixel_of or (None,) * len(self.bilateral)
         return tuple(
-            MeanField(
+            kind(
                 spatial.lattice,
                 bilateral.lattice,
                 (_flat(spatial.before), _flat(spatial.after)),
@@ -220,25 +231,6 @@ class PreparedImage:
     def is_differentiable(self) -> bool:
         """Whether gradients go to the image or to the widths of the kernels."""
         return any(kernel.features is not None for kernel in (*self.spatial, *self.bilateral))
-
-    @functools.cached_property
-    def fused_training(self) -> tuple[DifferentiableMeanField, ...] | None:
-        """The compiled training of each bilateral kernel, or None where there is none."""
-        if self.backend != "cpu" or self.is_differentiable:
-            return None
-        pixel_of = self.pixel_of or (None,) * len(self.bilateral)
-        return tuple(
-            DifferentiableMeanField(
-                spatial.lattice,
-                bilateral.lattice,
-                (_flat(spatial.before), _flat(spatial.after)),
-                (_flat(bilateral.before), _flat(bilateral.after)),
-                pixel_of=order,
-                space=self.space,
-                averages=self.averages,
-            )
-            for spatial, bilateral, order in zip(self.spatial, self.bilateral, pixel_of, strict=True)
-        )
 
     @property
     def averages(self) -> bool:

@@ -9,7 +9,7 @@ Letters: N points, d feature dimensions, M vertices, V values per point.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -161,7 +161,7 @@ class Lattice:
         lattice._device = image.device
         lattice._backend = choose_backend("cpu", image.device)
         lattice._native = _lattice.Lattice.of_pixels(
-            _contiguous(image),
+            as_array(image),
             list(space),
             pixel_of=as_order(order),
             position_width=position_width,
@@ -251,113 +251,6 @@ class Lattice:
         return torch.from_numpy(self._apply(values.cpu().numpy(), transpose)).to(values.device)
 
 
-class MeanField:
-    """Mean-field inference in a dense CRF with two kernels, compiled, without gradients.
-
-    Computes what `CrfRnn` defines, in one pass over the points per iteration. `CrfRnn` calls it when no
-    gradient is asked for.
-
-    Parameters
-    ----------
-    spatial, bilateral
-        Lattices of the compiled backend around the same N points.
-    spatial_factors, bilateral_factors
-        What multiplies the values going into and coming out of each filter, each ``[N]`` float32, or None.
-    pixel_of
-        Which column of `run`'s arrays belongs to each point, int32 ``[N]``, as `order_pixels` gives it; None:
-        they are in order. Only for lattices on the CPU.
-    space
-        Size of the space axes, of which `pixel_of` is an order.
-    averages
-        Whether the factors make every row of both kernels sum to 1.
-    """
-
-    MAX_LABELS = 64
-    """More labels than this are left to the differentiable path."""
-
-    def __init__(
-        self,
-        spatial: Lattice,
-        bilateral: Lattice,
-        spatial_factors: tuple[Tensor | None, Tensor | None],
-        bilateral_factors: tuple[Tensor | None, Tensor | None],
-        *,
-        pixel_of: Tensor | None = None,
-        space: Sequence[int] = (),
-        averages: bool = False,
-    ) -> None:
-        names = ("spatial_before", "spatial_after", "bilateral_before", "bilateral_after")
-        factors = dict(zip(names, (*spatial_factors, *bilateral_factors), strict=True))
-        self._native: Any
-        self._on_cuda = bilateral.backend == "cuda"
-        if self._on_cuda:
-            self._native = cuda.CudaMeanField(spatial._native, bilateral._native, **factors)
-        else:
-            plain: dict[str, Any] = {name: _plain(factor) for name, factor in factors.items()}
-            order = None if pixel_of is None else as_order(pixel_of)
-            self._native = _lattice.MeanField(
-                spatial._native,
-                bilateral._native,
-                **plain,
-                pixel_of=order,
-                space=list(space),
-                averages=averages,
-            )
-
-    def run(
-        self,
-        unary: Tensor,  # [L, N], or [B, L, N / B] for lattices of B groups
-        *,
-        spatial_map: Tensor,  # [L, L]
-        bilateral_map: Tensor,  # [L, L]
-        unary_scale: float,
-        output_scale: float,
-        n_iterations: int,
-        on_iteration: Callable[[int, int], None] | None = None,
-    ) -> Tensor:  # like unary
-        """Return refined logits, float32; the maps take a kernel's message to what is subtracted.
-
-        `on_iteration` is called with (done, total) after each iteration, and what it raises ends the run.
-        A GPU gets all iterations as one submission: there it is called once, when that is queued.
-
-        Raises
-        ------
-        ValueError
-            For NaN or infinity in `unary`.
-        """
-        if self._on_cuda:
-            refined = self._run_on_cuda(
-                unary,
-                spatial=spatial_map,
-                bilateral=bilateral_map,
-                unary_scale=unary_scale,
-                output_scale=output_scale,
-                n_iterations=n_iterations,
-            )
-            if on_iteration is not None:
-                on_iteration(n_iterations, n_iterations)
-            return refined
-        out = self._native.run(
-            _contiguous(unary),
-            spatial=_contiguous(spatial_map),
-            bilateral=_contiguous(bilateral_map),
-            unary_scale=unary_scale,
-            output_scale=output_scale,
-            n_iterations=n_iterations,
-            on_iteration=on_iteration,
-        )
-        return torch.from_numpy(out).to(unary.device)
-
-    def _run_on_cuda(self, unary: Tensor, **arguments: Any) -> Tensor:
-        # The one wait of the host, before the iterations: the compiled CPU path refuses these, too.
-        if not bool(torch.isfinite(unary).all()):
-            raise ValueError("unary must be finite, got NaN or infinity")
-        on_device = unary.detach().to(self._native.device, torch.float32)
-        images = on_device if unary.ndim == 3 else on_device[None]
-        refined: Tensor = self._native.run(images, **arguments)
-        return refined.reshape(unary.shape).to(unary.device)
-
-
 def order_pixels(
     image: Tensor,  # [C, N] float32 on the CPU
     space: tuple[int, ...],
@@ -370,7 +263,7 @@ def order_pixels(
     channels) that differ by less than `colour_step` are together.
     """
     order = np.empty(image.shape[1], np.uint32)
-    _lattice.order_pixels(_contiguous(image), list(space), colour_step=colour_step, pixel_of=order)
+    _lattice.order_pixels(as_array(image), list(space), colour_step=colour_step, pixel_of=order)
     return torch.from_numpy(order.view(np.int32))  # a lattice has less than 2^31 points
 
 
@@ -381,16 +274,9 @@ def as_order(
     return pixel_of.numpy().view(np.uint32)
 
 
-def _contiguous(tensor: Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(_plain(tensor))
-
-
-@overload
-def _plain(tensor: Tensor) -> NDArray[np.float32]: ...
-@overload
-def _plain(tensor: None) -> None: ...
-def _plain(tensor: Tensor | None) -> NDArray[np.float32] | None:
-    return None if tensor is None else tensor.detach().cpu().to(torch.float32).numpy()
+def as_array(tensor: Tensor) -> NDArray[np.float32]:
+    """Return a tensor as compiled code on the CPU takes it; the same memory where that can be."""
+    return np.ascontiguousarray(tensor.detach().cpu().to(torch.float32).numpy())
 
 
 class _Filter(torch.autograd.Function):

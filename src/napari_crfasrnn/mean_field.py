@@ -1,7 +1,7 @@
-"""The compiled mean field as a differentiable function: what training runs on the CPU.
+"""The compiled mean field: without gradients, and as a differentiable function for training on the CPU.
 
-The forward run keeps the marginals of every iteration, and the backward run is native, too. Whatever
-has no compiled gradient (second derivatives) goes through the definition, which the caller hands over.
+The forward run of the latter keeps the marginals of every iteration, and its backward run is native, too.
+What has no compiled gradient (second derivatives) goes through the definition, which the caller hands over.
 
 Letters: L labels, S the space axes, N pixels.
 """
@@ -10,18 +10,129 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_crfasrnn._ext import _lattice
-from napari_crfasrnn.lattice import Lattice, as_order
+from napari_crfasrnn._ext import _lattice, cuda
+from napari_crfasrnn.lattice import Lattice, as_array, as_order
+
+# What multiplies the values going into and coming out of a filter, each [N] float32.
+Factors = tuple[Tensor | None, Tensor | None]
 
 # Takes logits, both maps and the logarithms of both scales to refined logits, in torch.
 Definition = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+_Native = TypeVar("_Native")
+
+
+class MeanField:
+    """Mean-field inference in a dense CRF with two kernels, compiled, without gradients.
+
+    Computes what `CrfRnn` defines, in one pass over the points per iteration. `CrfRnn` calls it when no
+    gradient is asked for.
+
+    Parameters
+    ----------
+    spatial, bilateral
+        Lattices of the compiled backend around the same N points.
+    spatial_factors, bilateral_factors
+        What multiplies the values going into and coming out of each filter, each ``[N]`` float32, or None.
+    pixel_of
+        Which column of `run`'s arrays belongs to each point, int32 ``[N]``, as `order_pixels` gives it; None:
+        they are in order. Only for lattices on the CPU.
+    space
+        Size of the space axes, of which `pixel_of` is an order.
+    averages
+        Whether the factors make every row of both kernels sum to 1.
+    """
+
+    MAX_LABELS = 64
+    """More labels than this are left to the differentiable path."""
+
+    def __init__(
+        self,
+        spatial: Lattice,
+        bilateral: Lattice,
+        spatial_factors: Factors,
+        bilateral_factors: Factors,
+        *,
+        pixel_of: Tensor | None = None,
+        space: Sequence[int] = (),
+        averages: bool = False,
+    ) -> None:
+        self._native: Any
+        self._on_cuda = bilateral.backend == "cuda"
+        if self._on_cuda:
+            factors = _factors_by_name(spatial_factors, bilateral_factors)
+            self._native = cuda.CudaMeanField(spatial._native, bilateral._native, **factors)
+        else:
+            self._native = _compiled(
+                _lattice.MeanField,
+                spatial,
+                bilateral,
+                spatial_factors,
+                bilateral_factors,
+                pixel_of=pixel_of,
+                space=space,
+                averages=averages,
+            )
+
+    def run(
+        self,
+        unary: Tensor,  # [L, N], or [B, L, N / B] for lattices of B groups
+        *,
+        spatial_map: Tensor,  # [L, L]
+        bilateral_map: Tensor,  # [L, L]
+        unary_scale: float,
+        output_scale: float,
+        n_iterations: int,
+        on_iteration: Callable[[int, int], None] | None = None,
+    ) -> Tensor:  # like unary
+        """Return refined logits, float32; the maps take a kernel's message to what is subtracted.
+
+        `on_iteration` is called with (done, total) after each iteration, and what it raises ends the run.
+        A GPU gets all iterations as one submission: there it is called once, when that is queued.
+
+        Raises
+        ------
+        ValueError
+            For NaN or infinity in `unary`.
+        """
+        if self._on_cuda:
+            refined = self._run_on_cuda(
+                unary,
+                spatial=spatial_map,
+                bilateral=bilateral_map,
+                unary_scale=unary_scale,
+                output_scale=output_scale,
+                n_iterations=n_iterations,
+            )
+            if on_iteration is not None:
+                on_iteration(n_iterations, n_iterations)
+            return refined
+        out = self._native.run(
+            as_array(unary),
+            spatial=as_array(spatial_map),
+            bilateral=as_array(bilateral_map),
+            unary_scale=unary_scale,
+            output_scale=output_scale,
+            n_iterations=n_iterations,
+            on_iteration=on_iteration,
+        )
+        return torch.from_numpy(out).to(unary.device)
+
+    def _run_on_cuda(self, unary: Tensor, **arguments: Any) -> Tensor:
+        # The one wait of the host, before the iterations: the compiled CPU path refuses these, too.
+        if not bool(torch.isfinite(unary).all()):
+            raise ValueError("unary must be finite, got NaN or infinity")
+        on_device = unary.detach().to(self._native.device, torch.float32)
+        images = on_device if unary.ndim == 3 else on_device[None]
+        refined: Tensor = self._native.run(images, **arguments)
+        return refined.reshape(unary.shape).to(unary.device)
 
 
 class DifferentiableMeanField:
@@ -45,24 +156,21 @@ class DifferentiableMeanField:
         self,
         spatial: Lattice,
         bilateral: Lattice,
-        spatial_factors: tuple[Tensor | None, Tensor | None],
-        bilateral_factors: tuple[Tensor | None, Tensor | None],
+        spatial_factors: Factors,
+        bilateral_factors: Factors,
         *,
         pixel_of: Tensor | None = None,
         space: Sequence[int] = (),
         averages: bool = False,
     ) -> None:
-        factors: dict[str, Any] = {}
-        for name, pair in (("spatial", spatial_factors), ("bilateral", bilateral_factors)):
-            for place, factor in zip(("before", "after"), pair, strict=True):
-                factors[f"{name}_{place}"] = None if factor is None else factor.numpy()
-        order = None if pixel_of is None else as_order(pixel_of)
-        self._native = _lattice.MeanFieldTraining(
-            spatial._native,
-            bilateral._native,
-            **factors,
-            pixel_of=order,
-            space=list(space),
+        self._native = _compiled(
+            _lattice.MeanFieldTraining,
+            spatial,
+            bilateral,
+            spatial_factors,
+            bilateral_factors,
+            pixel_of=pixel_of,
+            space=space,
             averages=averages,
         )
 
@@ -96,6 +204,34 @@ class DifferentiableMeanField:
         )
 
 
+def _compiled(
+    kind: Callable[..., _Native],
+    spatial: Lattice,
+    bilateral: Lattice,
+    spatial_factors: Factors,
+    bilateral_factors: Factors,
+    *,
+    pixel_of: Tensor | None,
+    space: Sequence[int],
+    averages: bool,
+) -> _Native:
+    """Return a mean field on the CPU, of a kind of the extension; the parameters are those of `MeanField`."""
+    factors = _factors_by_name(spatial_factors, bilateral_factors)
+    return kind(
+        spatial._native,
+        bilateral._native,
+        **{name: None if factor is None else as_array(factor) for name, factor in factors.items()},
+        pixel_of=None if pixel_of is None else as_order(pixel_of),
+        space=list(space),
+        averages=averages,
+    )
+
+
+def _factors_by_name(spatial: Factors, bilateral: Factors) -> dict[str, Tensor | None]:
+    names = ("spatial_before", "spatial_after", "bilateral_before", "bilateral_after")
+    return dict(zip(names, (*spatial, *bilateral), strict=True))
+
+
 @dataclass(frozen=True)
 class _Work:
     native: _lattice.MeanFieldTraining
@@ -120,8 +256,8 @@ class _Iterations(torch.autograd.Function):
         for_maps = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         out, trace = work.native.forward(
             _rows(unary),
-            spatial=_array(spatial_map),
-            bilateral=_array(bilateral_map),
+            spatial=as_array(spatial_map),
+            bilateral=as_array(bilateral_map),
             unary_scale=log_unary_scale.exp().item(),
             output_scale=log_output_scale.exp().item(),
             n_iterations=work.n_iterations,
@@ -152,10 +288,10 @@ class _Iterations(torch.autograd.Function):
         of_unary = of_spatial = of_bilateral = None
         if trace is not None:
             of_unary, of_spatial, of_bilateral = work.native.backward(
-                _array(trace),
+                as_array(trace),
                 _rows(gradient),
-                spatial=_array(spatial_map),
-                bilateral=_array(bilateral_map),
+                spatial=as_array(spatial_map),
+                bilateral=as_array(bilateral_map),
                 unary_scale=log_unary_scale.exp().item(),
                 output_scale=log_output_scale.exp().item(),
                 for_unary=for_unary,
@@ -190,9 +326,5 @@ def _defined_gradients(
     return [next(found) if is_needed else None for is_needed in needs[: len(inputs)]]
 
 
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(tensor.detach().cpu().to(torch.float32).numpy())
-
-
 def _rows(image: Tensor) -> NDArray[np.float32]:  # [1, L, *S] to [L, N]
-    return _array(image[0].flatten(1))
+    return as_array(image[0].flatten(1))

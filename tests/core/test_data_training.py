@@ -482,7 +482,7 @@ def test_the_command(folder, whole, tmp_path):
         ((), "holds a training already"),
         (("--resume",), "differs in seed (3 there, 8 here)"),
         (("--batch", 0), "batch: Input should be greater than or equal to 1"),
-        (("--architecture", "unet"), "architecture: Input should be 'fcn-lite' or 'fcn-8s'"),
+        (("--architecture", "unet"), "architecture: Input should be 'fcn-lite', 'fcn-fine' or 'fcn-8s'"),
         (("--classes", "green"), "among background, red, blue, got 'green'"),
         (("--device", "tpu"), "device must be"),
         (("--start", "nobody", "--architecture", "fcn-lite", "-o", tmp_path / "new"), "the names are"),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from napari_crfasrnn._ext import cuda
-from napari_crfasrnn.lattice import Lattice, MeanField, available_backends, build_config
+from napari_crfasrnn.lattice import Lattice, available_backends, build_config
+from napari_crfasrnn.mean_field import MeanField
 
 pytestmark = pytest.mark.skipif(cuda.why_not() is not None, reason=str(cuda.why_not()))
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from napari_crfasrnn import CrfConfig, CrfRnn
 from napari_crfasrnn._ext import _lattice, cuda
 from napari_crfasrnn._reference import ReferenceLattice
-from napari_crfasrnn.lattice import Lattice, MeanField, available_backends
+from napari_crfasrnn.lattice import Lattice, available_backends
+from napari_crfasrnn.mean_field import MeanField
 
 pytest.importorskip("napari_crfasrnn._ext._lattice_items", reason="built with CRFASRNN_HOST_LOOPS=OFF")
 

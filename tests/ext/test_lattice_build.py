@@ -10,7 +10,8 @@ import torch
 
 from napari_crfasrnn._ext import _lattice
 from napari_crfasrnn._reference import ReferenceLattice
-from napari_crfasrnn.lattice import Lattice, MeanField, order_pixels, set_num_threads
+from napari_crfasrnn.lattice import Lattice, order_pixels, set_num_threads
+from napari_crfasrnn.mean_field import MeanField
 
 
 @pytest.fixture

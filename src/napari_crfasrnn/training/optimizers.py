@@ -1,12 +1,11 @@
 """The optimiser of a stage: the parts of a model, each at its own rate.
 
-Head and CRF take plain AdamW. The encoder takes AdamW with steps in proportion to the size of each
-output channel: with its batch norms folded away the channels differ by orders of magnitude, and one
-absolute step would shatter the small ones and never move the large.
+Head and CRF take plain AdamW, the encoder takes `RelativeAdamW`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,39 @@ from napari_crfasrnn.network import Network
 
 _CRF_BETAS = (0.9, 0.99)
 _SMALLEST_WEIGHT, _SMALLEST_BIAS = 1e-4, 0.05
+
+
+class RelativeAdamW(torch.optim.AdamW):
+    """AdamW, without decay, whose steps are in proportion to the size of each output channel.
+
+    With batch norms folded away the channels of an encoder differ by orders of magnitude, and one
+    absolute step would shatter the small ones and never move the large.
+
+    Parameters
+    ----------
+    parameters
+        Weights, output channels first, and biases.
+    learning_rate
+        A step of AdamW, as a share of the size of what it moves.
+
+    Attributes
+    ----------
+    sizes
+        Of each parameter as it was at the beginning, broadcastable to it.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], learning_rate: float) -> None:
+        super().__init__(parameters, lr=learning_rate, weight_decay=0.0)
+        self._moved = parameters
+        self.sizes = [_size(parameter) for parameter in parameters]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step."""
+        before = [p.clone() for p in self._moved]
+        super().step(closure)
+        for p, old, size in zip(self._moved, before, self.sizes, strict=True):
+            p.copy_(old + (p - old) * size)
 
 
 class StageOptimizer:
@@ -60,15 +92,15 @@ class StageOptimizer:
         encoder_rate = recipe.encoder_learning_rate * share
         layers = layers if encoder_rate > 0 else []
         self._relative = [p for layer in layers for p in layer.parameters()]
-        self._sizes = [_size(p) for p in self._relative]
         self._groups: list[list[nn.Parameter]] = [group["params"] for group in groups]
         if network is not None:
             network.requires_grad_(False)
         for parameter in (p for group in [*self._groups, self._relative] for p in group):
             parameter.requires_grad_(True)
         self._optimizers = [torch.optim.AdamW(groups, weight_decay=0.0)] if groups else []
-        if self._relative:
-            self._optimizers.append(torch.optim.AdamW(self._relative, lr=encoder_rate, weight_decay=0.0))
+        self._encoder = RelativeAdamW(self._relative, encoder_rate) if self._relative else None
+        if self._encoder is not None:
+            self._optimizers.append(self._encoder)
         self._rates = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
 
     def backward(self, loss: Tensor) -> None:
@@ -92,12 +124,9 @@ class StageOptimizer:
         ]
         is_finite = all(bool(torch.isfinite(norm)) for norm in norms)
         if is_finite or self._scaler.is_enabled():  # the scaler skips the step by itself and scales less
-            before = [p.clone() for p in self._relative]
             for optimizer in self._optimizers:
                 self._scaler.step(optimizer)
             self._scaler.update()
-            for p, old, size in zip(self._relative, before, self._sizes, strict=True):
-                p.copy_(old + (p - old) * size)
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         return is_finite or self._scaler.is_enabled()
@@ -106,7 +135,7 @@ class StageOptimizer:
         """Return everything a later step hangs on."""
         return {
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "sizes": self._sizes,
+            "sizes": [] if self._encoder is None else self._encoder.sizes,
             "scaler": self._scaler.state_dict(),
         }
 
@@ -114,7 +143,10 @@ class StageOptimizer:
         """Go on where `state_dict` was taken."""
         for optimizer, part in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(part)
-        self._sizes = [size.to(p.device) for size, p in zip(state["sizes"], self._relative, strict=True)]
+        if self._encoder is not None:
+            self._encoder.sizes = [
+                size.to(p.device) for size, p in zip(state["sizes"], self._relative, strict=True)
+            ]
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
 
