@@ -15,16 +15,16 @@ Letters: B batch, C image channels, L labels, S the space axes (H W, or Z H W), 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from napari_crfasrnn.config import CrfConfig, WeightForm
+from napari_crfasrnn.definition import FurtherTerms, OnIteration, Potential, define, iterate, kernels_of
 from napari_crfasrnn.kernels import (
-    Kernel,
     PreparedImage,
     Widths,
     differentiable_image,
@@ -36,27 +36,7 @@ from napari_crfasrnn.lattice import Backend
 from napari_crfasrnn.mean_field import DifferentiableMeanField, MeanField
 from napari_crfasrnn.progress import Progress, part_of
 
-# What follows the progress of the mean field: (done, total) iterations.
-OnIteration = Callable[[int, int], None]
-
-
-class Potential(Protocol):
-    """A further term of the energy of a batch of images; `higher_order` has two kinds.
-
-    A mean-field iteration asks each for its message. What a potential carries from iteration to
-    iteration, such as the marginals of variables of its own, is its state, which it is handed back.
-    """
-
-    def begin(self, image: int) -> Any:
-        """Return the state before the first iteration on an image of the batch."""
-
-    def support(
-        self,
-        image: int,
-        marginals: Tensor,  # [N, L]
-        state: Any,
-    ) -> tuple[Tensor, Any]:  # [N, L]
-        """Return what is added to the logits of the pixels, and the state after this iteration."""
+__all__ = ["CrfRnn", "OnIteration", "Potential"]
 
 
 class CrfRnn(nn.Module):
@@ -390,7 +370,7 @@ class CrfRnn(nn.Module):
         """Iterate in compiled code that has a compiled gradient."""
         spatial_map, bilateral_map = self.maps(dtype=prepared.dtype)
         log_unary_scale, log_output_scale = self._log_scales(prepared.dtype)
-        images = zip(groups_of(1, unary), fields, _kernels_of(prepared), strict=True)
+        images = zip(groups_of(1, unary), fields, kernels_of(prepared), strict=True)
         refined = [
             field.run(
                 logits,
@@ -400,7 +380,7 @@ class CrfRnn(nn.Module):
                 log_output_scale=log_output_scale,
                 n_iterations=n_iterations,
                 on_iteration=part_of(on_iteration, number, len(fields)),
-                definition=functools.partial(_define, kernels, n_iterations),
+                definition=functools.partial(define, kernels, n_iterations),
             )
             for number, (logits, field, kernels) in enumerate(images)
         ]
@@ -423,108 +403,21 @@ class CrfRnn(nn.Module):
         refined = []
         joint = prepared.images_per_kernel
         groups = groups_of(joint, unary)
-        for number, (logits, kernels) in enumerate(zip(groups, _kernels_of(prepared), strict=True)):
+        for number, (logits, kernels) in enumerate(zip(groups, kernels_of(prepared), strict=True)):
             images = range(number * joint, (number + 1) * joint)
-            terms = _FurtherTerms(potentials, images, kernels[2]) if potentials else None
+            terms = FurtherTerms(potentials, images, kernels[2]) if potentials else None
             after_iteration = part_of(on_iteration, number, len(groups))
-            refined.append(_iterate(kernels, logits, maps, scales, n_iterations, after_iteration, terms))
+            refined.append(iterate(kernels, logits, maps, scales, n_iterations, after_iteration, terms))
         return torch.cat(refined)
 
     def _log_scales(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.log_unary_scale.to(dtype), self.log_output_scale.to(dtype)
 
 
-# The spatial and the bilateral kernel, and the pixel of each of their points (None: in order).
-_Kernels = tuple[Kernel, Kernel, Tensor | None]
-
-
-def _kernels_of(prepared: PreparedImage) -> list[_Kernels]:
-    pixel_of = prepared.pixel_of or (None,) * len(prepared.bilateral)
-    # index_copy takes no other integers
-    orders = [None if order is None else order.to(torch.int64) for order in pixel_of]
-    return list(zip(prepared.spatial, prepared.bilateral, orders, strict=True))
-
-
-def _iterate(
-    kernels: _Kernels,
-    logits: Tensor,  # [J, L, *S], the images of one kernel
-    maps: Sequence[tuple[Tensor, Tensor]],  # [L, L]; the last serves all iterations that have none
-    log_scales: tuple[Tensor, Tensor],
-    n_iterations: int,
-    on_iteration: OnIteration | None = None,
-    terms: _FurtherTerms | None = None,
-) -> Tensor:  # [J, L, *S]
-    """Run the mean field in torch."""
-    spatial, bilateral, order = kernels
-    unary_scale, output_scale = (scale.exp() for scale in log_scales)
-    # [N, L]: the values of a pixel side by side, the images one behind the other.
-    scaled = unary_scale * logits.flatten(2).transpose(1, 2).flatten(0, 1)
-    if order is not None:
-        order = order.to(scaled.device)
-        scaled = scaled[order]
-    state = scaled
-    for iteration in range(n_iterations):
-        marginals = state.softmax(dim=1)
-        spatial_map, bilateral_map = maps[min(iteration, len(maps) - 1)]
-        message = spatial.apply(marginals) @ spatial_map.T
-        message = message + bilateral.apply(marginals) @ bilateral_map.T
-        state = scaled - message
-        if terms is not None:
-            state = state + terms.support(marginals)
-        if on_iteration is not None:
-            on_iteration(iteration + 1, n_iterations)
-    if order is not None:
-        state = torch.empty_like(state).index_copy(0, order, state)
-    state = (output_scale * state).reshape(len(logits), -1, logits.shape[1])
-    return state.transpose(1, 2).reshape(logits.shape)
-
-
-def _define(
-    kernels: _Kernels,
-    n_iterations: int,
-    logits: Tensor,
-    spatial_map: Tensor,
-    bilateral_map: Tensor,
-    log_unary_scale: Tensor,
-    log_output_scale: Tensor,
-) -> Tensor:
-    """Run the mean field in torch as a function of tensors alone."""
-    maps = [(spatial_map, bilateral_map)]
-    return _iterate(kernels, logits, maps, (log_unary_scale, log_output_scale), n_iterations)
-
-
 def _has_tangents(*tensors: Tensor) -> bool:
     """Return whether a forward-mode derivative is asked for, which has no compiled path."""
     duals = [forward_ad.unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
     return any(dual.tangent is not None for dual in duals)
-
-
-class _FurtherTerms:
-    """The potentials of some images of a batch, with their states."""
-
-    def __init__(self, potentials: Sequence[Potential], images: range, order: Tensor | None) -> None:
-        self._images = images
-        self._order = order
-        self._states = [
-            (potential, image, potential.begin(image)) for image in images for potential in potentials
-        ]
-
-    def support(
-        self,
-        marginals: Tensor,  # [n N, L], the points of the images one behind the other
-    ) -> Tensor:  # [n N, L]
-        """Return what all potentials add to the logits, and go on to their next states."""
-        if self._order is not None:
-            marginals = torch.empty_like(marginals).index_copy(0, self._order, marginals)
-        supports = list(torch.zeros_like(marginals).tensor_split(len(self._images)))
-        parts = marginals.tensor_split(len(self._images))
-        for number, (potential, image, state) in enumerate(self._states):
-            place = image - self._images.start
-            support, state = potential.support(image, parts[place], state)
-            self._states[number] = (potential, image, state)
-            supports[place] = supports[place] + support
-        total = torch.cat(supports)
-        return total if self._order is None else total[self._order]
 
 
 def _in_form(matrix: Tensor, form: WeightForm) -> Tensor:

@@ -21,6 +21,7 @@ CORE_RANKS = [
     {"lattice"},
     {"mean_field"},
     {"kernels"},
+    {"definition"},
     {"crf", "encoder", "frames", "shared_encoder"},
     {"fcn", "higher_order"},
     {"fcn_fine"},
