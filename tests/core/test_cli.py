@@ -210,13 +210,53 @@ def test_values_that_are_no_numbers_are_remarked_on(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["segment", "none.png", "-o", "out"], "image file not found: none.png"),
+        (["segment", "none.mp4", "-o", "out"], "video file not found: none.mp4"),
+        (["segment", "here.png", "-o", "here.png"], "--output must be a folder, got the file here.png"),
+        (["evaluate", "starter", "-d", "none"], "--data must be a folder, but there is none at none"),
+        (["train", "-d", "none", "-o", "out"], "--data must be a folder, but there is none at none"),
+    ],
+)
+def test_files_are_checked_before_torch_is_loaded(tmp_path, arguments, message):
+    (tmp_path / "here.png").write_bytes(b"")
+    code = """
+import sys
+from napari_crfasrnn.cli import app
+try:
+    app(sys.argv[1:])
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stdout.strip() == "False"
+
+
+def test_missing_files_are_in_the_results_for_machines(run, tmp_path):
+    missing = tmp_path / "none.png"
+    done = run("segment", missing, "-o", tmp_path / "out", "--json")
+    assert done.exit_code == 2
+    told = json.loads(done.stdout)
+    assert told["results"] == []
+    assert told["skipped"] == [{"image": str(missing), "reason": f"image file not found: {missing}"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["none.png"], "image file not found: none.png"),
         (["."], "got a folder without one: ."),
         (["text.png"], "image must be a PNG, JPEG"),
         (["nan.tif"], "image must hold at least one finite value"),
         (["cat.png", "--axes", "ZYX"], None),
         (["cat.png", "--axes", "YQC"], "axes must be made of the letters"),
-        (["cat.png", "--model", "no-such"], "the names are: starter, many, three"),
+        (
+            ["cat.png", "--model", "no-such"],
+            "--model must be the name or the file of a model, got 'no-such'; the names are",
+        ),
         (["cat.png", "--model", "text.png"], "text.png"),
         (["cat.png", "--device", "abacus"], "device must be 'auto', 'cpu' or 'cuda'"),
         (["cat.png", "--device", "cuda:77"], "device 'cuda:77' is not available"),
@@ -336,7 +376,10 @@ def test_info(run, models):
     assert torch.__version__.startswith(facts["versions"]["torch"].split("+")[0])
     assert "cpu" in facts["lattice"]["backends"]
     assert facts["folders"]["your models"] == str(models)
-    assert [model["name"] for model in facts["models"]] == ["starter", "many", "three"]
+    names = [model["name"] for model in facts["models"]]
+    assert names[0] == "starter"
+    assert "nuclei-stained" in names
+    assert names[-2:] == ["many", "three"]  # those of the user come last
     shown = run("info")
     assert shown.exit_code == 0
     for word in ("versions", "lattice", "devices", "folders", "models", "starter", str(models)):

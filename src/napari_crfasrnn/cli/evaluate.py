@@ -52,12 +52,19 @@ def evaluate(
     """
     if split not in SPLITS:
         fail(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, got {split!r}")
+    check_folder(data)
     with one_sentence():
         result = _evaluate(model, data, classes, others, split, device, picture, errors, threads)
     if as_json:
         print_json(result.as_dict())
     else:
         typer.echo(table(result))
+
+
+def check_folder(data: Path) -> None:
+    """Leave if ``--data`` is not there: before torch is loaded, which takes seconds."""
+    if not data.is_dir():
+        fail(f"--data must be a folder, but there is none at {data}")
 
 
 def parse_classes(classes: str | None) -> list[str] | None:
@@ -100,7 +107,7 @@ def _evaluate(
     samples = {"val": found.val, "train": found.train, "all": found.train + found.val}[split]
     if not samples:
         raise ValueError(f"the list {split} of {data} must hold an image, got none")
-    loaded = new_segmenter(model, device, threads).model
+    loaded = new_segmenter(model, device, threads, option="MODEL").model
     before = after = Score.nothing(loaded.n_labels)
     with progress_bar(len(samples), "Evaluating") as bar:
         for judged in judge(loaded, found, samples):

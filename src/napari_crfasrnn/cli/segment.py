@@ -111,6 +111,7 @@ def segment(
     could not be segmented, or none at all.
     """
     jobs = find_jobs(images)
+    _check_files(jobs, output, as_json, model)  # before torch and the model are loaded, which takes seconds
     with one_sentence():
         segmenter = new_segmenter(model, device, threads, frame)
     wanted = Wanted(output, axes, crf, overlay, entropy, probabilities, extra, extra_width)
@@ -137,12 +138,41 @@ def segment(
         raise typer.Exit(BAD_INPUT)
 
 
-def new_segmenter(model: str, device: str, threads: int | None, frame: str | None = None) -> Segmenter:
-    """Return a segmenter for a model by name or path, with another frame if one is given."""
+def _check_files(jobs: Sequence[Job], output: Path, as_json: bool, model: str) -> None:
+    """Leave if the output can be no folder, or if none of the images is there."""
+    if output.exists() and not output.is_dir():
+        fail(f"--output must be a folder, got the file {output}")
+    if any(job.image.exists() for job in jobs):
+        return
+    from napari_crfasrnn.cli.video import VIDEO_SUFFIXES
+
+    skipped = []
+    for job in jobs:
+        kind = "video" if job.image.suffix.lower() in VIDEO_SUFFIXES else "image"
+        skipped.append({"image": str(job.image), "reason": f"{kind} file not found: {job.image}"})
+        complain(skipped[-1]["reason"])
+    if as_json:
+        print_json({"model": model, "results": [], "skipped": skipped})
+    raise typer.Exit(BAD_INPUT)
+
+
+def new_segmenter(
+    model: str, device: str, threads: int | None, frame: str | None = None, *, option: str = "--model"
+) -> Segmenter:
+    """Return a segmenter for a model by name or path, with another frame if one is given.
+
+    A ValueError about the model speaks of the `option` that named it.
+    """
     from napari_crfasrnn.segmenter import Segmenter
-    from napari_crfasrnn.zoo import load_model
+    from napari_crfasrnn.zoo import list_models, load_model
 
     use_threads(threads)
+    if not Path(model).exists() and model not in {entry.name for entry in list_models(downloadable=True)}:
+        raise ValueError(
+            f"{option} must be the name or the file of a model, got {model!r}; the names are: "
+            f"{', '.join(entry.name for entry in list_models())}; "
+            "napari-crfasrnn models list says more of them"
+        )
     loaded = load_model(model)
     return Segmenter(loaded if frame is None else loaded.with_frame(frame), device)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_crfasrnn.cli.evaluate import check_others, parse_classes
+from napari_crfasrnn.cli.evaluate import check_folder, check_others, parse_classes
 from napari_crfasrnn.cli.reporting import one_sentence, print_json, remark
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def train(
         "joint_iterations": joint_iterations,
         "learning_rate": learning_rate,
     }
+    check_folder(data)
     speaks = os.environ.get("RANK", "0") == "0"
     with one_sentence():
         settings = _settings(recipe, {name: value for name, value in changes.items() if value is not None})
