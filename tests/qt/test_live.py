@@ -47,6 +47,13 @@ def guessed(user: Any) -> int:
     return 0 if guess is None else int(np.count_nonzero(guess.over(user.labels, np.s_[:]) != user.labels))
 
 
+def spot_within(mask: np.ndarray) -> tuple[int, int]:
+    """Return the place that is farthest from the border of a mask."""
+    deep = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(deep.argmax(), deep.shape)
+    return int(y), int(x)
+
+
 def undo(user: Any) -> None:
     canvas = user.viewer.window._qt_viewer.canvas.native
     QTest.keyClick(canvas, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
@@ -68,19 +75,22 @@ def test_a_stroke_from_pen_down_to_two_undos(painter, photograph) -> None:
     painter.drag(*HELMET, release=False)
     painter.wait(lambda: live._job is None and live._stroke.fresh is None)
     assert guessed(painter) > 30
-    stroke = painter.labels != before
+    stroke = painter.bench.work.held(())  # all that the brush covers, also where background was
+    assert stroke[painter.labels != before].all()
     assert (painter.labels[stroke] == 0).all()
     assert not painter.answers
+    painted = painter.labels.copy()
     # The guess is on the screen, and nowhere else.
     guess = painter.bench.group.drawing._guessed
-    places = ndimage.binary_erosion(guess.where & (before != 0) & ~stroke)
-    y, x = np.argwhere(places)[0]  # with places all around it: rounding does not matter
+    otherwise = guess.over(painted, np.s_[:]) != painted
+    places = ndimage.binary_erosion(otherwise & (before != 0) & ~stroke)
+    spots = np.argwhere(places)  # with places all around them: rounding does not matter
+    y, x = spots[len(spots) // 2]
     with_guess = painter.color_at(y, x)
     painter.bench.group.drawing.clear()
     assert np.abs(with_guess - painter.color_at(y, x)).max() > 10
-    np.testing.assert_array_equal(painter.labels != before, stroke)
+    np.testing.assert_array_equal(painter.labels, painted)
 
-    painted = painter.labels.copy()
     painter.release(*HELMET[-1])
     painter.wait(lambda: painter.answers)
     strokes = np.where(stroke, painted, UNLABELLED)
@@ -95,9 +105,9 @@ def test_a_stroke_from_pen_down_to_two_undos(painter, photograph) -> None:
     painter.settle()
     assert_in_step(painter)
 
-    # What followed is corrected, like what Refine changes: it is learnt from, and may follow other strokes.
+    # What followed is what the model thinks, and no label: nobody painted it.
     work = painter.bench.work
-    assert painter.session.numbers[painter.bench.key].summary.n_edited == np.count_nonzero(refined != before)
+    assert painter.session.numbers[painter.bench.key].summary.n_edited == np.count_nonzero(stroke)
     np.testing.assert_array_equal(work.held(()), stroke)
     np.testing.assert_array_equal(work.entropy[stroke], 0)
 
@@ -110,6 +120,7 @@ def test_a_stroke_from_pen_down_to_two_undos(painter, photograph) -> None:
     painter.bench.redo()
     painter.bench.redo()
     np.testing.assert_array_equal(painter.labels, refined)
+    np.testing.assert_array_equal(work.held(()), stroke)
     painter.settle()
     assert_in_step(painter)
 
@@ -190,8 +201,9 @@ def test_what_refine_gave_is_a_stroke_once_it_is_painted(painter) -> None:
     painter.drag(*HELMET)
     painter.wait(lambda: painter.answers)
     work = painter.bench.work
-    followed = np.argwhere((painter.labels != work.baseline) & ~work.held(()))
+    refined = painter.labels.copy()
     undo(painter)
+    followed = np.argwhere(painter.labels != refined)
     painter.settle()
     y, x = followed[len(followed) // 2]
     painter.bench.group.combined.paint((y, x), 0)
@@ -234,8 +246,25 @@ def test_switched_off_nothing_follows(painter) -> None:
     painter.drag(*HELMET)
     painter.settle()
     assert not painter.answers
-    stroke = painter.labels != before
-    np.testing.assert_array_equal(painter.bench.work.held(()), stroke)
+    held = painter.bench.work.held(())
+    assert held[painter.labels != before].all()
+    assert (painter.labels[held] == 0).all()
+
+
+def test_confirming_is_a_stroke_that_labels_follow(painter) -> None:
+    work, before = painter.bench.work, painter.labels.copy()
+    y, x = spot_within(before == 0)
+    painter.drag((y, x), (y + 4, x + 4))
+    painter.wait(lambda: painter.answers)
+    painter.settle()
+    assert work.held(())[y, x]
+    assert painter.session.numbers[painter.bench.key].summary.n_edited == np.count_nonzero(work.held(()))
+    if painter.answers[0]:
+        undo(painter)
+    undo(painter)
+    painter.settle()
+    np.testing.assert_array_equal(painter.labels, before)
+    assert not work.held(()).any()
 
 
 def test_nothing_holds_up_the_window(painter, photograph, monkeypatch, record_property) -> None:

@@ -7,8 +7,11 @@ import sys
 import numpy as np
 from qtpy.QtCore import QElapsedTimer, Qt, QTimer
 from qtpy.QtTest import QTest
+from scipy import ndimage
 
+from napari_crfasrnn._qt.state import Work
 from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.training.planes import labelled_planes
 
 PERSON = 15
 FLAG = 21
@@ -128,16 +131,104 @@ def test_refine_is_one_undo_step_and_keeps_strokes(user, photograph) -> None:
     user.bench.paint_with(0)
     user.viewer.layers.selection.active.brush_size = 20
     user.drag((200, 60), (240, 120))
-    stroke = user.labels != user.bench.work.baseline
+    stroke = user.bench.work.held(())
     assert stroke.any()
+    user.bench.paint_unlabelled()
+    user.drag((60, 60), (60, 90))
+    unlabelled = user.labels == 255
+    assert unlabelled.any()
+    user.settle()
+    n_edited = user.session.numbers[user.bench.key].summary.n_edited
     before = user.labels.copy()
     assert user.do(lambda: user.click(user.widget.correct.refine_all)) == "refine"
     assert (user.labels[stroke] == 0).all()
     snapped = user.labels != before
     assert snapped.any()
     assert not user.bench.work.held(())[snapped].any()  # a later refinement may change them again
+    assert (user.labels[unlabelled] == 255).all()
+
+    # What nobody painted is no correction: not counted, not learnt from, open to the next prediction.
+    user.settle()
+    assert user.session.numbers[user.bench.key].summary.n_edited == n_edited
+    project = user.session.storage.keeper.project
+    (plane,) = labelled_planes(project, 0.0, None)
+    np.testing.assert_array_equal(plane.training != 255, stroke)
+    refined = user.labels.copy()
     user.bench.undo()
     np.testing.assert_array_equal(user.labels, before)
+    np.testing.assert_array_equal(user.bench.work.held(()), stroke)
+    user.bench.redo()
+    np.testing.assert_array_equal(user.labels, refined)
+    np.testing.assert_array_equal(user.bench.work.held(()), stroke)
+    assert user.do(user.widget.segment) == "segment"
+    np.testing.assert_array_equal(user.labels, before)
+
+
+def test_painting_what_is_there_already_is_labelling(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    work, before = user.bench.work, user.labels.copy()
+    masks = [np.zeros_like(before, bool)]
+    for value in np.bincount(before[before < 255]).argsort()[:-3:-1]:  # the largest two, background is one
+        y, x = spot_within(before == value)
+        user.bench.paint_with(int(value))
+        user.viewer.layers.selection.active.brush_size = 6
+        user.drag((y, x), (y + 2, x + 2))
+        masks.append(work.held(()))
+        assert masks[-1][y, x]
+        assert (user.labels[masks[-1] & ~masks[-2]] == value).all()
+    y, x = spot_within((before == 0) & ~masks[-1])
+    user.bench.group.combined.paint_polygon([[y - 3, x - 3], [y + 3, x - 3], [y + 3, x + 3]], 0)
+    masks.append(work.held(()))
+    assert masks[-1][y + 2, x - 2]
+    np.testing.assert_array_equal(user.labels, before)
+    user.settle()
+    assert user.session.numbers[user.bench.key].summary.n_edited == masks[-1].sum()
+
+    # They are in the project and taught.
+    project = user.session.storage.keeper.project
+    (plane,) = labelled_planes(project, 0.0, None)
+    np.testing.assert_array_equal(plane.training != 255, masks[-1])
+    (item,) = project.items
+    again = Work.restored(work.image, item.labels(), item.baseline(), item.verified(), 22)
+    np.testing.assert_array_equal(again.held(()), masks[-1])
+
+    # Undo takes the labels back one stroke at a time, redo brings them again, and a prediction keeps them.
+    for mask in reversed(masks[:-1]):
+        user.bench.undo()
+        np.testing.assert_array_equal(work.held(()), mask)
+    user.settle()
+    assert not list(labelled_planes(project, 0.0, None))
+    for mask in masks[1:]:
+        user.bench.redo()
+        np.testing.assert_array_equal(work.held(()), mask)
+    assert user.do(user.widget.segment) == "segment"
+    np.testing.assert_array_equal(work.verified, masks[-1])
+    np.testing.assert_array_equal(user.labels, before)
+
+
+def test_the_eraser_of_a_class_confirms_background_and_no_other_class(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    work, before = user.bench.work, user.labels.copy()
+    layer = user.bench.group.paint_with(1)
+    layer.brush_size = 6
+    layer.mode = "erase"
+    for spot, is_confirmed in (
+        (spot_within((before != 0) & (before != 1)), False),
+        (spot_within(before == 0), True),
+    ):
+        user.drag(spot, (spot[0] + 2, spot[1] + 2))
+        assert work.held(())[spot] == is_confirmed
+    np.testing.assert_array_equal(user.labels, before)
+
+
+def spot_within(mask: np.ndarray) -> tuple[int, int]:
+    """Return the place that is farthest from the border of a mask."""
+    deep = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(deep.argmax(), deep.shape)
+    return int(y), int(x)
 
 
 def test_before_crf_and_uncertainty_are_shown_on_request(user, photograph) -> None:

@@ -75,11 +75,15 @@ def test_baselines_follow_the_undo_and_redo_of_predictions(predictions) -> None:
         np.testing.assert_array_equal(work.verified, verified)
 
 
-def test_strokes_hold_and_what_refine_snapped_does_not() -> None:
+def test_strokes_hold_and_what_refine_gave_does_not() -> None:
     work = new_work()
     take(work, np.zeros(SHAPE[1:], np.uint8))
     work.labels[1, 0, 0] = 1  # a stroke
-    work.labels[1, 2, 2] = work.snapped[1, 2, 2] = 1  # from Refine
+    where = np.zeros((2, 2), bool)
+    where[0, 1] = True
+    work.labels[1, 2, 2] = 1
+    work.take_refined(PLANE, (2, 1), where, "refined")
+    assert not work.held(PLANE)[2, 2]
     work.labels[1, 3, 3] = 255  # erased to unlabelled
     work.verified[1, 5, 5] = True
     held = work.held(PLANE)
@@ -88,6 +92,64 @@ def test_strokes_hold_and_what_refine_snapped_does_not() -> None:
     assert held.sum() == 2
     work.labels[1, 2, 2] = 2  # painted over what Refine gave
     assert work.held(PLANE)[2, 2]
+    work.labels[1, 2, 2] = 0  # undone, stroke and refinement
+    work.follow_steps({"refined": True}.get)
+    assert not work.held(PLANE)[2, 2]
+    assert work.baseline[1, 2, 2] == 0
+
+
+@given(planes, masks, masks, st.integers(0, 3))
+def test_what_is_painted_is_edited_whatever_it_was(predicted, first, second, value) -> None:
+    work = new_work()
+    take(work, predicted)
+    part = (slice(1, 2), slice(0, SHAPE[1]), slice(0, SHAPE[2]))
+    states, covered = [], np.zeros(SHAPE[1:], bool)
+    for step, mask in enumerate((first, second)):
+        before = work.baseline.copy()
+        work.labels[PLANE][mask] = value
+        work.claim(part, mask[None], value)
+        covered |= mask
+        np.testing.assert_array_equal(work.held(PLANE), covered)
+        if work.has_claims:
+            work.keep_claims(step)
+        states.append((step, before, work.baseline.copy()))
+    assert work.claim(part, ~covered[None], 255) is None  # nothing there is unlabelled
+    for step, before, _ in reversed(states):
+        work.follow_steps({step: True}.get)
+        np.testing.assert_array_equal(work.baseline, before)
+    for step, _, after in states:
+        work.follow_steps({step: False}.get)
+        np.testing.assert_array_equal(work.baseline, after)
+    take(work, (predicted + 1) % 4)
+    assert (work.labels[PLANE][covered] == value).all()
+    np.testing.assert_array_equal(work.verified[PLANE], covered)
+
+
+def test_confirmed_pixels_made_unlabelled_stay_so() -> None:
+    work = new_work()
+    take(work, np.ones(SHAPE[1:], np.uint8))
+    part, mask = (slice(1, 2), slice(2, 3), slice(3, 4)), np.ones((1, 1, 1), bool)
+    work.claim(part, mask, 1)
+    work.keep_claims("confirmed")
+    work.labels[part] = 255
+    work.claim(part, mask, 255)
+    work.keep_claims("unlabelled")
+    assert work.erased(PLANE).sum() == 1
+    assert not work.held(PLANE).any()
+    take(work, np.zeros(SHAPE[1:], np.uint8))
+    assert work.labels[1, 2, 3] == 255
+    work = new_work()  # where nothing was predicted, there is nothing to keep out
+    assert work.claim(part, mask, 255) is None
+
+
+def test_claims_of_a_stroke_that_is_given_up_are_gone() -> None:
+    work = new_work()
+    take(work, np.ones(SHAPE[1:], np.uint8))
+    before = work.baseline.copy()
+    work.claim((slice(1, 2), slice(0, 2), slice(0, 2)), np.ones((1, 2, 2), bool), 1)
+    assert work.held(PLANE).sum() == 4
+    work.drop_claims()
+    np.testing.assert_array_equal(work.baseline, before)
 
 
 def test_accepting_is_taken_back_whole() -> None:

@@ -20,6 +20,7 @@ from napari_crfasrnn._qt.layers import (
     set_mark,
 )
 from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Work
+from napari_crfasrnn.edits import Mask
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -49,18 +50,18 @@ class Labelling:
 
     # --- from the session ---------------------------------------------------------------------------
 
-    def write(self, key: str, labels: Labels, index: PlaneIndex) -> None:
-        """Bring labels into the viewer as one undo step; the first ones make the layers."""
+    def write(self, key: str, labels: Labels, index: PlaneIndex) -> object:
+        """Bring labels into the viewer as one undo step, and return it; the first ones make the layers."""
         self.follow_table()
         work, group = self._session.works[key], self.groups.get(key)
         if group is not None and group.alive:
-            group.write(labels, index)
-            return
+            return group.newest_step() if group.write(labels, index) else None
         work.labels[index] = labels
         written = work.labels
         self.make(key)
         if work.labels is not written:  # there was a layer from an earlier time
             self.groups[key].write(written)
+        return None
 
     def make(self, key: str) -> None:
         """Make the layers of an image, if it still is in the viewer."""
@@ -75,6 +76,9 @@ class Labelling:
         work.labels = group.labels
         self.groups[key] = group
         group.changed.connect(lambda: self._on_labels_changed(key))
+        group.covered.connect(lambda part, mask, value: self._on_covered(key, part, mask, value))
+        group.stroke_ended.connect(lambda step: self._on_stroke_ended(key, step))
+        group.stroke_aborted.connect(lambda: self._on_stroke_aborted(key))
         group.visibility_changed.connect(self.shown)
         group.refused.connect(lambda text: self._session.tasks.say("classes", text, "problem"))
         group.lost.connect(lambda role, name: self._on_lost(key, role, name))
@@ -169,8 +173,26 @@ class Labelling:
             return
         if group.labels is not work.labels and group.labels.shape == work.labels.shape:
             work.labels = group.labels  # a script put another array into the layer
-        work.follow_steps(group.undone)
+        work.follow_steps(group.find_undone())
         self._session.touch(key)
+
+    def _on_covered(self, key: str, part: tuple[slice, ...], mask: Mask, value: int) -> None:
+        group, work = self.groups.get(key), self._session.works.get(key)
+        if group is not None and work is not None and group.labels is work.labels:
+            claimed = work.claim(part, mask, value)
+            if claimed is not None:
+                group.claimed.emit(part, claimed)
+
+    def _on_stroke_ended(self, key: str, step: object | None) -> None:
+        group, work = self.groups.get(key), self._session.works.get(key)
+        if group is not None and work is not None and work.has_claims:
+            work.keep_claims(group.add_step() if step is None else step)
+            self._session.touch(key)
+
+    def _on_stroke_aborted(self, key: str) -> None:
+        work = self._session.works.get(key)
+        if work is not None:
+            work.drop_claims()
 
     def _on_segmented(self, key: str, present: tuple[int, ...]) -> None:
         group = self.groups.get(key)

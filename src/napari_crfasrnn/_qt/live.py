@@ -18,6 +18,8 @@ from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import LabelGroup, StrokeWatch, shows_planes, united
 from napari_crfasrnn._qt.state import Labels, PlaneIndex, Work
+from napari_crfasrnn.classes import ignore_value
+from napari_crfasrnn.edits import Mask
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.engine import ModelRequest
@@ -87,6 +89,7 @@ class Live:
         self._refinement: LiveRefinement | None = None
         self._prepared = False
         self._before: Labels = np.zeros((0, 0), np.uint8)  # [H, W], labels before the stroke
+        self._claimed: Mask = np.zeros((0, 0), bool)  # [H, W], painted by it, but as they were
         self._stroke: _Stroke | None = None
         self._answers: list[Refined] = []  # that wait for the end of the next stroke
         self._uncertain: Refined | None = None  # whose uncertainty is to be computed
@@ -140,9 +143,11 @@ class Live:
         self._place = place
         self._watch = StrokeWatch(place.group)
         self._watch.painted.connect(self._on_painted)
+        self._watch.claimed.connect(self._on_claimed)
         self._watch.ended.connect(self._on_ended)
         self._watch.disturbed.connect(self._on_disturbed)
         self._before = place.work.labels[place.index].copy()
+        self._claimed = np.zeros_like(self._before, bool)
 
     def _leave(self) -> None:
         self._stop_job()
@@ -165,13 +170,8 @@ class Live:
     # --- what happens ----------------------------------------------------------------------------------
 
     def _on_painted(self, box: Box) -> None:
-        place = self._place
-        if place is None:
+        if self._place is None:
             return
-        part = _slices(box)
-        # What Refine gave there once, a person has now painted: from here on it is a stroke.
-        painted = place.work.labels[place.index][part] != self._before[part]
-        place.work.forget_snapped(place.index, part, painted)
         if self._stroke is None:
             self._stroke = _Stroke(box, box, box)
         else:
@@ -180,6 +180,15 @@ class Live:
             stroke.ended = False
         self._stop_job("uncertainty")
         self._go()
+
+    def _on_claimed(self, box: Box, where: Mask) -> None:
+        place = self._place
+        if place is None:
+            return
+        part = _slices(box)
+        as_before = place.work.labels[place.index][part] == self._before[part]
+        self._claimed[part] |= where & as_before & ~place.work.verified[place.index][part]
+        self._on_painted(box)
 
     def _on_ended(self) -> None:
         if self._stroke is not None:
@@ -193,6 +202,7 @@ class Live:
             return
         self._drop()
         self._before = place.work.labels[place.index].copy()
+        self._claimed = np.zeros_like(self._before, bool)
         self._prepared = False
         if self._refinement is not None:
             self._rest.start()
@@ -235,7 +245,7 @@ class Live:
         self._prepared = not refinement.is_whole
 
     def _ask_base(self, place: _Place, live: LiveRefinement) -> None:
-        strokes = place.work.strokes(place.index, ..., self._before)
+        strokes = self._strokes_before(place, ...)
         self._prepared = True
         self._start("prepare", lambda task: live.prepare(strokes, cancel=task.cancelled), lambda _: None)
 
@@ -243,7 +253,7 @@ class Live:
         box = _around(pen, fresh)
         part = _slices(live.preview_window(box))
         strokes = place.work.strokes(place.index, part)
-        before = place.work.strokes(place.index, part, self._before[part])
+        before = self._strokes_before(place, part)
         now = place.work.labels[place.index][part].copy()
 
         def show(refined: Refined) -> None:
@@ -257,9 +267,10 @@ class Live:
         box, self._stroke = stroke.box, None
         part = _slices(live.exact_window(box))
         strokes = place.work.strokes(place.index, part)
-        before = place.work.strokes(place.index, part, self._before[part])
+        before = self._strokes_before(place, part)
         painted = _slices(box)
         self._before[painted] = place.work.labels[place.index][painted]
+        self._claimed[painted] = False
         self._prepared = True
         self._start(
             "exact", lambda task: live.exact(box, strokes, before, cancel=task.cancelled), self._take_exact
@@ -290,14 +301,20 @@ class Live:
         self._answers.clear()
         where = labels != now
         if where.any():
-            place.work.take_snapped(place.index, part, labels, where)
             bounds = _bounds(where, box)
             inner = _slices(bounds, box)
-            place.group.write_part(place.index, bounds[:2], labels[inner], where[inner])
+            step = place.group.write_part(place.index, bounds[:2], labels[inner], where[inner])
+            place.work.take_refined(place.index, bounds[:2], where[inner], step)
             self._before[part] = place.work.labels[place.index][part]
             place.group.redraw()  # at once, so that nothing is seen between the guess and the answer
         place.group.drawing.clear()
         self._bench.refined_live.emit(int(np.count_nonzero(where)))
+
+    def _strokes_before(self, place: _Place, part: Any) -> Labels:
+        """Return `Work.strokes` of a part of the plane as they were before the stroke."""
+        strokes = place.work.strokes(place.index, part, self._before[part])
+        strokes[self._claimed[part]] = ignore_value(strokes.dtype)
+        return strokes
 
     def _free(self, place: _Place, refined: Refined) -> Any:
         """Return where an answer may be shown or written: where the stroke matters and nobody has painted."""

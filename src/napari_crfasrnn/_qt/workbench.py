@@ -350,8 +350,8 @@ class Workbench:
         self.session.work_on(image)
         self.labelling.make(image.key)
 
-    def _write(self, key: str, labels: Labels, index: PlaneIndex) -> None:
-        self.labelling.write(key, labels, index)
+    def _write(self, key: str, labels: Labels, index: PlaneIndex) -> object:
+        return self.labelling.write(key, labels, index)
 
     # --- events -------------------------------------------------------------------------------------
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Labels
 from numpy.typing import NDArray
 from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import looks
 from napari_crfasrnn._qt.layers.images import insert_above, key_of, mark_of, placement, set_mark
+from napari_crfasrnn._qt.layers.painted import PaintedLabels
 from napari_crfasrnn._qt.layers.store import ClassView
 from napari_crfasrnn.classes import ClassSpec
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers.group import LabelGroup
 
 
-class ClassLayer(Labels):  # type: ignore[misc]
+class ClassLayer(PaintedLabels):
     """A labels layer that shows one class of the combined labels. Undo and redo are the combined layer's."""
 
     _history_limit = 0  # the combined layer has the history
@@ -32,15 +32,6 @@ class ClassLayer(Labels):  # type: ignore[misc]
     def value(self) -> int:
         """The class value it shows."""
         return int(mark_of(self)["value"])
-
-    @property
-    def in_stroke(self) -> bool:
-        """Whether a stroke goes on in it."""
-        return bool(getattr(self, "_block_history", False))
-
-    @property
-    def _type_string(self) -> str:  # napari saves and duplicates layers by it
-        return "labels"
 
     def undo(self) -> None:
         """Take back the last stroke of the image, in whichever of its label layers it was made."""

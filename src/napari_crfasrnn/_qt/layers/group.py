@@ -9,12 +9,11 @@ that one undo takes back one stroke, wherever it was made.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Labels
 from numpy.typing import NDArray
 from psygnal import Signal
 from qtpy.QtCore import QTimer
@@ -24,6 +23,7 @@ from napari_crfasrnn._qt.layers.class_layers import ClassLayers
 from napari_crfasrnn._qt.layers.drawing import Box, Drawing, shows_planes, united
 from napari_crfasrnn._qt.layers.extras import UNCERTAINTY, ExtraLayers
 from napari_crfasrnn._qt.layers.images import insert_above, key_of, mark_of, placement, set_mark
+from napari_crfasrnn._qt.layers.painted import PaintedLabels
 from napari_crfasrnn._qt.layers.store import LabelStore
 from napari_crfasrnn._qt.layers.watching import GroupWatch
 from napari_crfasrnn.classes import ClassSpec, ignore_value
@@ -65,6 +65,10 @@ class LabelGroup:
     changed = Signal()  # labels may have changed; compare to know
     visibility_changed = Signal()
     lost = Signal(str, str)  # role and name of a layer that a person removed
+    covered = Signal(object, object, int)  # slices of the labels, a mask of them, and what was painted there
+    claimed = Signal(object, object)  # slices and a mask: painted as they were, and edited because of that
+    stroke_ended = Signal(object)  # its step of the undo history; None if it changed no label
+    stroke_aborted = Signal()
     refused = Signal(str)  # why something that was written to a layer was not taken
 
     def __init__(
@@ -90,6 +94,7 @@ class LabelGroup:
         self._redraw_timer.setSingleShot(True)
         self._redraw_timer.timeout.connect(self.redraw)
         self._redraw_ms = 0.0
+        self._stroke: tuple[Any, object] | None = None  # the layer, and the newest step before it
         self.combined = self._find_combined() or self._add_combined()
         self._watch = GroupWatch(self)
         self.drawing = Drawing(self)
@@ -150,8 +155,8 @@ class LabelGroup:
 
     def write_part(
         self, index: tuple[int, ...], corner: tuple[int, int], labels: NDArray[Any], where: NDArray[np.bool_]
-    ) -> None:
-        """Replace some labels of a part of a plane, as one undo step."""
+    ) -> object | None:
+        """Replace some labels of a part of a plane; return the undo step."""
         self.flush()
         rows, columns = np.nonzero(where)
         lead = tuple(np.full(rows.size, i, dtype=np.intp) for i in index)
@@ -161,6 +166,7 @@ class LabelGroup:
         height, width = where.shape
         self.schedule_redraw((*corner, corner[0] + height, corner[1] + width))
         self.changed.emit()
+        return self.newest_step()
 
     def flush(self) -> None:
         """Take what was written to class layers into the undo history, unless a stroke still goes on."""
@@ -178,20 +184,45 @@ class LabelGroup:
         self.combined.redo()
 
     def add_step(self) -> object:
-        """Add an undo step that changes no label; `undone` tells when it is taken back."""
+        """Add an undo step that changes no label; `find_undone` tells when it is taken back."""
         self.flush()
         nowhere = np.zeros(0, np.intp)
         step = ((nowhere,) * self.labels.ndim, self.labels[:0].ravel(), self.labels[:0].ravel())
-        with self.silently():
-            self.combined._save_history(step)
+        with self.silently():  # not among the parts of a stroke, even of one that is just ending
+            self.combined._redo_history.clear()
+            self.combined._append_to_undo_history([step])
         return step
 
-    def undone(self, step: object) -> bool | None:
-        """Return whether an undo step was taken back; None where the history forgot it."""
-        for history, answer in ((self.combined._redo_history, True), (self.combined._undo_history, False)):
-            if any(part is step for item in history for part in item):
-                return answer
-        return None
+    def newest_step(self) -> object | None:
+        """Return the undo step that would be taken back next, as `find_undone` knows it."""
+        history = self.combined._undo_history
+        return history[-1][0] if history else None
+
+    def find_undone(self) -> Callable[[object], bool | None]:
+        """Return what says, now, whether an undo step was taken back; None where the history forgot it."""
+        combined = self.combined
+        undone = {id(part): False for item in combined._undo_history for part in item}
+        undone.update((id(part), True) for item in combined._redo_history for part in item)
+        return lambda step: undone.get(id(step))
+
+    def begin_stroke(self, layer: Any) -> None:
+        """Note that something is about to be painted in one of the label layers."""
+        if self._stroke is None or self._stroke[0] is not layer:
+            self._stroke = layer, self.newest_step()
+
+    def end_stroke(self, layer: Any) -> None:
+        """Tell of the end of what was painted in a label layer."""
+        if self._stroke is None or self._stroke[0] is not layer:
+            return
+        before, self._stroke = self._stroke[1], None
+        self.commit()
+        step = self.newest_step()
+        self.stroke_ended.emit(None if step is before else step)
+
+    def abort_stroke(self, layer: Any) -> None:
+        """Tell that what was being painted is gone again."""
+        self._stroke = None
+        self.stroke_aborted.emit()
 
     def replace(self, labels: NDArray[Any], classes: Sequence[ClassSpec]) -> None:
         """Take labels of another class table. Earlier strokes cannot be undone past this.
@@ -370,7 +401,7 @@ class LabelGroup:
 
     def _add_combined(self) -> Any:
         name = looks.layer_name(self.image.name, "labels")
-        layer = Labels(self.labels, name=name, opacity=0.6, **placement(self.image, self.labels.ndim))
+        layer = PaintedLabels(self.labels, name=name, opacity=0.6, **placement(self.image, self.labels.ndim))
         set_mark(layer, image=self.key, role="labels")
         insert_above(self.viewer, self.image, layer)
         return layer

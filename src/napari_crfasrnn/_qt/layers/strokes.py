@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers.class_layers import ClassLayer
-from napari_crfasrnn._qt.layers.drawing import box_of
+from napari_crfasrnn._qt.layers.drawing import box_of, shows_planes
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers.group import LabelGroup
@@ -24,6 +26,7 @@ class StrokeWatch:
     """
 
     painted = Signal(object)  # Box of the plane that is shown, just painted in
+    claimed = Signal(object, object)  # Box, and where in it was painted what there was
     ended = Signal()  # the stroke, fill or polygon that `painted` told of
     disturbed = Signal()  # labels may have changed in another way: undo, redo, a script, a segmentation
 
@@ -38,6 +41,8 @@ class StrokeWatch:
         for layer in group.label_layers:
             self._watch(layer)
         group.class_layers.added.connect(self._watch)
+        group.claimed.connect(self._on_claimed)
+        group.stroke_ended.connect(self._end)
 
     @property
     def in_stroke(self) -> bool:
@@ -48,6 +53,8 @@ class StrokeWatch:
         """Watch no more."""
         self._end_timer.stop()
         self._group.class_layers.added.disconnect(self._watch)
+        self._group.claimed.disconnect(self._on_claimed)
+        self._group.stroke_ended.disconnect(self._end)
         for layer in self._layers:
             events = layer.events
             for emitter in (events.labels_update, events.paint, events.set_data, events.data):
@@ -76,7 +83,15 @@ class StrokeWatch:
             self._going = False
             self.disturbed.emit()
 
-    def _end(self) -> None:
+    def _on_claimed(self, part: tuple[slice, ...], where: NDArray[np.bool_]) -> None:
+        if shows_planes(self._group.viewer) and all(one.stop - one.start == 1 for one in part[:-2]):
+            rows, columns = part[-2:]
+            self._going = True
+            self.claimed.emit(
+                (rows.start, columns.start, rows.stop, columns.stop), where[(0,) * (where.ndim - 2)]
+            )
+
+    def _end(self, step: object | None = None) -> None:
         self._end_timer.stop()
         if self._going:
             self._going = False

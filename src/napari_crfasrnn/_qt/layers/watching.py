@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from napari_crfasrnn._qt.layers.class_layers import ClassLayer
 from napari_crfasrnn._qt.layers.drawing import box_of
 from napari_crfasrnn._qt.layers.images import placement
+from napari_crfasrnn._qt.layers.painted import PaintedLabels
 from napari_crfasrnn._qt.layers.store import ClassView
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.edits import as_labels
@@ -61,6 +62,15 @@ class GroupWatch:
         pairs += [(events.data, on_data), (events.selected_label, self._on_selected_label)]
         for emitter, callback in pairs:
             (emitter.connect if watch else emitter.disconnect)(callback)
+        if isinstance(layer, PaintedLabels):
+            group = self._group
+            for signal, then in (
+                (layer.stroke_begun, group.begin_stroke),
+                (layer.covered, group.covered.emit),
+                (layer.stroke_ended, group.end_stroke),
+                (layer.stroke_aborted, group.abort_stroke),
+            ):
+                (signal.connect if watch else signal.disconnect)(then)
 
     def _on_class_layer_added(self, layer: ClassLayer) -> None:
         self._watch(layer)

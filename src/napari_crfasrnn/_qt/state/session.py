@@ -50,14 +50,14 @@ class Session:
     ----------
     write
         Brings labels to where they are seen and can be undone: ``write(key, labels, index)``. It has to
-        write to the array of the image's `Work`.
+        write to the array of the image's `Work`, and returns what `Work.follow_steps` knows the step by.
     """
 
     touched = Signal(str)  # key of an image whose labels may have changed
     segmented = Signal(str, object)  # key of an image, and the classes that are in it
     counted = Signal(str)  # key of an image whose `Numbers` are new
 
-    def __init__(self, write: Callable[[str, Labels, PlaneIndex], None]) -> None:
+    def __init__(self, write: Callable[[str, Labels, PlaneIndex], object]) -> None:
         self.works: dict[str, Work] = {}
         self.numbers: dict[str, Numbers] = {}
         self.table = ClassTable()
@@ -170,10 +170,11 @@ class Session:
     def _take_refined(self, key: str, index: PlaneIndex, given: Labels, result: Segmentation) -> int:
         work = self.works[key]
         now = work.labels[index].copy()
-        refined = np.where(now != given, now, result.labels).astype(now.dtype)  # painted meanwhile: kept
+        kept = (now != given) | work.held(index) | work.erased(index)  # also what was painted meanwhile
+        refined = np.where(kept, now, result.labels).astype(now.dtype)
         changed = refined != now
-        self._write(key, refined, index)
-        work.snapped[index][changed] = refined[changed]
+        step = self._write(key, refined, index)
+        work.take_refined(index, (0, 0), changed, step)
         if work.entropy is not None:
             work.entropy[index] = result.entropy
         self.touch(key)

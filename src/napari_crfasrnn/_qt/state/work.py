@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_crfasrnn._qt.state.steps import BaselineChange, Places, Steps, VerifiedBox
 from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.edits import (
     Box,
@@ -32,7 +33,6 @@ Mask = NDArray[np.bool_]
 PlaneIndex = tuple[int, ...]
 Part = Any  # what NumPy takes for an index of a plane
 
-MAX_VERIFIED = 100  # squares that an undo can take back, as many as napari has steps
 MAX_REVISIONS = 4  # predictions whose baseline an undo can bring back; each holds copies of its planes
 
 
@@ -52,18 +52,6 @@ class Revision:
     index: PlaneIndex
     before: PlaneState
     after: PlaneState
-
-
-@dataclass(eq=False)
-class VerifiedBox:
-    """A part of a plane that a person said to be right, as one step that can be undone."""
-
-    index: PlaneIndex
-    box: Box
-    before: Mask
-    after: Mask
-    step: object  # what the history of the labels knows it by
-    in_force: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +75,10 @@ class Work:
     labels
         ``[*stack, H, W]``: the very array that the combined layer holds. It is written to by the layer only.
     baseline
-        The labels as they were predicted; the ignore value where nothing was predicted yet.
+        The labels as they were predicted, or as Refine changed them since; the ignore value where nothing
+        was predicted yet, and where a person painted what was predicted: that is an edit, too.
     verified
         Where a person said that the labels are right.
-    snapped
-        Labels that Refine gave, the ignore value elsewhere: where they still stand, they are not strokes.
     entropy, before_crf
         Of the last predictions; NaN and the ignore value where there was none.
     accepted
@@ -102,11 +89,11 @@ class Work:
     labels: Labels
     baseline: Labels
     verified: Mask
-    snapped: Labels
     entropy: NDArray[np.float32] | None = None
     before_crf: Labels | None = None
     accepted: Mask | None = None
-    _boxes: list[VerifiedBox] = field(default_factory=list)
+    _steps: Steps = field(default_factory=Steps)
+    _claims: list[tuple[Places, Labels, Labels]] = field(default_factory=list)  # of a stroke that goes on
     _revisions: list[Revision] = field(default_factory=list)
     _at: int = 0  # how many revisions are in force
 
@@ -114,8 +101,8 @@ class Work:
     def blank(cls, image: ImageInput, n_classes: int) -> Work:
         """Return the work on an image nobody has looked at: all pixels unlabelled."""
         dtype = label_dtype(n_classes)
-        labels, baseline, snapped = (np.full(image.shape, ignore_value(dtype), dtype) for _ in range(3))
-        return cls(image, labels, baseline, np.zeros(image.shape, bool), snapped)
+        labels, baseline = (np.full(image.shape, ignore_value(dtype), dtype) for _ in range(2))
+        return cls(image, labels, baseline, np.zeros(image.shape, bool))
 
     @classmethod
     def restored(
@@ -150,7 +137,6 @@ class Work:
             if self.before_crf is None:
                 self.before_crf = np.full_like(self.labels, ignore_value(self.labels.dtype))
             self.before_crf[index] = segmentation.before_crf
-        self.snapped[index] = ignore_value(self.labels.dtype)
         self._revisions = [*self._revisions[: self._at], revision][-MAX_REVISIONS:]
         self._at = len(self._revisions)
 
@@ -179,7 +165,7 @@ class Work:
         Of a part of the plane, if asked to; and with other labels of that part than those there are.
         """
         labels = self.labels[index][part] if labels is None else labels
-        strokes = edited_mask(labels, self.baseline[index][part]) & (labels != self.snapped[index][part])
+        strokes = edited_mask(labels, self.baseline[index][part])
         return np.asarray((strokes | self.verified[index][part]) & (labels != ignore_value(labels.dtype)))
 
     def strokes(self, index: PlaneIndex, part: Part = ..., labels: Labels | None = None) -> Labels:
@@ -193,13 +179,79 @@ class Work:
         ignore = ignore_value(self.labels.dtype)
         return np.asarray((self.labels[index][part] == ignore) & (self.baseline[index][part] != ignore))
 
-    def forget_snapped(self, index: PlaneIndex, part: Part, where: Mask) -> None:
-        """Take pixels for strokes from now on, even where Refine gave them the same label before."""
-        self.snapped[index][part][where] = ignore_value(self.labels.dtype)
+    def claim(self, part: tuple[slice, ...], mask: Mask, value: int) -> Mask | None:
+        """Take pixels that a stroke covers for edited, even where it painted what the baseline holds.
 
-    def take_snapped(self, index: PlaneIndex, part: Part, labels: Labels, where: Mask) -> None:
-        """Note which labels Refine gives to pixels of a part of a plane."""
-        np.copyto(self.snapped[index][part], labels, where=where)
+        To be followed by `keep_claims` when the stroke ends, or `drop_claims`.
+
+        Parameters
+        ----------
+        part
+            Slices of the labels, one for each axis.
+        mask
+            What of this part the stroke covers.
+        value
+            What was painted; pixels that are not of it now were left out by the brush.
+
+        Returns
+        -------
+        claimed
+            Pixels of the part that count as edited because of this; None where there is none.
+        """
+        ignore = ignore_value(self.labels.dtype)
+        baseline = self.baseline[part]
+        where: Mask = np.asarray(mask & (self.labels[part] == value) & (baseline == value), bool)
+        after = ignore
+        if value == ignore:
+            # Made unlabelled on purpose: that differs from any prediction, but not from no prediction.
+            where = where & bool(where.any() and (self.baseline[part[:-2]] != ignore).any())
+            after = 0
+        if not where.any():
+            return None
+        places = tuple(p + one.start for p, one in zip(np.nonzero(where), part, strict=True))
+        before = self.baseline[places]
+        self.baseline[places] = after
+        self._claims.append((places, before, np.full_like(before, after)))
+        return where
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether `claim` was called to some effect for a stroke that has not ended."""
+        return bool(self._claims)
+
+    def keep_claims(self, step: object) -> None:
+        """Let the claims of a stroke stand until ``step`` of the history of the labels is undone."""
+        places, before, after = zip(*self._claims, strict=True)
+        joined = tuple(np.concatenate(axis) for axis in zip(*places, strict=True))
+        self._steps.add(BaselineChange(joined, np.concatenate(before), np.concatenate(after), step))
+        self._claims = []
+
+    def drop_claims(self) -> None:
+        """Take back the claims of a stroke that has not ended."""
+        for places, before, _ in reversed(self._claims):
+            self.baseline[places] = before
+        self._claims = []
+
+    def take_refined(self, index: PlaneIndex, corner: tuple[int, int], where: Mask, step: object) -> None:
+        """Take the labels that Refine gave to some pixels for what the model thinks: for no edits.
+
+        Parameters
+        ----------
+        index, corner
+            The plane, and where in it the mask lies.
+        where
+            ``[h, w]``, the pixels that changed; the new labels are there already.
+        step
+            What the history of the labels knows the change by: see `follow_steps`.
+        """
+        if not where.any():
+            return
+        rows, columns = np.nonzero(where)
+        lead = tuple(np.full(rows.size, i, dtype=np.intp) for i in index)
+        places = (*lead, rows + corner[0], columns + corner[1])
+        change = BaselineChange(places, self.baseline[places], self.labels[places], step)
+        change.put(self, back=False)
+        self._steps.add(change)
 
     def set_entropy(self, index: PlaneIndex, part: Part, entropy: NDArray[np.float32]) -> None:
         """Take the uncertainty of a part of a plane, if there is one of the image at all."""
@@ -232,18 +284,11 @@ class Work:
         before = self.verified[index][part].copy()
         after = np.asarray(self.labels[index][part] != ignore_value(self.labels.dtype))
         self.verified[index][part] = after
-        self._boxes = [*self._boxes, VerifiedBox(index, box, before, after, step)][-MAX_VERIFIED:]
+        self._steps.add(VerifiedBox(index, box, before, after, step))
 
     def follow_steps(self, undone: Callable[[object], bool | None]) -> None:
-        """Let verified boxes follow undo and redo: ``undone`` says whether a step was taken back."""
-        for taken_back, boxes in ((True, reversed(self._boxes)), (False, iter(self._boxes))):
-            for one in boxes:
-                if one.in_force == taken_back and undone(one.step) is taken_back:
-                    one.in_force = not taken_back
-                    y0, x0, y1, x1 = one.box
-                    for mask in (self.verified, self.accepted):
-                        if mask is not None:
-                            mask[one.index][y0:y1, x0:x1] = one.before if taken_back else one.after
+        """Let all but the labels follow undo and redo: ``undone`` says whether a step was taken back."""
+        self._steps.follow(self, undone)
 
     def accept(self) -> None:
         """Say that all labels of the image are right; unlabelled pixels stay out."""
@@ -282,7 +327,6 @@ class Work:
             labels=remap_labels(self.labels, new_values, n_classes),
             baseline=remap_labels(self.baseline, new_values, n_classes),
             verified=self.verified,
-            snapped=remap_labels(self.snapped, new_values, n_classes),
             entropy=self.entropy,
             before_crf=None if before is None else remap_labels(before, new_values, n_classes),
             accepted=self.accepted,

@@ -1,0 +1,81 @@
+"""What an undo of labels must take back besides the labels themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_crfasrnn.edits import Box, Mask
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.state.work import Work
+
+_MAX_STEPS = 100  # that an undo can take back, as many as napari has
+
+Places = tuple[NDArray[np.intp], ...]  # one array for each axis
+
+
+class Step(Protocol):
+    """Something that goes with a step in the undo history of the labels."""
+
+    step: object  # what that history knows it by
+    in_force: bool
+
+    def put(self, work: Work, *, back: bool) -> None: ...
+
+
+@dataclass(eq=False)
+class VerifiedBox:
+    """A part of a plane that a person said to be right."""
+
+    index: tuple[int, ...]
+    box: Box
+    before: Mask
+    after: Mask
+    step: object
+    in_force: bool = True
+
+    def put(self, work: Work, *, back: bool) -> None:
+        """Bring what it says into the verified pixels, or take it out again."""
+        y0, x0, y1, x1 = self.box
+        for mask in (work.verified, work.accepted):
+            if mask is not None:
+                mask[self.index][y0:y1, x0:x1] = self.before if back else self.after
+
+
+@dataclass(eq=False)
+class BaselineChange:
+    """Pixels whose baseline changed: a person painted there what was there, or Refine gave new labels."""
+
+    places: Places
+    before: NDArray[Any]  # [N], labels
+    after: NDArray[Any]
+    step: object
+    in_force: bool = True
+
+    def put(self, work: Work, *, back: bool) -> None:
+        """Bring it into the baseline, or take it out again."""
+        work.baseline[self.places] = self.before if back else self.after
+
+
+class Steps:
+    """The steps of one image, the latest last."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+
+    def add(self, step: Step) -> None:
+        """Add a step that is in force; those before it that were undone are gone."""
+        self._steps = [*(one for one in self._steps if one.in_force), step][-_MAX_STEPS:]
+
+    def follow(self, work: Work, undone: Callable[[object], bool | None]) -> None:
+        """Put steps in force, or out of it: ``undone`` says whether the history took one back."""
+        for taken_back, steps in ((True, reversed(self._steps)), (False, iter(self._steps))):
+            for one in steps:
+                if one.in_force == taken_back and undone(one.step) is taken_back:
+                    one.in_force = not taken_back
+                    one.put(work, back=taken_back)
