@@ -171,7 +171,7 @@ class TestBadFiles:
             (is_of_tomorrow, "has format version 99, this program reads version 1"),
             (
                 is_of_another_architecture,
-                "architecture 'transformer', this program knows fcn-lite and fcn-8s",
+                "architecture 'transformer', this program knows fcn-lite and fcn-fine and fcn-8s",
             ),
             (has_no_classes, "settings .* not valid: classes: .*at least one class"),
             (has_no_settings, "description .* is damaged"),
