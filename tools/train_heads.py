@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
     for name in args.names or RECIPES:
         if args.evaluate:
             model = load_checkpoint(args.out / f"{name}.safetensors")

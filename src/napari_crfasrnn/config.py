@@ -250,7 +250,7 @@ class Recipe(_Config):
     """Seed of every random choice."""
     batch: int = Field(8, ge=1)
     """Windows in an iteration that trains the network alone, over all processes."""
-    crf_batch: int = Field(2, ge=1)
+    crf_batch: int = Field(8, ge=1)
     """Windows in an iteration that trains through the CRF, over all processes."""
     augmentation: Augmentation = Augmentation()
     precision: Precision = "auto"

@@ -180,8 +180,7 @@ def test_without_a_prediction_a_sentence_says_so(user: User, photograph: np.ndar
     press(user, Qt.Key.Key_N)
     assert user.bench.patching.patch.box == (0, 0, 100, 90)  # smaller than a square
     user.viewer.dims.ndisplay = 3
-    QTest.qWait(50)
-    assert user.bench.patching.patch is None
+    user.wait(lambda: user.bench.patching.patch is None)
     press(user, Qt.Key.Key_N)
     assert "2-D" in user.line("correct")
     user.viewer.dims.ndisplay = 2

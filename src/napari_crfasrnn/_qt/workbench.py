@@ -363,6 +363,8 @@ class Workbench:
             (layers.events.renamed, self.show_soon),
             (layers.selection.events.active, self._on_active),
             (self.viewer.dims.events.current_step, self._on_moved),
+            (self.viewer.dims.events.ndisplay, self.show_soon),
+            (self.viewer.dims.events.order, self.show_soon),
             (self.viewer.events.theme, self.show_soon),
         ):
             (emitter.connect if watch else emitter.disconnect)(callback)
