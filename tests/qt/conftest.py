@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,13 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> None:
+    # What is left of the window of an earlier test is freed now. Freed later, in the middle of a test, vispy would
+    # delete its buffers in the window that is drawn then, under the same numbers: a crash in OpenGL.
+    gc.collect()
 
 
 @pytest.fixture
