@@ -39,7 +39,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> None:
-    # What is left of the window of an earlier test is freed now. Freed later, in the middle of a test, vispy would
+    # What is left of an earlier test's window is freed now. Freed later, in the middle of a test, vispy would
     # delete its buffers in the window that is drawn then, under the same numbers: a crash in OpenGL.
     gc.collect()
 
