@@ -187,8 +187,8 @@ class CrfRnn(nn.Module):
             ``[B, E, *S]``: what else tells pixels apart, such as depth or a second image, each already
             divided by the width that its differences are measured in. They join the bilateral kernel.
         on_step
-            Called as ``on_step(done, total)`` about every 30 ms while kernels are built on the CPU; to stop,
-            raise in it: that exception comes out of this call.
+            Called as ``on_step(done, total)`` every 50 ms at least while kernels are built on the CPU; to
+            stop, raise in it: that exception comes out of this call.
 
         Raises
         ------
@@ -258,9 +258,10 @@ class CrfRnn(nn.Module):
         n_iterations
             None takes ``config.n_iterations`` in evaluation, ``config.n_iterations_train`` in training mode.
         on_iteration
-            Called as ``on_iteration(done, total)`` after each iteration of each image; to stop, raise in it:
-            that exception comes out of this call. On a GPU, where all iterations are one submission, it is
-            called when that is queued.
+            Called as ``on_iteration(done, total)`` after each iteration of each image, and in compiled
+            inference also during long ones, with the numbers so far; to stop, raise in it: that exception
+            comes out of this call. On a GPU, where all iterations are one submission, it is called when that
+            is queued.
 
         Returns
         -------

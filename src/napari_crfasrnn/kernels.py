@@ -342,16 +342,21 @@ def _prepare_ordered(
     spatial: list[Kernel] = []
     bilateral: list[Kernel] = []
     orders: list[Tensor] = []
-    n_lattices = 2 * len(image)
+    is_normalized = config.normalization != "none"
     for number, planes in enumerate(image.cpu().flatten(2)):
+
+        def share(first: int, n_own: int, number: int = number) -> Progress | None:
+            """Return the progress of a part of this image, in twentieths."""
+            return part_of(on_step, 20 * number + first, 20 * len(image), n_own)
+
         # A step of four widths is about the distance of neighbouring lattice vertices.
-        order = order_pixels(planes, space, colour_step=4.0 * config.theta_beta)
+        order = order_pixels(planes, space, colour_step=4.0 * config.theta_beta, on_step=share(0, 1))
         near = Lattice.of_pixels(
             planes[:0],
             space,
             order,
             position_width=config.theta_gamma,
-            on_step=part_of(on_step, 2 * number, n_lattices),
+            on_step=share(1, 3),
         )
         alike = Lattice.of_pixels(
             planes,
@@ -359,14 +364,17 @@ def _prepare_ordered(
             order,
             position_width=config.theta_alpha,
             colour_width=config.theta_beta,
-            on_step=part_of(on_step, 2 * number + 1, n_lattices),
+            on_step=share(4, 13),
         )
-        for kernels, lattice in ((spatial, near), (bilateral, alike)):
+        for kernels, lattice, first, n_own in ((spatial, near, 17, 1), (bilateral, alike, 18, 2)):
             kernel = Kernel(lattice, None, None)
-            if config.normalization != "none":
-                kernel = kernel.normalized(lattice.row_sums(), config.normalization)
+            if is_normalized:
+                row_sums = lattice.row_sums(on_step=share(first, n_own))
+                kernel = kernel.normalized(row_sums, config.normalization)
             kernels.append(kernel)
         orders.append(order)
+        if on_step is not None:
+            on_step(number + 1, len(image))
     return PreparedImage(space, image.dtype, image.device, tuple(spatial), tuple(bilateral), 1, tuple(orders))
 
 

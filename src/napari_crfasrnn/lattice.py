@@ -144,7 +144,8 @@ class Lattice:
         position_width, colour_width
             Widths of the Gaussian.
         on_step
-            Called with (done, total) about every 30 ms while the lattice is built; what it raises ends that.
+            Called with (done, total) every 50 ms at least while the lattice is built; what it raises ends
+            that.
 
         Raises
         ------
@@ -231,10 +232,13 @@ class Lattice:
             return _Filter.apply(values, self, transpose)  # type: ignore[no-any-return, no-untyped-call]
         return self._apply(values, transpose)
 
-    def row_sums(self) -> Tensor:  # [N, 1]
-        """Return the row sums of K, ``filter(ones)``, float32 on the device of the features."""
+    def row_sums(self, *, on_step: Callable[[int, int], None] | None = None) -> Tensor:  # [N, 1]
+        """Return the row sums of K, ``filter(ones)``, float32 on the device of the features.
+
+        The compiled backend on the CPU calls ``on_step(0, 1)`` about every 50 ms; what it raises ends that.
+        """
         if self._backend == "cpu":
-            return torch.from_numpy(self._native.row_sums()).to(self._device)
+            return torch.from_numpy(self._native.row_sums(on_step=on_step)).to(self._device)
         return self._apply_to_tensor(torch.ones(self._n_points, 1, device=self._device), False)
 
     def _apply(self, values: NDArray[Any], transpose: bool) -> NDArray[Any]:
@@ -256,14 +260,18 @@ def order_pixels(
     space: tuple[int, ...],
     *,
     colour_step: float,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:  # [N] int32
     """Return an order of the pixels in which neighbours share lattice vertices: faster for the cache.
 
     Squares of the last two axes follow one another; in each of them colours (of the first three
-    channels) that differ by less than `colour_step` are together.
+    channels) that differ by less than `colour_step` are together. ``on_step(0, 1)`` is called about every
+    50 ms; what it raises ends that.
     """
     order = np.empty(image.shape[1], np.uint32)
-    _lattice.order_pixels(as_array(image), list(space), colour_step=colour_step, pixel_of=order)
+    _lattice.order_pixels(
+        as_array(image), list(space), colour_step=colour_step, pixel_of=order, on_step=on_step
+    )
     return torch.from_numpy(order.view(np.int32))  # a lattice has less than 2^31 points
 
 

@@ -94,8 +94,9 @@ class MeanField:
     ) -> Tensor:  # like unary
         """Return refined logits, float32; the maps take a kernel's message to what is subtracted.
 
-        `on_iteration` is called with (done, total) after each iteration, and what it raises ends the run.
-        A GPU gets all iterations as one submission: there it is called once, when that is queued.
+        `on_iteration` is called with (done, total) after each iteration, and about every 50 ms during a long
+        one; what it raises ends the run. A GPU gets all iterations as one submission: there it is called
+        once, when that is queued.
 
         Raises
         ------

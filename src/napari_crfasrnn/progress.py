@@ -12,11 +12,14 @@ class Cancelled(Exception):  # noqa: N818 - a stop that was asked for is no erro
     """Raised by long work that was cancelled; nothing was changed."""
 
 
-def part_of(progress: Progress | None, number: int, n_parts: int) -> Progress | None:
-    """Return what a part of the work calls: it counts its own steps, the caller those of all parts."""
+def part_of(progress: Progress | None, number: int, n_parts: int, n_own: int = 1) -> Progress | None:
+    """Return what a part of the work calls: it counts its own steps, the caller those of all parts.
+
+    The part is `n_own` of `n_parts` equal ones, after `number` others.
+    """
     if progress is None or n_parts == 1:
         return progress
-    return lambda done, total: progress(number * total + done, n_parts * total)
+    return lambda done, total: progress(number * total + n_own * done, n_parts * total)
 
 
 def stop_if(cancel: Cancel | None) -> Progress:

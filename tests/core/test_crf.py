@@ -393,9 +393,10 @@ def test_the_caller_hears_of_every_iteration(backend: Any, inference: bool, labe
         expected = crf(unary, image, n_iterations=4)
         out = crf(unary, image, n_iterations=4, on_iteration=lambda *step: seen.append(step))
     assert torch.equal(out, expected)
-    # The GPU gets all iterations of the batch as one submission.
+    # The GPU gets all iterations of the batch as one submission. Long iterations are told of more than once.
     one_by_one = backend != "cuda" or not inference
-    assert seen == ([(i, 12) for i in range(1, 13)] if one_by_one else [(4, 4)])
+    assert seen == sorted(seen)
+    assert sorted(set(seen) - {(0, 12)}) == ([(i, 12) for i in range(1, 13)] if one_by_one else [(4, 4)])
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -406,11 +407,11 @@ def test_what_the_caller_raises_ends_the_iterations(inference: bool, labels: int
 
     class Patience:
         def __init__(self, patience: int) -> None:
-            self.left = patience
+            self.patience, self.done = patience, 0
 
         def __call__(self, done: int, total: int) -> None:
-            self.left -= 1
-            if self.left == 0:
+            self.done = done
+            if done == self.patience:
                 raise EnoughError(f"{done} of {total}")
 
     crf = perturbed(CrfRnn(labels, CrfConfig(theta_alpha=9)))
@@ -422,7 +423,7 @@ def test_what_the_caller_raises_ends_the_iterations(inference: bool, labels: int
             hook = Patience(patience)
             with pytest.raises(EnoughError, match=f"^{patience} of 10$"):
                 crf(unary, prepared=prepared, n_iterations=5, on_iteration=hook)
-            assert hook.left == 0
+            assert hook.done == patience
             trace = weakref.ref(hook)
             del hook
             gc.collect()
@@ -443,7 +444,7 @@ def test_a_hook_may_itself_run_the_layer() -> None:
             n_iterations=2,
             on_iteration=lambda *_: seen.append(crf(unary, prepared=prepared, n_iterations=2)),
         )
-    assert len(seen) == 2
+    assert len(seen) >= 2
     assert all(torch.equal(one, expected) for one in seen)
 
 
@@ -562,10 +563,15 @@ def test_preparing_tells_how_far_it_is_and_can_be_stopped() -> None:
     crf.backend = "cpu"
     told: list[tuple[int, int]] = []
     crf.prepare(images, on_step=lambda done, total: told.append((done, total)))
-    assert told == [(done, 12) for done in range(1, 13)]  # three steps of two lattices of two images
+    shares = [done / total for done, total in told]
+    assert len(set(shares)) >= 12  # three steps of two lattices of two images
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
-    def stop(done: int, total: int) -> None:
-        raise_if_cancelled(lambda: done == 5)
+    for wanted in (0.3, 0.5, 0.7):
 
-    with pytest.raises(Cancelled):
-        crf.prepare(images, on_step=stop)
+        def stop(done: int, total: int, wanted: float = wanted) -> None:
+            raise_if_cancelled(lambda: done / total >= wanted)
+
+        with pytest.raises(Cancelled):
+            crf.prepare(images, on_step=stop)

@@ -44,8 +44,12 @@ class Lattice:
     def n_bytes(self) -> int:
         """Memory held, in bytes."""
 
-    def row_sums(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
-        """Return filter(ones), float32 [N, 1]."""
+    def row_sums(self, *, on_step: Callable[[int, int], None] | None = None) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+        """
+        Return filter(ones), float32 [N, 1].
+
+        on_step(0, 1) is called again and again; what it raises ends that.
+        """
 
     def filter(self, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, transpose: bool = False) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
         """
@@ -75,8 +79,8 @@ class MeanField:
         Return the refined logits [L, N] of unary [L, N], float32, L <= 64.
 
         The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is
-        released, and taken for on_iteration(done, total) after each iteration; what that raises ends
-        the run. Raises ValueError for NaN or infinity in unary.
+        released, and taken for on_iteration(done, total) after each iteration, and again and again during a
+        long one; what that raises ends the run. Raises ValueError for NaN or infinity in unary.
         """
 
 class MeanFieldTraining:
@@ -108,9 +112,11 @@ def dot(a: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C',
     Return the sum of a * b, float32 [R, C], in an order that does not depend on the number of threads.
     """
 
-def order_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, colour_step: float, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+def order_pixels(image: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], space: Sequence[int], *, colour_step: float, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')], on_step: Callable[[int, int], None] | None = None) -> None:
     """
     Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].
+
+    on_step(0, 1) is called again and again; what it raises ends that.
     """
 
 def judge(rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], found: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], *, feature: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], threshold: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], child: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], root: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], share: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None:

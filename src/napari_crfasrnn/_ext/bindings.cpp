@@ -58,9 +58,16 @@ std::function<void(int, int)> hook_of(const std::optional<Hook>& function) {
   if (!function) return {};
   // By reference: the function outlives the run, and counting references would need the GIL.
   return [&function](int done, int total) {
+    const crfasrnn::Pauses none({});  // what it computes itself is not to ask it again
     const nb::gil_scoped_acquire locked;
     (*function)(done, total);
   };
+}
+
+// Of work that does not know how far it is.
+crfasrnn::Pauses pauses_for(const crfasrnn::OnStep& hook) {
+  if (!hook) return crfasrnn::Pauses({});
+  return crfasrnn::Pauses([&hook] { hook(0, 1); });
 }
 
 // Throws what the error says in a sentence.
@@ -244,9 +251,12 @@ void check_space(const Image& image, const std::vector<std::size_t>& space, std:
   if (product != image.shape(1) || product != n_points) throw nb::value_error("space must multiply to N");
 }
 
-void order_pixels(Image image, const std::vector<std::size_t>& space, float colour_step, OrderOut pixel_of) {
+void order_pixels(Image image, const std::vector<std::size_t>& space, float colour_step, OrderOut pixel_of,
+                  std::optional<Hook> on_step) {
   check_space(image, space, pixel_of.shape(0));
+  const crfasrnn::OnStep hook = hook_of(on_step);
   const nb::gil_scoped_release unlocked;
+  const crfasrnn::Pauses pauses = pauses_for(hook);
   crfasrnn::order_pixels({image.data(), image.size()}, space, colour_step, {pixel_of.data(), pixel_of.size()});
 }
 
@@ -266,10 +276,12 @@ std::unique_ptr<crfasrnn::Lattice> build_of_pixels(Image image, const std::vecto
       hook_of(on_step));
 }
 
-Result row_sums(const crfasrnn::Lattice& lattice) {
+Result row_sums(const crfasrnn::Lattice& lattice, std::optional<Hook> on_step) {
   Result out = new_array(lattice.n_points(), 1);
   float* target = out.data();
+  const crfasrnn::OnStep hook = hook_of(on_step);
   const nb::gil_scoped_release unlocked;
+  const crfasrnn::Pauses pauses = pauses_for(hook);
   lattice.row_sums({target, lattice.n_points()});
   return out;
 }
@@ -327,7 +339,9 @@ NB_MODULE(_lattice, m) {
       .def_prop_ro("n_dims", &crfasrnn::Lattice::n_dims, "d")
       .def_prop_ro("n_vertices", &crfasrnn::Lattice::n_vertices, "M")
       .def_prop_ro("n_bytes", &crfasrnn::Lattice::n_bytes, "Memory held, in bytes.")
-      .def("row_sums", &row_sums, "Return filter(ones), float32 [N, 1].")
+      .def("row_sums", &row_sums, nb::kw_only(), "on_step"_a = nb::none(),
+           "Return filter(ones), float32 [N, 1].\n\n"
+           "on_step(0, 1) is called again and again; what it raises ends that.")
       .def("filter", &filter, "values"_a.noconvert(), nb::kw_only(), "transpose"_a = false,
            "Return slice(blur(splat(values))) for values float32 [N, V], C-contiguous.\n\n"
            "transpose applies the adjoint. The GIL is released; several threads may call at once.");
@@ -346,8 +360,8 @@ NB_MODULE(_lattice, m) {
            "on_iteration"_a = nb::none(),
            "Return the refined logits [L, N] of unary [L, N], float32, L <= 64.\n\n"
            "The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is\n"
-           "released, and taken for on_iteration(done, total) after each iteration; what that raises ends\n"
-           "the run. Raises ValueError for NaN or infinity in unary.");
+           "released, and taken for on_iteration(done, total) after each iteration, and again and again during a\n"
+           "long one; what that raises ends the run. Raises ValueError for NaN or infinity in unary.");
 
   nb::class_<crfasrnn::MeanFieldTraining>(m, "MeanFieldTraining", "The mean field with a backward run.")
       .def(nb::new_(&mean_field<crfasrnn::MeanFieldTraining>), "spatial"_a, "bilateral"_a, nb::kw_only(),
@@ -369,8 +383,9 @@ NB_MODULE(_lattice, m) {
         "Return the sum of a * b, float32 [R, C], in an order that does not depend on the number of threads.");
 
   m.def("order_pixels", &order_pixels, "image"_a.noconvert(), "space"_a, nb::kw_only(), "colour_step"_a,
-        "pixel_of"_a.noconvert(),
-        "Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].");
+        "pixel_of"_a.noconvert(), "on_step"_a = nb::none(),
+        "Write an order of the pixels of image, float32 [C, N], that suits the cache to pixel_of, uint32 [N].\n\n"
+        "on_step(0, 1) is called again and again; what it raises ends that.");
 
   bind_forest(m);
 

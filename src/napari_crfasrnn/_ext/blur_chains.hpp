@@ -21,7 +21,7 @@ inline constexpr std::size_t batch = 128;
 // Put the vertices into blocks that are closed under steps along the axes of a group; returns how many.
 template <int Words>
 std::size_t assign_blocks(int first_axis, int last_axis, const KeyLayout& layout, const VertexTable<Words>& table,
-                          std::uint32_t* block_of) {
+                          const FirstException& failure, std::uint32_t* block_of) {
   constexpr std::uint32_t smallest_block = 256;
   const std::size_t m = table.size();
   // A step changes all coordinates outside of the group alike, so a sum of those with factors that sum
@@ -56,6 +56,7 @@ std::size_t assign_blocks(int first_axis, int last_axis, const KeyLayout& layout
     cosets.find_or_add(wanted, count, block_of + first);
     sizes.resize(cosets.size());
     for (std::size_t i = 0; i < count; ++i) ++sizes[block_of[first + i]];
+    failure.pause();
   }
   std::uint32_t block = 0;
   std::uint32_t filled = 0;
@@ -68,7 +69,9 @@ std::size_t assign_blocks(int first_axis, int last_axis, const KeyLayout& layout
       filled = 0;
     }
   }
-  for (std::size_t v = 0; v < m; ++v) block_of[v] = sizes[block_of[v]];
+  in_pieces(m, [&failure] { failure.pause(); }, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t v = begin; v < end; ++v) block_of[v] = sizes[block_of[v]];
+  });
   return static_cast<std::size_t>(block) + (filled != 0 ? 1 : 0);
 }
 
@@ -142,37 +145,44 @@ inline Buffer<std::uint32_t> find_neighbours(const PlaneKeys& vertex_keys, const
 
 // List the chains along one axis, block by block. block_of may be null for a single block.
 inline BlurGroup::Axis link_axis(const std::uint32_t* next, std::size_t m, const std::uint32_t* block_of,
-                                 std::size_t n_blocks) {
+                                 std::size_t n_blocks, const FirstException& failure) {
+  const auto between = [&failure] { failure.pause(); };
   constexpr std::uint32_t absent = VertexTable<1>::absent;
   Buffer<std::uint8_t> has_previous(m + 1);  // the last one stands for all that are not there
   std::memset(has_previous.data(), 0, m + 1);
-  for (std::size_t v = 0; v < m; ++v) has_previous[std::min<std::size_t>(next[v], m)] = 1;
+  in_pieces(m, between, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t v = begin; v < end; ++v) has_previous[std::min<std::size_t>(next[v], m)] = 1;
+  });
   BlurGroup::Axis out;
   out.start = Buffer<std::uint32_t>(n_blocks + 1);
   std::fill(out.start.data(), out.start.data() + n_blocks + 1, 0U);
   const auto block = [block_of](std::size_t v) { return block_of == nullptr ? 0U : block_of[v]; };
   Buffer<std::uint32_t> heads(m + 1);
   std::size_t n_heads = 0;
-  for (std::size_t v = 0; v < m; ++v) {
-    // A vertex without neighbours does not change. No branches: they could not be predicted.
-    const bool is_linked = next[v] != absent;
-    const bool is_reached = has_previous[v] != 0;
-    out.start[block(v) + 1] += static_cast<std::uint32_t>(is_linked | is_reached);
-    heads[n_heads] = static_cast<std::uint32_t>(v);
-    n_heads += static_cast<std::size_t>(is_linked & !is_reached);
-  }
+  in_pieces(m, between, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t v = begin; v < end; ++v) {
+      // A vertex without neighbours does not change. No branches: they could not be predicted.
+      const bool is_linked = next[v] != absent;
+      const bool is_reached = has_previous[v] != 0;
+      out.start[block(v) + 1] += static_cast<std::uint32_t>(is_linked | is_reached);
+      heads[n_heads] = static_cast<std::uint32_t>(v);
+      n_heads += static_cast<std::size_t>(is_linked & !is_reached);
+    }
+  });
   for (std::size_t b = 0; b < n_blocks; ++b) out.start[b + 1] += out.start[b];
   out.chain = Buffer<std::uint32_t>(out.start[n_blocks]);
   Buffer<std::uint32_t> cursor(n_blocks);
   std::copy(out.start.data(), out.start.data() + n_blocks, cursor.data());
-  for (std::size_t i = 0; i < n_heads; ++i) {
-    const std::uint32_t v = heads[i];
-    std::uint32_t& cursor_of_block = cursor[block(v)];
-    std::uint32_t at = cursor_of_block;
-    out.chain[at++] = v | chain_head;
-    for (std::uint32_t u = next[v]; u != absent; u = next[u]) out.chain[at++] = u;
-    cursor_of_block = at;
-  }
+  in_pieces(n_heads, between, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::uint32_t v = heads[i];
+      std::uint32_t& cursor_of_block = cursor[block(v)];
+      std::uint32_t at = cursor_of_block;
+      out.chain[at++] = v | chain_head;
+      for (std::uint32_t u = next[v]; u != absent; u = next[u]) out.chain[at++] = u;
+      cursor_of_block = at;
+    }
+  });
   return out;
 }
 
@@ -198,7 +208,7 @@ std::vector<BlurGroup> link_chains(int n_dims, const Keys& vertex_keys, const ty
           if (n_own == 1) continue;
           block_of[g] = Buffer<std::uint32_t>(m);
           groups[g].n_blocks =
-              assign_blocks(first_axis(g), first_axis(g + 1), vertex_keys.layout(), table, block_of[g].data());
+              assign_blocks(first_axis(g), first_axis(g + 1), vertex_keys.layout(), table, failure, block_of[g].data());
         }
       }
     });
@@ -212,7 +222,7 @@ std::vector<BlurGroup> link_chains(int n_dims, const Keys& vertex_keys, const ty
         while (first_axis(g + 1) <= static_cast<int>(axis)) ++g;
         BlurGroup& group = groups[g];
         group.axes[axis - static_cast<std::size_t>(first_axis(g))] =
-            link_axis(next.data() + axis * m, m, block_of[g].data(), group.n_blocks);
+            link_axis(next.data() + axis * m, m, block_of[g].data(), group.n_blocks, failure);
         if (group.axes.size() == 1) cut_between_chains(group);
       }
     });

@@ -172,6 +172,10 @@ class Steps {
       : total_(3 * ((n_runs + runs_at_once - 1) / runs_at_once)), on_step_(on_step) {}
   void advance() {
     ++done_;
+    tell();
+  }
+  // Where that is, also in between.
+  void tell() const {
     if (on_step_) on_step_(static_cast<int>(done_), static_cast<int>(total_));
   }
 
@@ -203,6 +207,7 @@ void Lattice::number_vertices(const PointSource& points, const Keys& vertex_keys
   const auto corners = static_cast<std::size_t>(n_corners());
   const std::size_t n_runs = (n_points_ + run_points - 1) / run_points;
   Steps steps(n_runs, on_step);
+  const Pauses pauses([&steps] { steps.tell(); });
 
   std::vector<Run<typename Keys::Key>> runs(n_runs);
   for_runs(n_points_, steps, [&](std::size_t begin, std::size_t end) {
@@ -236,10 +241,12 @@ void Lattice::number_vertices(const PointSource& points, const Keys& vertex_keys
   n_vertices_ = table.size();
   splat_start_ = Buffer<std::uint32_t>(n_vertices_ + 1);
   std::uint32_t total = 0;
-  for (std::size_t v = 0; v < n_vertices_; ++v) {
-    splat_start_[v] = total;
-    total += n_entries[v];
-  }
+  in_pieces(n_vertices_, pause, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t v = begin; v < end; ++v) {
+      splat_start_[v] = total;
+      total += n_entries[v];
+    }
+  });
   splat_start_[n_vertices_] = total;
   n_entries.clear();
 

@@ -62,8 +62,14 @@ MeanField::MeanField(const Kernel& spatial, const Kernel& bilateral, PixelOrder 
 
 bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& weights, int n_iterations,
                     std::span<float> out, const AfterIteration& after_iteration) const {
+  int n_done = 0;
+  const AfterIteration tell = [&](int done, int total) {
+    n_done = done;
+    if (after_iteration) after_iteration(done, total);
+  };
+  const Pauses pauses([&] { tell(n_done, n_iterations); });
   if (n_labels == 2 && spatial_.averages && bilateral_.averages) {
-    return run_two_labels(unary, weights, n_iterations, out, after_iteration);
+    return run_two_labels(unary, weights, n_iterations, out, tell);
   }
   const std::size_t n = n_points();
   const int width = padded_width(static_cast<std::size_t>(n_labels));
@@ -113,7 +119,7 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
         k.unpack(width, planes, square, logits.data(), shift.data(), weights.output_scale, out.data());
       });
     }
-    if (after_iteration) after_iteration(iteration + 1, n_iterations);
+    tell(iteration + 1, n_iterations);
   }
   return true;
 }
@@ -168,7 +174,7 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
       k.update(1, difference.data(), messages[0], messages[1], Finish::nothing, marginal.data(), begin, end);
       k.sigmoid(marginal.data(), begin, end);
     });
-    if (after_iteration) after_iteration(iteration + 1, n_iterations);
+    after_iteration(iteration + 1, n_iterations);
   }
   // The last messages one by one: both labels need them.
   Buffer<float> sliced[2] = {Buffer<float>(n), Buffer<float>(n)};
@@ -189,7 +195,7 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
       out[n + pixel] = weights.output_scale * state[1];
     });
   });
-  if (after_iteration) after_iteration(n_iterations, n_iterations);
+  after_iteration(n_iterations, n_iterations);
   return true;
 }
 

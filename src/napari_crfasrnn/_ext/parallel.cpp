@@ -7,6 +7,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #if defined(__unix__) || defined(__APPLE__)
 #define CRFASRNN_HAS_FORK 1
@@ -29,6 +30,9 @@ int default_n_threads() {
 
 std::atomic<int> requested_threads{0};
 
+constexpr std::chrono::milliseconds between_pauses{50};
+thread_local Pauses* pauses = nullptr;
+
 struct Job {
   std::size_t total = 0;
   std::size_t grain = 1;
@@ -50,11 +54,18 @@ class Pool {
       ++generation_;
     }
     wake_.notify_all();
-    work(job);
+    std::exception_ptr stopped;
+    try {
+      work(job, &pause);
+    } catch (...) {
+      stopped = std::current_exception();
+      next_.store(job.total, std::memory_order_relaxed);
+    }
     // Helpers that have not woken up yet are no longer wanted; those at work are waited for.
     std::unique_lock lock(mutex_);
     wanted_ = joined_;
     done_.wait(lock, [this] { return running_ == 0; });
+    if (stopped) std::rethrow_exception(stopped);
   }
 
  private:
@@ -69,11 +80,12 @@ class Pool {
     }
   }
 
-  void work(const Job& job) {
+  void work(const Job& job, void (*between)() = nullptr) {
     for (;;) {
       const std::size_t begin = next_.fetch_add(job.grain, std::memory_order_relaxed);
       if (begin >= job.total) return;
       job.function(job.context, begin, std::min(begin + job.grain, job.total));
+      if (between != nullptr) between();
     }
   }
 
@@ -137,6 +149,23 @@ int n_threads() {
   return requested > 0 ? requested : by_default;
 }
 
+Pauses::Pauses(std::function<void()> ask)
+    : ask_(std::move(ask)), last_(std::chrono::steady_clock::now()), outer_(std::exchange(pauses, this)) {}
+
+Pauses::~Pauses() { pauses = outer_; }
+
+void Pauses::take() {
+  if (!ask_) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - last_ < between_pauses) return;
+  ask_();
+  last_ = std::chrono::steady_clock::now();
+}
+
+void pause() {
+  if (pauses != nullptr) pauses->take();
+}
+
 namespace detail {
 
 void run_ranges(std::size_t total, std::size_t grain, RangeFunction function, void* context) {
@@ -154,6 +183,7 @@ void run_ranges(std::size_t total, std::size_t grain, RangeFunction function, vo
   }
   for (std::size_t begin = 0; begin < total; begin += grain) {
     function(context, begin, std::min(begin + grain, total));
+    pause();
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "kernels.hpp"
 #include "memory.hpp"
+#include "parallel.hpp"
 
 namespace crfasrnn {
 
@@ -178,13 +179,17 @@ class VertexTable {
     // The margins of a layout keep every field of a key below its largest value: no vertex has this key.
     Slot empty{{}, absent};
     empty.key.words.fill(~std::uint64_t{0});
-    std::fill(slots.data(), slots.data() + n_slots, empty);
+    in_pieces(n_slots, pause, [&](std::size_t begin, std::size_t end) {
+      std::fill(slots.data() + begin, slots.data() + end, empty);
+    });
     if (size_ != 0) std::memcpy(keys.data(), keys_.data(), size_ * sizeof(Key<Words>));
-    for (std::size_t id = 0; id < size_; ++id) {
-      std::size_t i = keys[id].hash() >> shift_;
-      while (slots[i].id != absent) i = (i + 1) & mask_;
-      slots[i] = {keys[id], static_cast<std::uint32_t>(id)};
-    }
+    in_pieces(size_, pause, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t id = begin; id < end; ++id) {
+        std::size_t i = keys[id].hash() >> shift_;
+        while (slots[i].id != absent) i = (i + 1) & mask_;
+        slots[i] = {keys[id], static_cast<std::uint32_t>(id)};
+      }
+    });
     slots_ = std::move(slots);
     keys_ = std::move(keys);
   }
@@ -233,10 +238,12 @@ class VertexFilter {
       : bits_(std::bit_ceil(std::max<std::size_t>(16 * count, 512)) / 64),
         shift_(64 - std::bit_width(64 * bits_.size() - 1)) {
     std::fill(bits_.data(), bits_.data() + bits_.size(), std::uint64_t{0});
-    for (std::size_t k = 0; k < count; ++k) {
-      const std::uint64_t at = keys[k].hash() >> shift_;
-      bits_[at >> 6] |= std::uint64_t{1} << (at & 63);
-    }
+    in_pieces(count, pause, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t k = begin; k < end; ++k) {
+        const std::uint64_t at = keys[k].hash() >> shift_;
+        bits_[at >> 6] |= std::uint64_t{1} << (at & 63);
+      }
+    });
   }
   bool may_contain(std::uint64_t hash) const { return (bits_[hash >> shift_ >> 6] >> (hash >> shift_ & 63) & 1) != 0; }
 

@@ -41,11 +41,9 @@ class Steps:
         self.reach(self.n_done + 1)
 
     def reach(self, n_done: int) -> None:
-        """Count up to there, if that is any further."""
-        if n_done == self.n_done:
-            return
-        self.n_done = n_done
-        if self._progress is not None:
+        """Count up to there, if that is any further, and stop when asked to."""
+        if n_done != self.n_done and self._progress is not None:
             self._progress(n_done, self._total)
+        self.n_done = n_done
         if n_done != self._total:  # a finished job is worth keeping
             raise_if_cancelled(self._cancel)
