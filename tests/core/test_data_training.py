@@ -22,6 +22,7 @@ from napari_crfasrnn.config import Augmentation, Recipe
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.training import DataSet, DivergedError, open_data_set, train
+from napari_crfasrnn.training.pipeline import Pipeline
 from napari_crfasrnn.training.starts import starting_model
 from napari_crfasrnn.training.windows import draw_window, stack
 from napari_crfasrnn.zoo import load_model
@@ -74,6 +75,19 @@ def whole(folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("whole")
     train(folder, path, TINY)
     return path
+
+
+@pytest.fixture
+def memory_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if memory held the network and CRF for one window, and not for more."""
+    forward = Pipeline.forward
+
+    def limited(self: Pipeline, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return forward(self, images)
+
+    monkeypatch.setattr(Pipeline, "forward", limited)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -491,3 +505,42 @@ def test_the_command(folder, whole, tmp_path):
         assert done.exit_code == 2, options
         assert says in done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
+
+
+class TestMemory:
+    """A batch that does not fit is computed in parts."""
+
+    CRF_ONLY = TINY.model_copy(update={"fcn_iterations": 0, "joint_iterations": 0, "crf_batch": 4})
+
+    def test_parts_learn_what_the_whole_batch_learns(self, folder, tmp_path, request) -> None:
+        train(folder, tmp_path / "whole", self.CRF_ONLY)
+        request.getfixturevalue("memory_for_one")
+        told = []
+        train(folder, tmp_path / "parts", self.CRF_ONLY, progress=told.append)
+        assert [iteration.at_once for iteration in told] == [1, 1, 1]
+        whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+        start = starting_model(self.CRF_ONLY, open_data_set(folder).classes).crf.state_dict()
+        changed = [name for name, value in start.items() if not torch.equal(value, whole[f"crf.{name}"])]
+        assert changed
+        for name, value in whole.items():
+            torch.testing.assert_close(parts[name], value, atol=1e-5, rtol=1e-4)
+
+    def test_it_is_said_once(self, folder, tmp_path, memory_for_one) -> None:
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(
+            'architecture = "fcn-8s"\nwidth = 0.02\nbatch = 2\nfcn_iterations = 3\ncrf_iterations = 0\n'
+            "joint_iterations = 0\n[augmentation]\ncrop = 32\n"
+        )
+        result = CliRunner().invoke(
+            app, ["train", "--data", str(folder), "-o", str(tmp_path / "run"), "--recipe", str(recipe)]
+        )
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr.count("1 windows at a time") == 1
+
+    def test_no_room_for_one_window_is_an_error(self, folder, tmp_path, monkeypatch) -> None:
+        def never(self: Pipeline, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("no room")
+
+        monkeypatch.setattr(Pipeline, "forward", never)
+        with pytest.raises(torch.OutOfMemoryError, match="choose a smaller crop"):
+            train(folder, tmp_path, TINY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,20 @@ from skimage import data, draw
 from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import ModelConfig, Preprocessing, TrainConfig
-from napari_crfasrnn.experts.sampling import Grid, _Interpolate, values_at
+from napari_crfasrnn.experts.sampling import Grid, Lay, _Interpolate, values_at
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
-from napari_crfasrnn.training import LockedScore, TrainStep, fine_tune
-from napari_crfasrnn.training.planes import Look, draw_pixels, labelled_planes, make_view
+from napari_crfasrnn.training import LockedScore, TrainStep, fine_tune, learning_round
+from napari_crfasrnn.training.memory_limits import halves
+from napari_crfasrnn.training.planes import (
+    LOOKS,
+    LabelledPlane,
+    Look,
+    draw_pixels,
+    labelled_planes,
+    make_view,
+)
 from napari_crfasrnn.training.positions import locate, score_map
 from napari_crfasrnn.zoo import load_model
 
@@ -287,6 +296,74 @@ class TestLearning:
         thawed = weights(fine_tune(starter, coins_project, few.model_copy(update={"thaw": True})).model)
         assert all(torch.equal(frozen[name], before[name]) for name in encoder)
         assert not all(torch.equal(thawed[name], before[name]) for name in encoder)
+
+    def test_when_memory_ends_the_encoder_learns_from_windows(
+        self, starter: SegmentationModel, coins_project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        encode, largest = type(starter.network).encode, []
+
+        def limited(self: Any, images: torch.Tensor) -> Any:
+            if torch.is_grad_enabled():
+                if images.shape[-2] * images.shape[-1] > 30_000:
+                    raise torch.OutOfMemoryError("no room")
+                largest.append(images.shape[-2] * images.shape[-1])
+            return encode(self, images)
+
+        monkeypatch.setattr(type(starter.network), "encode", limited)
+        few = QUICK.model_copy(update={"max_iterations": 6, "crf_iterations": 0, "thaw": True})
+        report = fine_tune(starter, coins_project, few)
+        assert len(report.history) == len(largest) == 6
+        assert any("did not hold whole images" in note for note in report.notes)
+        before, after = weights(starter), weights(report.model)
+        assert any(not torch.equal(after[n], before[n]) for n in before if n.startswith("network.encoder."))
+
+    def test_without_room_for_any_window_nothing_is_learnt(
+        self, starter: SegmentationModel, coins_project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        encode = type(starter.network).encode
+
+        def never(self: Any, images: torch.Tensor) -> Any:
+            if torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("no room")
+            return encode(self, images)
+
+        monkeypatch.setattr(type(starter.network), "encode", never)
+        with pytest.raises(torch.OutOfMemoryError, match="smallest window"):
+            fine_tune(starter, coins_project, QUICK.model_copy(update={"thaw": True}))
+
+    @pytest.mark.parametrize("size", [(96, 224), (200, 70)])
+    def test_halves_of_a_view_hold_the_same_values(
+        self, starter: SegmentationModel, size: tuple[int, int]
+    ) -> None:
+        image = torch.rand(1, 3, *size) * 255
+        labels = np.zeros(size, np.uint8)
+        nothing = np.full(size, 255, np.uint8)
+        plane = LabelledPlane(0, (), image, labels, nothing, np.zeros(size, bool))
+        pixels = draw_pixels(plane, np.random.default_rng(0))
+        view = make_view(starter, 0, plane, pixels, LOOKS[1], encode=False)
+        stride = starter.network.stride
+        cells = Lay.of_encoder(view.grid, stride).size
+        values = torch.rand(2, *cells)
+        expected = values_at(values, view.training.positions)
+        axis = int(size[1] > size[0])
+        found, start = halves(view, starter.network), 0
+        for half, mine, _ in found:
+            shape = Lay.of_encoder(half.grid, stride).size
+            part = values.narrow(1 + axis, start, shape[axis])
+            start += shape[axis]
+            torch.testing.assert_close(values_at(part, half.training.positions), expected[mine])
+        assert len(found) == 2
+        assert start == cells[axis]
+        assert sum(len(mine) for _, mine, _ in found) > 0.85 * len(expected)
+
+    @pytest.mark.parametrize("half", [None, torch.bfloat16])
+    def test_a_thawed_encoder_learns_in_16_bits_too(
+        self, starter: SegmentationModel, coins_project: Project, half: torch.dtype | None, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr(learning_round, "half_precision", lambda precision, device: half)
+        few = QUICK.model_copy(update={"max_iterations": 24, "crf_iterations": 0, "thaw": True})
+        losses = [step.loss for step in fine_tune(starter, coins_project, few).history]
+        assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
 
     def test_contradictory_strokes_are_found(
         self, starter: SegmentationModel, make_project: Callable[..., Project]

@@ -161,7 +161,15 @@ def _bar(settings: Recipe, speaks: bool) -> Iterator[Callable[[Iteration], None]
     with Progress(console=console, disable=not (speaks and console.is_terminal)) as progress:
         tasks = {stage: progress.add_task(stage, total=total) for stage, total in totals.items() if total}
 
+        told: set[int | None] = {None}
+
         def show(iteration: Iteration) -> None:
+            if iteration.at_once not in told:
+                told.add(iteration.at_once)
+                remark(
+                    f"memory ran out: batches are computed {iteration.at_once} windows at a time from here, "
+                    "which takes longer and learns the same"
+                )
             progress.update(
                 tasks[iteration.stage],
                 completed=iteration.number,

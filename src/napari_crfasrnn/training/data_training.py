@@ -32,6 +32,7 @@ from napari_crfasrnn.training.data_sets import IGNORE, DataSet, Sample, open_dat
 from napari_crfasrnn.training.evaluation import Score, judge
 from napari_crfasrnn.training.history import STAGES, History, ScoreEntry, Stage
 from napari_crfasrnn.training.material import class_weights, count_labels, divide, fingerprint, spread
+from napari_crfasrnn.training.memory_limits import Portions
 from napari_crfasrnn.training.optimizers import StageOptimizer
 from napari_crfasrnn.training.pipeline import Pipeline, half_precision
 from napari_crfasrnn.training.processes import Processes, joined
@@ -53,12 +54,23 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Iteration:
-    """One optimiser iteration: its stage, its number from 1, the stage's total, the mean loss."""
+    """One optimiser iteration.
+
+    Attributes
+    ----------
+    stage, number, total
+        Which one: from 1 to the total of the stage.
+    loss
+        Mean over the labelled pixels.
+    at_once
+        Windows of a batch that are computed at a time, since memory ran out; None: all of them.
+    """
 
     stage: Stage
     number: int
     total: int
     loss: float
+    at_once: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +135,9 @@ def train(
         If the loss is no longer a number.
     Cancelled
         When asked to stop; the state was saved.
+    torch.OutOfMemoryError
+        If the GPU's memory does not hold one window. As long as it holds one, a batch for which there is not
+        enough is computed in halves, which gives the same step (with several processes it is an error, too).
     """
     recipe = Recipe() if recipe is None else recipe
     data = data if isinstance(data, DataSet) else open_data_set(data)
@@ -158,6 +173,8 @@ class _Training:
         self._stage: Stage = "fcn"
         self._done = 0  # iterations of the stage
         self._optimizer_state: dict[str, Any] | None = None
+        # Several processes wait for each other's gradients: one cannot take its part in more pieces.
+        self._portions = Portions(may_halve=processes.size == 1)
         self._counts = np.stack([count_labels(data, sample) for sample in data.train])  # [images, L]
         if not self._counts.any():
             raise ValueError(f"the masks to train on must hold labelled pixels, got none in {data.folder}")
@@ -282,18 +299,27 @@ class _Training:
             return (
                 math.nan if not self._history.losses[self._stage] else self._history.losses[self._stage][-1]
             )
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            seed = self._rng(_DROPOUT, self._done, self._processes.rank).integers(2**31)
-            torch.manual_seed(int(seed))
-            logits = pipeline(images)
-            loss = (
-                F.cross_entropy(logits, labels, self._weight, ignore_index=IGNORE, reduction="sum") / weight
+        losses: list[Tensor] = []
+        seed = int(self._rng(_DROPOUT, self._done, self._processes.rank).integers(2**31))
+
+        def begin() -> None:
+            losses.clear()
+            optimizer.forget()
+            torch.manual_seed(seed)
+
+        def learn(part: slice) -> None:
+            sums = F.cross_entropy(
+                pipeline(images[part]), labels[part], self._weight, ignore_index=IGNORE, reduction="sum"
             )
-        value = float(self._processes.total(loss.detach()))
+            losses.append(sums.detach() / weight)
+            # data parallelism averages over the processes, where the loss is a sum over them
+            optimizer.backward(sums / weight * self._processes.size)
+
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            self._portions.run(len(images), begin, learn)
+        value = float(self._processes.total(torch.stack(losses).sum()))
         stays_finite = math.isfinite(value)
         if stays_finite:
-            # data parallelism averages over the processes, where the loss is a sum over them
-            optimizer.backward(loss * self._processes.size)
             if known is not None:
                 for matrix in self._model.crf.parameters():
                     if matrix.grad is not None and matrix.ndim >= 2:
@@ -318,7 +344,7 @@ class _Training:
         if self._processes.is_first:
             self._folder.log(self._history.step(stage, self._done), {f"loss/{stage}": loss})
             if self._progress is not None:
-                self._progress(Iteration(stage, self._done, total, loss))
+                self._progress(Iteration(stage, self._done, total, loss, self._portions.limit))
 
     def _known_pairs(self) -> Tensor:  # [L, L], 0 or 1
         """Mark the pairs of classes of which enough images of this stage tell something."""

@@ -22,6 +22,7 @@ from napari_crfasrnn import metrics
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.experts.sampling import values_at
 from napari_crfasrnn.network import Fcn8s, SegmentationModel
+from napari_crfasrnn.training.memory_limits import fits, halves
 from napari_crfasrnn.training.planes import PixelSample, View
 from napari_crfasrnn.training.positions import score_map
 from napari_crfasrnn.training.report import LockedScore
@@ -63,6 +64,15 @@ class HeadLearner:
         Learning rate, seed, weight of the old predictions.
     advice
         For each plane, what its untouched pixels should become; empty if nobody knows.
+    half
+        What a thawed encoder computes in beside 32 bits, as `half_precision` returns it.
+
+    Attributes
+    ----------
+    iteration
+        How many are done.
+    n_halvings
+        How often the views were cut into two because a step did not fit into the GPU's memory.
     """
 
     def __init__(
@@ -72,8 +82,11 @@ class HeadLearner:
         locked: Sequence[tuple[View, PixelSample]],
         config: TrainConfig,
         advice: Sequence[Advice],
+        half: torch.dtype | None = None,
     ) -> None:
         self._model = model
+        self._half = half if config.thaw else None
+        self._scaler = torch.amp.GradScaler(model.device.type, enabled=self._half == torch.float16)
         self._locked = [(view, sample) for view, sample in locked if len(sample)]
         self._random = np.random.default_rng([config.seed, _BATCH_STREAM])
         groups = _parameter_groups(model, config)
@@ -88,36 +101,70 @@ class HeadLearner:
             counts += torch.bincount(view.training.target.cpu(), minlength=model.n_labels)
         class_weight = counts.clamp_min(1).rsqrt().to(model.device)
         weights = [class_weight[view.training.target] for view in views]
-        mean = sum(float(weight.sum()) for weight in weights) / max(1, len(weights))
-        self._lessons = [
-            _Lesson(view, weight, (float(weight.sum()) / mean) ** 0.5, advice[view.plane] if advice else None)
-            for view, weight in zip(views, weights, strict=True)
-        ]
+        self._lessons = _lessons(
+            [
+                (view, w, advice[view.plane] if advice else None)
+                for view, w in zip(views, weights, strict=True)
+            ]
+        )
         self._order: list[int] = []
         self._measure_every = max(_MEASURE_EVERY, 2 * len(self._locked))
         self._sound = True
         self.iteration = 0
+        self.n_halvings = 0
 
     def step(self) -> float:
-        """Do one iteration and return its loss; when that is not finite, nothing was changed."""
+        """Do one iteration and return its loss; when that is not finite, nothing was changed.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            If memory does not hold a step on the smallest views.
+        """
         warm = min(1.0, (self.iteration + 1) / _WARM_UP)
         for group in self._optimizer.param_groups:
             group["lr"] = group["rate"] * warm
-        if not self._order:
-            self._order = self._random.permutation(len(self._lessons)).tolist()
-        with torch.enable_grad():
-            loss = self._loss(self._lessons[self._order.pop()])
-            value = float(loss.detach())
-            self._sound = math.isfinite(value)
-            if not self._sound:
-                return value
+        while not fits(self._forward_and_back):
             self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._halve()
+        if not self._sound:
+            return self._loss_value
+        self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT)
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)  # in float16, a step with an overflow is left out
+        self._scaler.update()
         self.iteration += 1
         self._pull_and_average()
-        return value
+        return self._loss_value
+
+    def _forward_and_back(self) -> None:
+        """Compute loss and gradients of the next lesson."""
+        if not self._order:
+            self._order = self._random.permutation(len(self._lessons)).tolist()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss = self._loss(self._lessons[self._order.pop()])
+            self._loss_value = float(loss.detach())
+            self._sound = math.isfinite(self._loss_value)
+            if self._sound:
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def _halve(self) -> None:
+        """Cut all views into two, which the encoder reads one by one."""
+        parts = []
+        for lesson in self._lessons:
+            cut = halves(lesson.view, self._model.network) if lesson.view.input is not None else []
+            advice = lesson.advice
+            for view, mine, free in cut:
+                some = None if advice is None else Advice(advice.marginals[free], advice.weight[free])
+                parts.append((view, lesson.weight[mine], some))
+        if not parts:
+            raise torch.OutOfMemoryError(
+                "the GPU's memory does not hold a step on the smallest window of an image: free some "
+                "of it, or learn on the CPU"
+            )
+        self._lessons, self._order = _lessons(parts), []
+        self.n_halvings += 1
 
     def measure(self) -> float | None:
         """Return the mean IoU of the averaged weights on the held-back pixels, if it is due and can be told.
@@ -172,7 +219,9 @@ class HeadLearner:
             average.lerp_(parameter, 1 - memory)
 
     def _scores(self, view: View) -> Tensor:  # [L, gh, gw]
-        return score_map(self._model.network, view.encoded(self._model), view.grid)
+        with torch.autocast(self._model.device.type, self._half, enabled=self._half is not None):
+            scores = score_map(self._model.network, view.encoded(self._model), view.grid)
+        return scores.float()
 
     def _loss(self, lesson: _Lesson) -> Tensor:
         scores = self._scores(lesson.view)
@@ -194,6 +243,16 @@ class HeadLearner:
     def _choose(self, n: int, size: int) -> Tensor:
         chosen = self._random.choice(n, min(size, n), replace=False)
         return torch.from_numpy(chosen).to(self._model.device)
+
+
+def _lessons(parts: Sequence[tuple[View, Tensor, Advice | None]]) -> list[_Lesson]:
+    """Return lessons; a view with more labels has more to say, but not by their area."""
+    sums = [float(weight.sum()) for _, weight, _ in parts]
+    mean = sum(sums) / max(1, len(sums))
+    return [
+        _Lesson(view, weight, (total / mean) ** 0.5, advice)
+        for (view, weight, advice), total in zip(parts, sums, strict=True)
+    ]
 
 
 def _parameter_groups(model: SegmentationModel, config: TrainConfig) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions
 from napari_crfasrnn.training.head import HeadLearner
 from napari_crfasrnn.training.panel_round import PanelRound
+from napari_crfasrnn.training.pipeline import half_precision
 from napari_crfasrnn.training.planes import (
     LOOKS,
     LabelledPlane,
@@ -322,7 +323,8 @@ class _Round:
             (view, locked_sample(self.student, plane, view.grid))
             for view, plane in zip(views[: len(planes)], planes, strict=True)
         ]
-        learner = HeadLearner(self.student, views, locked, self.config, self._advice(planes, views))
+        half = half_precision("auto", self.student.device)
+        learner = HeadLearner(self.student, views, locked, self.config, self._advice(planes, views), half)
         try:
             while learner.iteration < self.config.max_iterations:
                 raise_if_cancelled(self.cancel)
@@ -335,6 +337,11 @@ class _Round:
                 self._report(learner.iteration, loss, learner.measure())
         finally:
             learner.finish()
+            if learner.n_halvings:
+                self.notes.append(
+                    "the GPU's memory did not hold whole images, so the encoder learnt from windows of "
+                    f"1/{2**learner.n_halvings} of an image"
+                )
         return "iterations"
 
     def _advice(self, planes: list[LabelledPlane], views: list[View]) -> list[Advice]:

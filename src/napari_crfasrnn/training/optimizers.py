@@ -103,8 +103,13 @@ class StageOptimizer:
             self._optimizers.append(self._encoder)
         self._rates = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
 
+    def forget(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of a loss."""
+        """Add the gradients of a loss."""
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -127,8 +132,7 @@ class StageOptimizer:
             for optimizer in self._optimizers:
                 self._scaler.step(optimizer)
             self._scaler.update()
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.forget()
         return is_finite or self._scaler.is_enabled()
 
     def state_dict(self) -> dict[str, Any]:
