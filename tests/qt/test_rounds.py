@@ -188,3 +188,23 @@ def test_what_differs_is_told_in_a_sentence() -> None:
     assert (changes.gained, changes.lost) == ((0, 1, 1, 2), (1, 1, 1, 0))
     assert describe(changes, classes) == "4 px differ (66.7%): b +1 −1, c +1 −1 and 2 more classes."
     assert describe(compare_labels(first, first, 4), classes) == "No pixel differs."
+
+
+def test_a_person_chooses_what_a_round_may_cost(teacher: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    user, asked = teacher, []
+    learning = user.session.engine.learn
+
+    def learn_little(request: Any, project: Any, config: TrainConfig, *rest: Any) -> Any:
+        asked.append(config)
+        return learning(request, project, config.model_copy(update={"max_iterations": 2}), *rest)
+
+    monkeypatch.setattr(user.session.engine, "learn", learn_little)
+    panel = user.widget.learning
+    assert panel.effort.text() == "20 s ▾"
+    panel.times[60.0].trigger()
+    panel.thaw.trigger()
+    user.wait(lambda: panel.effort.text() == "1 min + ▾")
+    assert user.do(lambda: user.click(panel.task.button)) == "learn"
+    (config,) = asked
+    assert (config.seconds, config.thaw) == (60, True)
+    assert config.max_iterations == 3 * TrainConfig().max_iterations

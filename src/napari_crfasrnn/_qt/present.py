@@ -153,6 +153,8 @@ def learn_state(bench: Workbench) -> LearnState:
         compare=_compare_action(bench),
         rounds=round_rows(session),
         choose_round=Action(not busy, busy),
+        seconds=session.effort.seconds,
+        thaw=session.effort.thaw,
         message=_lesson_message(session),
     )
 

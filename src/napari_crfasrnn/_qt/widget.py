@@ -171,6 +171,8 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.learning.compare_clicked.connect(self._compare_learnt)
         self.learning.round_wanted.connect(bench.session.rounds.roll_back)
         self.learning.round_compared.connect(self._compare_round)
+        self.learning.seconds_wanted.connect(lambda seconds: bench.set_effort(seconds=seconds))
+        self.learning.thaw_wanted.connect(lambda thaw: bench.set_effort(thaw=thaw))
         self.learning.report_wanted.connect(self._show_round)
         self.project.open_wanted.connect(self._open_project)
         self.project.save_as_wanted.connect(self._ask_save_as)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
@@ -231,8 +232,13 @@ class Workbench:
         self.live.set_on(on)
         self.show_soon()
 
+    def set_effort(self, **changes: Any) -> None:
+        """Choose how many ``seconds`` a round may take, and whether to ``thaw`` the encoder."""
+        self.session.effort = replace(self.session.effort, **changes)
+        self.show_soon()
+
     def learn(self, config: TrainConfig | None = None) -> None:
-        """Teach the model what was corrected."""
+        """Teach the model what was corrected, with the chosen effort if there is no ``config``."""
         self.labelling.flush()
         self.session.learn(config)
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from qtpy.QtCore import Signal
+from qtpy.QtGui import QActionGroup
 from qtpy.QtWidgets import QLabel, QMenu, QToolButton, QVBoxLayout, QWidget
 
 from napari_crfasrnn._qt.panels.look import Theme
@@ -21,6 +22,7 @@ from napari_crfasrnn._qt.panels.parts import (
 from napari_crfasrnn._qt.panels.state import Action, LearnState, Message, RoundRow
 
 PLOT_HEIGHT = 76  # pixels
+TIMES = {20.0: "20 s", 60.0: "1 min", 300.0: "5 min"}
 
 
 class LearnPanel(Section):
@@ -34,6 +36,8 @@ class LearnPanel(Section):
     round_wanted = Signal(int)
     round_compared = Signal(int)  # with the model in use
     report_wanted = Signal(int)
+    seconds_wanted = Signal(float)
+    thaw_wanted = Signal(bool)
     cured = Signal(str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
@@ -59,11 +63,14 @@ class LearnPanel(Section):
         self.rounds.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.rounds.setMenu(QMenu(self.rounds))
         self._rounds: tuple[tuple[RoundRow, ...], Action] | None = None
+        self.effort = tool_button("", "How long a round may take, and whether it trains the encoder, too")
+        self.effort.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        self._fill_effort()
         self.message = MessageLine()
         self.message.cured.connect(self.cured)
         self.decision = QWidget()
         self.decision.setLayout(row(self.keep, self.discard, self.compare))
-        go = row(self.task, self.rounds)
+        go = row(self.task, self.effort, self.rounds)
         go.setStretch(0, 1)
         self.content.addLayout(go)
         for widget in (self.plot_place, self.result, self.decision, self.message):
@@ -77,6 +84,10 @@ class LearnPanel(Section):
         self.decision.setVisible(bool(state.result))
         show_action(self.compare, state.compare)
         self._fill_rounds(state.rounds, state.choose_round)
+        self.effort.setText(f"{TIMES[state.seconds]}{' +' if state.thaw else ''} ▾")
+        self.effort.setEnabled(state.progress is None)
+        self.times[state.seconds].setChecked(True)
+        self.thaw.setChecked(state.thaw)
         self.plot_place.setVisible(state.show_plot)
         if state.show_plot and self.plot is None:
             self.plot = LossPlot(theme)
@@ -85,6 +96,25 @@ class LearnPanel(Section):
         if self.plot is not None:
             self.plot.set_theme(theme)
         self.message.show_message(state.message)
+
+    def _fill_effort(self) -> None:
+        menu = QMenu(self.effort)
+        menu.setToolTipsVisible(True)
+        one_of = QActionGroup(menu)
+        self.times = {seconds: menu.addAction(f"Learn for up to {text}") for seconds, text in TIMES.items()}
+        for seconds, action in self.times.items():
+            action.setCheckable(True)
+            one_of.addAction(action)
+            action.triggered.connect(partial(self.seconds_wanted.emit, seconds))
+        menu.addSeparator()
+        self.thaw = menu.addAction("Train the encoder, too")
+        self.thaw.setCheckable(True)
+        self.thaw.setToolTip(
+            "Slow, and for many corrected images: the network learns to see other things, "
+            "instead of judging by what it sees"
+        )
+        self.thaw.triggered.connect(self.thaw_wanted)
+        self.effort.setMenu(menu)
 
     def _fill_rounds(self, rounds: tuple[RoundRow, ...], choose: Action) -> None:
         self.rounds.setVisible(bool(rounds))

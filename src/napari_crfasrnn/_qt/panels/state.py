@@ -125,6 +125,8 @@ class LearnState:
     compare: Action = Action()  # what was just learnt with the model from before
     rounds: tuple[RoundRow, ...] = ()  # the latest first
     choose_round: Action = Action()
+    seconds: float = 20.0  # that a round may take
+    thaw: bool = False  # whether it trains the encoder, too
     message: Message = Message()
 
 

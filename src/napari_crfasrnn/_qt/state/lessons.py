@@ -7,6 +7,7 @@ kept, it is not lost. Keeping puts it in force; discarding removes it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,28 @@ from napari_crfasrnn.config import TrainConfig
 if TYPE_CHECKING:
     from napari_crfasrnn.project import Round
     from napari_crfasrnn.training import TrainReport, TrainStep
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a round may cost.
+
+    Attributes
+    ----------
+    seconds
+        Its time limit.
+    thaw
+        Whether it trains the encoder, too.
+    """
+
+    seconds: float = 20.0
+    thaw: bool = False
+
+    def config(self) -> TrainConfig:
+        """Return how to learn; with more time, longer."""
+        few = TrainConfig()
+        n = round(few.max_iterations * self.seconds / Effort.seconds)
+        return few.model_copy(update={"seconds": self.seconds, "thaw": self.thaw, "max_iterations": n})
 
 
 class Lessons:

@@ -13,7 +13,7 @@ from psygnal import Signal
 
 from napari_crfasrnn._qt.state.boxes import Outline
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
-from napari_crfasrnn._qt.state.lessons import Lessons
+from napari_crfasrnn._qt.state.lessons import Effort, Lessons
 from napari_crfasrnn._qt.state.rounds import PREFIX, Rounds
 from napari_crfasrnn._qt.state.shelf import ModelChoice, Shelf
 from napari_crfasrnn._qt.state.storage import Storage
@@ -65,6 +65,7 @@ class Session:
         self.shelf = Shelf(self.tasks, self.engine)
         self.storage = Storage(self.tasks, self.engine, self.works, self.table)
         self.rounds = Rounds(self.tasks, self.engine, self.shelf, self.storage)
+        self.effort = Effort()  # of rounds of learning
         self.lessons = Lessons(self.tasks, self.engine, self.shelf, self.storage, self.rounds)
         self.changed, self.finished = self.tasks.changed, self.tasks.finished
         self._write = write
@@ -186,7 +187,7 @@ class Session:
             return
         self.table.locked = True
         self.tasks.lines.pop("correct", None)
-        self.lessons.learn(self.request(), config or TrainConfig(), lambda: None)
+        self.lessons.learn(self.request(), config or self.effort.config(), lambda: None)
 
     def accept(self, key: str) -> None:
         """Say that all labels of an image are right, or take that back."""
