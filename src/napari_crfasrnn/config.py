@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table
 
@@ -194,6 +194,8 @@ class ModelConfig(_Config):
     architecture: Architecture = "fcn-lite"
     width: float = Field(1.0, gt=0, le=4)
     """Factor on the hidden channels of "fcn-8s", whose published size is 1; "fcn-lite" has one size only."""
+    second_encoder: bool = False
+    """Whether "fcn-lite" reads a second encoder beside EfficientNet-Lite0: DeepLabV3's on MobileNetV2."""
     classes: tuple[ClassSpec, ...] = VOC_CLASSES
     preprocessing: Preprocessing = Preprocessing()
     crf: CrfConfig = CrfConfig.starter()
@@ -207,6 +209,12 @@ class ModelConfig(_Config):
     @classmethod
     def _valid_table(cls, classes: tuple[ClassSpec, ...]) -> tuple[ClassSpec, ...]:
         return class_table(classes)
+
+    @model_validator(mode="after")
+    def _valid_encoders(self) -> Self:
+        if self.second_encoder and self.architecture != "fcn-lite":
+            raise ValueError(f"second_encoder is for fcn-lite only, got it with {self.architecture}")
+        return self
 
 
 class Augmentation(_Config):

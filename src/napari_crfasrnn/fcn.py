@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_crfasrnn.deeplab import CONTEXT_CHANNELS, DeepLabEncoder
 from napari_crfasrnn.encoder import FEATURE_BLOCKS, FEATURE_CHANNELS, STRIDE, EfficientNetLite0
 
 Features = tuple[Tensor, ...]
@@ -28,6 +29,7 @@ HEAD_CHANNELS = 96
 # Typical deviation of the three feature maps of ImageNet's EfficientNet-Lite0, measured on photographs:
 # the first layers of a new head divide by it, so that all three levels speak equally loud.
 _FEATURE_DEVIATION = (8.0, 4.0, 2.0)
+_ENCODERS = ("encoder.", "deeplab.")
 
 
 def bilinear_kernel(size: int) -> Tensor:
@@ -235,15 +237,22 @@ class LiteNetwork(nn.Module, ABC):
         return ()
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters outside the encoder: what learns from a few corrections."""
-        return [p for name, p in self.named_parameters() if not name.startswith("encoder.")]
+        """Return the parameters outside the encoders: what learns from a few corrections."""
+        return [p for name, p in self.named_parameters() if not name.startswith(_ENCODERS)]
+
+    def encoder_parts(self) -> list[nn.Module]:
+        """Return the encoders: what learns, slowly, where there is much to learn from."""
+        return [part for name, part in self.named_children() if f"{name}." in _ENCODERS]
 
     def encode(self, x: Tensor) -> Features:  # x: [B, 3, H, W]
         """Return the features, [B, C, h/s, w/s] for some strides s; h, w are H, W in full multiples of 32."""
         bottom, right = -x.shape[-2] % STRIDE, -x.shape[-1] % STRIDE
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-        return self.encoder.maps(x.contiguous(memory_format=torch.channels_last), self.feature_blocks)
+        return self._encode_padded(x.contiguous(memory_format=torch.channels_last))
+
+    def _encode_padded(self, x: Tensor) -> Features:  # [B, 3, H, W], H and W multiples of 32
+        return self.encoder.maps(x, self.feature_blocks)
 
     def decode(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return the logits [B, L, h, w] of an input of ``size`` (h, w) from its features."""
@@ -265,19 +274,27 @@ class FcnLite(LiteNetwork):
 
     From coarse to fine, each level adds its features to the enlarged level below it, looks around,
     and is scored; the three score maps are enlarged and summed. The coarsest level also adds the mean
-    of the whole image to every pixel (global context).
+    of the whole image to every pixel (global context). With a second encoder, the level of stride 16 reads
+    and scores its map too.
 
     Parameters
     ----------
     n_labels
         Number of classes L.
+    second_encoder
+        Whether there is a `DeepLabEncoder` beside EfficientNet-Lite0.
     """
 
     stride = 8
     feature_blocks = FEATURE_BLOCKS
 
-    def __init__(self, n_labels: int) -> None:
+    def __init__(self, n_labels: int, *, second_encoder: bool = False) -> None:
         super().__init__(n_labels)
+        self.deeplab = DeepLabEncoder() if second_encoder else None
+        second_channels = CONTEXT_CHANNELS if second_encoder else 0
+        self.lateral_second: nn.Conv2d | None = None
+        if second_encoder:
+            self.lateral_second = nn.Conv2d(second_channels, HEAD_CHANNELS, 1, bias=False)
         c8, c16, c32 = FEATURE_CHANNELS
         self.lateral8 = nn.Conv2d(c8, HEAD_CHANNELS, 1)
         self.lateral16 = nn.Conv2d(c16, HEAD_CHANNELS, 1)
@@ -287,7 +304,7 @@ class FcnLite(LiteNetwork):
         self.mix16 = nn.Sequential(Mix(HEAD_CHANNELS), Mix(HEAD_CHANNELS))
         self.mix32 = nn.Sequential(Mix(HEAD_CHANNELS), Mix(HEAD_CHANNELS, dilation=2))
         self.score8 = nn.Conv2d(HEAD_CHANNELS, n_labels, 1)
-        self.score16 = nn.Conv2d(HEAD_CHANNELS, n_labels, 1)
+        self.score16 = nn.Conv2d(HEAD_CHANNELS + second_channels, n_labels, 1)
         self.score32 = nn.Conv2d(HEAD_CHANNELS, n_labels, 1)
         self._initialise()
 
@@ -302,6 +319,8 @@ class FcnLite(LiteNetwork):
                 layer.weight /= deviation
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+        if self.lateral_second is not None:
+            nn.init.kaiming_normal_(self.lateral_second.weight, nonlinearity="linear")
         for score in self.score_layers:
             nn.init.normal_(score.weight, std=0.01)
             nn.init.zeros_(score.bias)  # type: ignore[arg-type]
@@ -311,11 +330,24 @@ class FcnLite(LiteNetwork):
         """The 1×1 convolutions with one output row per class, from coarse to fine."""
         return self.score32, self.score16, self.score8
 
+    def _encode_padded(self, x: Tensor) -> Features:
+        features = super()._encode_padded(x)
+        return features if self.deeplab is None else (*features, self.deeplab(x))
+
     def level_inputs(self, features: Features) -> Features:
-        """Return what each of `score_layers` reads, in their order: [B, 96, …] from coarse to fine."""
-        f8, f16, f32 = features
+        """Return what each of `score_layers` reads, in their order: [B, C, …] from coarse to fine.
+
+        C is 96; with a second encoder that of the middle level is 352, the last 256 being its map.
+        """
+        f8, f16, f32 = features[:3]
         context = self.context(f32.mean(dim=(-2, -1), keepdim=True))
         x32 = self.mix32(self.lateral32(f32) + context)
-        x16 = self.mix16(self.lateral16(f16) + enlarge(x32, 2))
+        around = self.lateral16(f16) + enlarge(x32, 2)
+        if self.lateral_second is not None:
+            around = around + self.lateral_second(features[3])
+        x16 = self.mix16(around)
         x8 = self.mix8(self.lateral8(f8) + enlarge(x16, 2))
-        return F.relu(x32), F.relu(x16), F.relu(x8)
+        seen16 = F.relu(x16)
+        if self.lateral_second is not None:
+            seen16 = torch.cat([seen16, features[3]], 1)
+        return F.relu(x32), seen16, F.relu(x8)

@@ -58,7 +58,9 @@ def build_network(config: ModelConfig) -> Network:
     n_labels = len(config.classes)
     if config.architecture == "fcn-8s":
         return Fcn8s(n_labels, config.width)
-    return FcnFine(n_labels) if config.architecture == "fcn-fine" else FcnLite(n_labels)
+    if config.architecture == "fcn-fine":
+        return FcnFine(n_labels)
+    return FcnLite(n_labels, second_encoder=config.second_encoder)
 
 
 class SegmentationModel:

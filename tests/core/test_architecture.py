@@ -22,7 +22,7 @@ CORE_RANKS = [
     {"mean_field"},
     {"kernels"},
     {"definition"},
-    {"crf", "encoder", "frames", "shared_encoder"},
+    {"crf", "deeplab", "encoder", "frames", "shared_encoder"},
     {"fcn", "higher_order"},
     {"fcn_fine"},
     {"experts"},

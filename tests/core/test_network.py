@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from napari_crfasrnn.classes import ClassSpec, class_table
 from napari_crfasrnn.config import ModelConfig, Preprocessing
+from napari_crfasrnn.deeplab import DeepLabEncoder
 from napari_crfasrnn.encoder import EfficientNetLite0, fold_batch_norms
 from napari_crfasrnn.fcn import Fcn8s, FcnLite, bilinear_kernel, enlarge
 from napari_crfasrnn.fcn_fine import FcnFine
@@ -161,6 +162,69 @@ class TestFcnLite:
         ramp = torch.arange(40.0).expand(1, 1, 40, 40)
         cells = ramp[..., 7::8, 7::8]
         torch.testing.assert_close(enlarge(cells, 8)[..., 7:, 7:], ramp[..., 7:, 7:])
+
+
+@pytest.fixture(scope="module")
+def double() -> FcnLite:
+    torch.manual_seed(0)
+    return FcnLite(4, second_encoder=True).eval()
+
+
+class TestSecondEncoder:
+    @settings(max_examples=12, deadline=None)
+    @given(h=st.integers(1, 100), w=st.integers(1, 100))
+    def test_any_size_comes_back(self, double: FcnLite, h: int, w: int) -> None:
+        with torch.inference_mode():
+            assert double(torch.zeros(1, 3, h, w)).shape == (1, 4, h, w)
+
+    def test_its_map_comes_last_among_the_features(self, double: FcnLite) -> None:
+        with torch.inference_mode():
+            features = double.encode(torch.zeros(2, 3, 33, 70))
+            levels = double.level_inputs(features)
+        assert [tuple(f.shape) for f in features] == [
+            (2, 40, 8, 12), (2, 112, 4, 6), (2, 320, 2, 3), (2, 256, 4, 6),
+        ]  # fmt: skip
+        assert torch.equal(levels[1][:, 96:], features[3])
+        assert [score.in_channels for score in double.score_layers] == [96, 352, 96]
+
+    def test_encoders_are_apart_from_the_head(self, double: FcnLite) -> None:
+        encoders = [p for part in double.encoder_parts() for p in part.parameters()]
+        assert {id(p) for p in encoders} | {id(p) for p in double.head_parameters()} == {
+            id(p) for p in double.parameters()
+        }
+        assert len(double.encoder_parts()) == 2
+        assert sum(p.numel() for p in double.head_parameters()) < 200_000
+
+    @pytest.mark.parametrize("axis", [-2, -1])
+    def test_cells_sit_at_their_last_pixel(self, axis: int) -> None:
+        """What a cell sees lies around the last pixel of its stride, as in the other encoder."""
+        encoder = DeepLabEncoder()
+        with torch.no_grad():
+            for parameter in encoder.parameters():  # averages all the way, no cell saturates
+                parameter.fill_(1 / parameter[0].numel() if parameter.ndim > 1 else 0.0)
+            encoder.pooled.weight.zero_()
+        x = torch.full((1, 3, 352, 352), 1e-3, requires_grad=True)
+        cell = 11
+        found = encoder(x)
+        assert found.shape == (1, 256, 22, 22)
+        (gradient,) = torch.autograd.grad(found[0, 0, cell, cell], x)
+        seen = gradient[0].sum(0).sum(-1 if axis == -2 else -2).double()
+        centre = (seen * torch.arange(352)).sum() / seen.sum()
+        assert float(centre) == pytest.approx(16 * cell + 15, abs=0.5)
+
+    def test_classes_that_stay_speak_as_before(self) -> None:
+        torch.manual_seed(1)
+        config = ModelConfig(second_encoder=True, classes=class_table(["soil", "crop", "weed"]))
+        model = SegmentationModel(config)
+        image = torch.rand(1, 3, 64, 80) * 255
+        with torch.inference_mode():
+            old = model.logits(image)
+            new = model.with_classes(["soil", "weed", "stone"]).logits(image)
+        torch.testing.assert_close(new[:, :2], old[:, [0, 2]])
+
+    def test_only_fcn_lite_has_one(self) -> None:
+        with pytest.raises(ValueError, match="second_encoder is for fcn-lite only, got it with fcn-fine"):
+            ModelConfig(architecture="fcn-fine", second_encoder=True)
 
 
 @pytest.fixture(scope="module")

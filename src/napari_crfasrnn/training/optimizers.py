@@ -162,7 +162,10 @@ def _parts(network: Network) -> tuple[list[nn.Parameter], list[nn.Module]]:
     """
     if not isinstance(network, Fcn8s):
         return network.head_parameters(), [
-            layer for layer in network.encoder.modules() if isinstance(layer, nn.Conv2d)
+            layer
+            for part in network.encoder_parts()
+            for layer in part.modules()
+            if isinstance(layer, nn.Conv2d)
         ]
     head = [p for layer in network.score_layers for p in layer.parameters()]
     fixed = {id(layer) for layer in (*network.score_layers, network.upscore8)}
