@@ -78,6 +78,7 @@ bench: $(VENV)/.bench
 DATA ?= ../shared/data
 bench-learning: $(VENV)/.bench
 	$(BIN)/python benchmarks/learning $(DATA) $(if $(QUICK),--quick)
+	$(BIN)/python benchmarks/learning $(DATA) --effort $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) build demo

@@ -3,6 +3,8 @@
     python benchmarks/learning ../shared/data            (make bench-learning; under an hour on two cores)
     python benchmarks/learning ../shared/data --quick    (five minutes)
     python benchmarks/learning --tables                  (print the tables of the results there are)
+    python benchmarks/learning ../shared/data --effort   (the effort curve: effort.py says what it is)
+    python benchmarks/learning --effort --tables --picture docs/images/effort.png
     python benchmarks/learning ../shared/data --sets em_vnc --labels strokes --k 1 --seeds 0 --picture a.png
 
 Labels: strokes by a simulated annotator (annotator.py), or whole masks, on k images of a set's training
@@ -21,14 +23,16 @@ import itertools
 import json
 import multiprocessing
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import effort
+import effort_tables
 import numpy as np
+import ours
 import tables
 import torch
 from annotator import Labels, first_strokes, wandering_strokes
@@ -38,7 +42,7 @@ from pictures import save_failures
 from rivals import FeatureStore, dense_crf, forest
 from tables import STRETCHED
 
-from napari_crfasrnn import Project, Segmenter, TrainConfig, fine_tune, load_model, metrics
+from napari_crfasrnn import Segmenter, TrainConfig, load_model, metrics
 from napari_crfasrnn.network import SegmentationModel
 
 RESULTS = Path(__file__).parents[1] / "results" / "learning"
@@ -65,6 +69,9 @@ class Run:
 
 def main() -> None:
     options = _parse()
+    if options.effort:
+        _effort(options)
+        return
     if options.tables:
         tables.show(options.results, options.whose)
         return
@@ -94,6 +101,15 @@ def main() -> None:
     tables.show(options.results, options.whose)
 
 
+def _effort(options: argparse.Namespace) -> None:
+    if not options.tables:
+        effort.run(options)
+        return
+    effort_tables.show(options.results)
+    if options.picture:
+        effort_tables.plot(options.results, options.picture)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -102,7 +118,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="four sets, k = 1 and 3, one seed")
     parser.add_argument("--tables", action="store_true", help="only print the results there are")
     parser.add_argument("--again", nargs="+", choices=WHOSE, default=[], help="forget these results first")
-    parser.add_argument("--picture", type=Path, help="only save the worst image of each run of ours as PNG")
+    parser.add_argument("--effort", action="store_true", help="measure strokes until images are labelled")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        help="only save the worst image of each run of ours as PNG; with --effort: save the curves, too",
+    )
     parser.add_argument("--whose", nargs="+", choices=WHOSE, default=WHOSE, help="measure only these")
     parser.add_argument("--sets", nargs="+")
     parser.add_argument("--labels", nargs="+", choices=["strokes", "dense"], default=["strokes", "dense"])
@@ -129,11 +150,13 @@ def _parse() -> argparse.Namespace:
     if options.data is None and not options.tables:
         parser.error("data must name the folder of the sets")
     quick = options.quick
-    options.sets = options.sets or (QUICK_SETS if quick else SETS)
+    if not options.effort:
+        options.sets = options.sets or (QUICK_SETS if quick else SETS)
     options.k = options.k or ([1, 3] if quick else [1, 3, 5, 10])
-    options.seeds = [0] if quick and options.seeds is None else options.seeds or [0, 1, 2]
+    options.seeds = options.seeds or ([0] if quick or options.effort else [0, 1, 2])
     options.seconds = options.seconds or 20.0
-    options.results = options.results or RESULTS / ("quick" if quick else "full")
+    folder = ("effort" if options.effort else "") + ("-quick" if quick and options.effort else "")
+    options.results = options.results or RESULTS / (folder or ("quick" if quick else "full"))
     return options
 
 
@@ -194,7 +217,7 @@ def _judged(
     for run in runs:
         photographs, training, scored = _read(run, options)
         config = TrainConfig(seconds=options.seconds, seed=run.seed)
-        segmenter = Segmenter(_learn(model, photographs.classes, training, config).model, device="cpu")
+        segmenter = Segmenter(ours.learn(model, photographs.classes, training, config).model, device="cpu")
         given = []
         for photograph in scored:
             segmenter.set_image(photograph.image)
@@ -234,7 +257,7 @@ def _measure_ours(
     config: TrainConfig,
 ) -> None:
     begun = time.process_time()
-    report = _learn(model, classes, training, config)
+    report = ours.learn(model, classes, training, config)
     found["seconds"]["ours"] = time.process_time() - begun  # of the processor: others may use it, too
     found["crf_learnt"], found["stopped_by"] = report.crf_learnt, report.stopped_by
     segmenter = Segmenter(report.model, device="cpu")
@@ -252,21 +275,6 @@ def _labels(photograph: Photograph, run: Run, number: int, annotator: str) -> La
         return photograph.mask
     draw = wandering_strokes if annotator == "wandering" else first_strokes
     return draw(photograph.mask, np.random.default_rng([run.seed, number, 11]))
-
-
-def _learn(
-    model: SegmentationModel,
-    classes: list[str],
-    training: Sequence[tuple[Photograph, Labels]],
-    config: TrainConfig,
-) -> Any:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Project.create(Path(folder) / "project", classes) as project,
-    ):
-        for photograph, labels in training:
-            project.add(photograph.image, labels=labels)
-        return fine_tune(model, project, config)
 
 
 def _score(

@@ -28,8 +28,8 @@ WALKS, STEPS, TURN = 3, 60, 0.3  # of each class; at most; radians (deviation) o
 Labels = NDArray[np.uint8]  # [H, W]
 
 
-def first_strokes(mask: Labels, random: np.random.Generator) -> Labels:
-    """Return the strokes of somebody who sees an image for the first time."""
+def first_strokes(mask: Labels, random: np.random.Generator, n_regions: int = REGIONS) -> Labels:
+    """Return the strokes of somebody who sees an image for the first time: so many in each class at most."""
     labels = np.full(mask.shape, UNLABELLED, np.uint8)
     for value in np.unique(mask[mask != UNLABELLED]):
         regions, _ = ndimage.label(mask == value)
@@ -37,7 +37,7 @@ def first_strokes(mask: Labels, random: np.random.Generator) -> Labels:
         areas[0] = 0
         visible = np.flatnonzero(areas >= min(SMALLEST, areas.max()))
         chance = np.sqrt(areas[visible])
-        n = min(REGIONS, len(visible))
+        n = min(n_regions, len(visible))
         for region in random.choice(visible, n, replace=False, p=chance / chance.sum()):
             _draw(labels, regions == region, value, random)
     return labels

@@ -25,7 +25,7 @@ from napari_crfasrnn.edits import Box
 from napari_crfasrnn.experts.sampling import Positions, values_at
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
-from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.training.planes import LabelledPlane, View
 from napari_crfasrnn.training.positions import locate, score_map
 from napari_crfasrnn.training.report import LockedScore
@@ -100,7 +100,7 @@ class CrfTuner:
         self._tiles: list[Tile] = []
         for number, box in choose_tiles(planes, model.n_labels):
             raise_if_cancelled(cancel)
-            self._tiles.append(_cut(model, planes[number], views[number], box))
+            self._tiles.append(_cut(model, planes[number], views[number], box, cancel))
 
     def __len__(self) -> int:
         return len(self._tiles)
@@ -114,7 +114,9 @@ class CrfTuner:
             if held.any():
                 raise_if_cancelled(self._cancel)
                 with torch.no_grad():
-                    refined = self._model.crf(logits, prepared=tile.prepared)
+                    refined = self._model.crf(
+                        logits, prepared=tile.prepared, on_iteration=stop_if(self._cancel)
+                    )
                 given = refined[0].argmax(0)[held].cpu().numpy()
                 counts += metrics.confusion(given, tile.locked[held].cpu().numpy(), n_labels, ignore=None)
         return LockedScore.from_confusion(counts, tuple(spec.name for spec in self._model.classes))
@@ -232,7 +234,7 @@ def _count(labels: NDArray[np.integer], box: Box, n_labels: int) -> NDArray[np.f
     return np.bincount(present, minlength=n_labels).astype(np.float64)
 
 
-def _cut(model: SegmentationModel, plane: LabelledPlane, view: View, box: Box) -> Tile:
+def _cut(model: SegmentationModel, plane: LabelledPlane, view: View, box: Box, cancel: Cancel | None) -> Tile:
     y0, x0, y1, x1 = box
     y, x = (axis.ravel() for axis in np.mgrid[y0:y1, x0:x1])
     device = model.device
@@ -246,7 +248,7 @@ def _cut(model: SegmentationModel, plane: LabelledPlane, view: View, box: Box) -
     return Tile(
         view=view,
         positions=locate(model.network, view.grid, y, x).to(device),
-        prepared=model.crf.prepare(image),
+        prepared=model.crf.prepare(image, on_step=stop_if(cancel)),
         training=part(plane.training),
         locked=part(plane.locked),
     )

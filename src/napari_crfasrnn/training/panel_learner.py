@@ -26,7 +26,7 @@ from napari_crfasrnn.experts.features import AROUND, CLASSIC, FINE, GROUPS, colu
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 _TREES = 32
-_TREES_AT_ONCE = 2  # between two looks at the clock and the cancel button
+_LEAST_TREES = 2  # of each forest, however late it is
 _FORESTS = ((CLASSIC,), (2, 4, 8), (CLASSIC, 2, 4, 8, 16))  # the groups that each reads
 _RANDOMISED_FROM = 3  # more groups than this: trees that choose thresholds by chance
 # The groups that perceptrons read, and their votes; all forests together have one. Stride 32 knows what
@@ -89,7 +89,7 @@ class PanelLearner:
     config
         Seed, learning rate, number of iterations.
     cancel
-        Asked every few trees.
+        Asked before every tree.
     is_late
         Whether there is no time to grow more trees; there are some of each forest in any case.
 
@@ -117,11 +117,11 @@ class PanelLearner:
         n_columns = n_labels if speaks_for is None else len(speaks_for)
         growing = [_Growing(pixels, groups, config.seed) for groups in _FORESTS]
         self.is_complete = True
-        for n_trees in range(_TREES_AT_ONCE, _TREES + 1, _TREES_AT_ONCE):
+        for n_trees in range(1, _TREES + 1):
             for each in growing:
                 raise_if_cancelled(cancel)
                 each.grow(n_trees)
-            if n_trees < _TREES and is_late():
+            if _LEAST_TREES <= n_trees < _TREES and is_late():
                 self.is_complete = False
                 break
         forests = [each.planted(n_columns) for each in growing]

@@ -24,7 +24,7 @@ from napari_crfasrnn.edits import Box
 from napari_crfasrnn.experts import FeatureMaps, Panel, Sieve
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
-from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.training.planes import LabelledPlane
 from napari_crfasrnn.training.report import LockedScore
 
@@ -95,7 +95,7 @@ class PanelTiles:
     model
         Whose preprocessing.
     cancel
-        Asked between tiles.
+        Asked between tiles, and while lattices are built and the CRF iterates.
     """
 
     def __init__(self, tiles: Sequence[PanelTile], model: SegmentationModel, cancel: Cancel | None) -> None:
@@ -180,17 +180,19 @@ class PanelTiles:
 
     def _refined(self, crf: CrfRnn, logits: Sequence[Tensor]) -> list[NDArray[np.int64]]:
         """Return the classes [h, w] of every tile after a CRF."""
+        on_step = stop_if(self._cancel)
         if crf.config not in self._prepared:
             images = []
             for tile in self._tiles:
                 y0, x0, y1, x1 = tile.box
                 images.append(self._model.crf_image(tile.plane.image)[..., y0:y1, x0:x1])
-            self._prepared[crf.config] = [crf.prepare(image) for image in images]
+            self._prepared[crf.config] = [crf.prepare(image, on_step=on_step) for image in images]
         found = []
         for each, prepared in zip(logits, self._prepared[crf.config], strict=True):
             raise_if_cancelled(self._cancel)
             with torch.no_grad():
-                found.append(crf(each.to(self._model.device), prepared=prepared)[0].argmax(0).cpu().numpy())
+                refined = crf(each.to(self._model.device), prepared=prepared, on_iteration=on_step)
+            found.append(refined[0].argmax(0).cpu().numpy())
         return found
 
     def _locked_score(self, given: Sequence[NDArray[np.int64]]) -> LockedScore:
