@@ -128,6 +128,7 @@ def test_cancel_leaves_everything_as_it_was(user, photograph) -> None:
     user.widget.learn(TrainConfig(seconds=None, max_iterations=30, crf_iterations=0))
     user.wait(lambda: len(user.session.lessons.history) > 3)
     user.click(user.widget.learning.task.cancel)
+    user.widget.cancel()  # once more: what was learnt so far is dropped, too
     assert user.ended[-2:] == ["cancelled", "cancelled"]
     assert "as it was" in user.line("learn")
     QTest.qWait(200)

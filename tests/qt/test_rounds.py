@@ -179,6 +179,54 @@ def test_rolling_back_and_comparing(teacher: User, photograph: np.ndarray) -> No
     user.wait(lambda: any(text.startswith("Round 2") and text.endswith("in use") for text in entries(user)))
 
 
+def test_after_a_cancel_a_person_chooses(teacher: User) -> None:
+    user, learning, session = teacher, teacher.widget.learning, teacher.session
+    long = TrainConfig(seconds=None, max_iterations=100_000, crf_iterations=0)
+    before = session.shelf.choice
+
+    def cancel() -> None:
+        user.widget.learn(long)
+        user.wait(lambda: len(session.lessons.history) > 3)
+        user.click(learning.task.cancel)
+        assert session.busy is None or session.busy.is_stopping
+
+    # What was learnt so far is kept.
+    assert user.do(cancel) == "learn"
+    user.settle()
+    report = session.lessons.report
+    assert report.stopped_by == "cancelled"
+    steps = report.history[-1].iteration
+    assert 3 < steps < 100_000
+    assert f"Cancelled after {steps} of 100000 steps" in learning.result.label.text()
+    assert learning.decision.isVisible()
+    assert user.do(lambda: user.click(learning.keep)) == "save"
+    user.settle()
+    project = session.storage.keeper.project
+    assert project.current_round.number == 1
+    assert (project.current_round.parent, project.current_round.started_from) == (0, before.name)
+    assert "cancelled" in next(iter(entries(user)))
+
+    # Or the model from before is.
+    assert user.do(cancel) == "learn"
+    user.settle()
+    user.click(learning.discard)
+    user.settle()
+    assert session.shelf.choice.name == "round:1"
+    assert [done.number for done in project.rounds] == [1]
+
+    # And the model from before the first round can be had again.
+    user.wait(lambda: "Before the first round" in [a.text() for a in learning.rounds.menu().actions()])
+    back = learning.rounds.menu().actions()[-1]
+    assert back.isEnabled()
+    back.trigger()
+    user.settle()
+    assert session.shelf.choice is before
+    assert project.current_round is None
+    assert [done.number for done in project.rounds] == [1]
+    assert user.line("learn").startswith("The model from before the first round is in use again")
+    user.wait(lambda: not learning.rounds.menu().actions()[-1].isEnabled())
+
+
 def test_what_differs_is_told_in_a_sentence() -> None:
     classes = class_table("abcd")
     first = np.array([[0, 0, 1, 1, 2, 255]], np.uint8)

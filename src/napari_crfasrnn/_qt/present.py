@@ -191,6 +191,12 @@ def project_state(bench: Workbench) -> ProjectState:
 
 def describe(report: TrainReport) -> str:
     """Return in one sentence what came of learning."""
+    if report.stopped_by == "cancelled" and report.history:
+        last = report.history[-1]
+        return (
+            f"Cancelled after {last.iteration} of {last.total} steps: keep what was learnt so far, "
+            "or discard it for the model from before."
+        )
     before, after = report.before, report.after
     if before is None or after is None or before.miou is None or after.miou is None:
         told = "too few pixels were held back to tell whether it is better"

@@ -29,18 +29,27 @@ def round_rows(session: Session) -> tuple[RoundRow, ...]:
 def _row(one: Round, in_use: bool) -> RoundRow:
     report = one.report
     before, after = report.get("before"), report.get("after")
-    came = _miou(before, after)
+    came = "cancelled" if report.get("stopped_by") == "cancelled" else _miou(before, after)
     created = datetime.fromisoformat(one.created).astimezone()
     return RoundRow(
         number=one.number,
         title=f"Round {one.number} · {came} · {created:%d %b %H:%M}",
         in_use=in_use,
-        facts=_facts(report),
+        facts=(_origin(one), *_facts(report)),
         classes=_classes(before, after),
         history=tuple(
             (step["iteration"], float("nan") if step["loss"] is None else step["loss"], step["locked_miou"])
             for step in report.get("history", ())
         ),
+    )
+
+
+def _origin(one: Round) -> str:
+    """Return what the round began with."""
+    if one.parent:
+        return f"It went on from round {one.parent}."
+    return (
+        f"It began with the model {one.started_from!r}." if one.started_from else "It began without a round."
     )
 
 

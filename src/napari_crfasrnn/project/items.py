@@ -105,9 +105,15 @@ class Round:
         What the training reported; JSON values.
     model_path
         The checkpoint it produced.
+    parent
+        Number of the round whose model it taught further; 0 if that was of no round.
+    started_from
+        Name of the model that the first of its line began with, as the caller knows it; may be empty.
     """
 
     number: int
     created: str
     report: Mapping[str, Any] = field(compare=False)
     model_path: Path
+    parent: int = 0
+    started_from: str = ""

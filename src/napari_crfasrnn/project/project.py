@@ -353,7 +353,13 @@ class Project:
         return self._rounds.current()
 
     def add_round(
-        self, report: SavableReport | Mapping[str, Any], model: SavableModel, *, use: bool = True
+        self,
+        report: SavableReport | Mapping[str, Any],
+        model: SavableModel,
+        *,
+        use: bool = True,
+        parent: int | None = None,
+        started_from: str = "",
     ) -> Round:
         """Store the model and the report of a round of learning.
 
@@ -365,9 +371,16 @@ class Project:
             The model that the round produced.
         use
             Put it in force; otherwise it is stored, and the round in force stays.
+        parent
+            Number of the round whose model was taught further; 0 for a model of no round, None for the
+            round in force.
+        started_from
+            Name of the model that the first round of the line began with.
 
         Raises
         ------
+        KeyError
+            If there is no such parent.
         TypeError
             If the report holds something that is no JSON value.
         PermissionError
@@ -376,7 +389,7 @@ class Project:
             If it cannot be written; the earlier rounds are untouched then.
         """
         with self._writable().guard, saving(self.path):
-            return self._rounds.add(report, model, use=use)
+            return self._rounds.add(report, model, use=use, parent=parent, started_from=started_from)
 
     def roll_back(self, number: int) -> Round | None:
         """Put another round in force, an earlier one or a later one; 0 for the time before the first.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _CURRENT = "current_round"  # key in the table "meta"; without it the last round is in force
 
+_PARENT, _STARTED_FROM = "parent", "started_from"  # keys in a stored report, beside those of the training
+
 
 class SavableModel(Protocol):
     """A model that can write itself to a file, such as `SegmentationModel`."""
@@ -48,7 +50,7 @@ class ProjectRounds:
         """Return the rounds, oldest first."""
         rows = self._database.rows("SELECT number, created, report, model_file FROM rounds ORDER BY number")
         return tuple(
-            Round(number, created, json.loads(report), self._folder / file)
+            _round(number, created, json.loads(report), self._folder / file)
             for number, created, report, file in rows
         )
 
@@ -73,11 +75,23 @@ class ProjectRounds:
                 return done
         raise KeyError(f"the project has no round {number}")
 
-    def add(self, report: SavableReport | Mapping[str, Any], model: SavableModel, *, use: bool) -> Round:
-        """Store a round, whole or not at all."""
-        values = dict(report) if isinstance(report, Mapping) else report.as_dict()
-        text = to_json("report", values)
+    def add(
+        self,
+        report: SavableReport | Mapping[str, Any],
+        model: SavableModel,
+        *,
+        use: bool,
+        parent: int | None = None,
+        started_from: str = "",
+    ) -> Round:
+        """Store a round, whole or not at all; without a parent, it is the round in force."""
         current = self.current()
+        if parent is None:
+            parent = current.number if current else 0
+        if parent:
+            started_from = started_from or self.get(parent).started_from
+        values = dict(report) if isinstance(report, Mapping) else report.as_dict()
+        text = to_json("report", values | {_PARENT: parent, _STARTED_FROM: started_from})
         number = 1 + max((done.number for done in self.all()), default=0)
         path = self._folder / f"round_{number:03d}.safetensors"
         save_file(path, model.save)
@@ -125,3 +139,9 @@ class ProjectRounds:
 
     def _choose(self, number: int) -> None:
         self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_CURRENT, str(number)))
+
+
+def _round(number: int, created: str, report: dict[str, Any], path: Path) -> Round:
+    # Rounds of earlier versions know no parent: each went on from the one before.
+    parent = report.pop(_PARENT, number - 1)
+    return Round(number, created, report, path, parent, report.pop(_STARTED_FROM, ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from napari_crfasrnn.training.planes import LabelledPlane
 from napari_crfasrnn.training.positions import locate, score_map
 from napari_crfasrnn.training.report import PlaceOfContradiction
 
+_WRONG_PIXELS = 20  # labels of a known class that the network takes for others: worth a note
 _MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims are always in doubt
 
 
@@ -47,3 +49,26 @@ def find_contradictions(
             for region in contradictions(plane.training, prediction)
         ]
     return tuple(found)
+
+
+def mistaken_classes(
+    model: SegmentationModel, planes: Sequence[LabelledPlane], known: Sequence[bool], cancel: Cancel | None
+) -> list[int]:
+    """Return the known classes of which the network takes labels for another class that it knows.
+
+    Raises
+    ------
+    Cancelled
+        When asked to stop.
+    """
+    n_wrong = np.zeros(len(known), np.int64)
+    unknown = [value for value, is_known in enumerate(known) if not is_known]
+    for plane in planes:
+        raise_if_cancelled(cancel)
+        with torch.no_grad():
+            logits = model.network_logits(plane.image)[0]
+        logits[unknown] = -math.inf
+        given = logits.argmax(0).cpu().numpy()
+        wrong = (plane.training != ignore_value(plane.training.dtype)) & (given != plane.training)
+        n_wrong += np.bincount(plane.training[wrong], minlength=len(known))
+    return [value for value, n in enumerate(n_wrong) if known[value] and n >= _WRONG_PIXELS]

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.experts import REST
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, Cancelled, raise_if_cancelled
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.training.crf_tuning import CrfTuner
-from napari_crfasrnn.training.doubts import find_contradictions
+from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
 from napari_crfasrnn.training.head import HeadLearner
 from napari_crfasrnn.training.panel_round import PanelRound
+from napari_crfasrnn.training.panel_tiles import cautious_crf
 from napari_crfasrnn.training.pipeline import half_precision
 from napari_crfasrnn.training.planes import (
     LOOKS,
@@ -46,7 +46,6 @@ _LEAST_LOOKS = 2  # at a plane
 _VARIED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
-_WRONG_PIXELS = 20  # labels of a known class that the network takes for others: worth a note
 _FOREST_SHARE = 0.6  # of the time for experts at most goes into trees
 _CHOICES = 3.0  # a score on the tiles in the time that choosing a CRF takes: up to three are tried
 _TELL_EVERY = 0.15  # seconds without an iteration after which progress is told all the same
@@ -229,10 +228,16 @@ class _Round:
     def _learn_panel(self) -> StoppedBy:
         """Teach experts, for all classes, from the start."""
         work = self._read_for_panel(None)
-        stopped_by = self._teach_panel(work, _CHOICES * self.score_seconds)
-        panel = self.student.panel
-        assert panel is not None
-        self.student = self.student.with_crf(work.tiles.choose_crf(panel))
+        before = self.student.panel
+        try:
+            stopped_by = self._teach_panel(work, _CHOICES * self.score_seconds)
+            assert self.student.panel is not None
+            crf = work.tiles.choose_crf(self.student.panel)
+        except Cancelled:
+            if self.student.panel is not before:  # the CRF suits the panel from before
+                self.student = self.student.with_crf(cautious_crf(self.student.n_labels))
+            raise
+        self.student = self.student.with_crf(crf)
         self.crf_learnt = True
         self.after = work.tiles.score(self.student)
         if not self.clock.is_over():
@@ -246,7 +251,7 @@ class _Round:
         """
         work = self._read_for_panel((*new, REST))
         stopped_by = self._teach_panel(work, self.score_seconds)
-        self._note_unlearnt(_mistaken(self.student, self.planes, self.known, self.cancel))
+        self._note_unlearnt(mistaken_classes(self.student, self.planes, self.known, self.cancel))
         self.after = work.tiles.score(self.student)
         if not self.clock.is_over():
             self.found = work.contradictions(self.student)
@@ -460,22 +465,6 @@ def _known_classes(model: SegmentationModel, project: Project) -> list[bool]:
         known -= set(taught["classes"])
     renamed = _renamed(model, project)
     return [renamed.get(spec.name, spec.name) in known for spec in project.classes]
-
-
-def _mistaken(
-    model: SegmentationModel, planes: Sequence[LabelledPlane], known: list[bool], cancel: Cancel | None
-) -> list[int]:
-    """Return the known classes of which the network takes labels for another class that it knows."""
-    n_wrong = np.zeros(len(known), np.int64)
-    unknown = [value for value, is_known in enumerate(known) if not is_known]
-    for plane in planes:
-        raise_if_cancelled(cancel)
-        logits = model.network_logits(plane.image)[0]
-        logits[unknown] = -math.inf
-        given = logits.argmax(0).cpu().numpy()
-        wrong = (plane.training != ignore_value(plane.training.dtype)) & (given != plane.training)
-        n_wrong += np.bincount(plane.training[wrong], minlength=len(known))
-    return [value for value, n in enumerate(n_wrong) if known[value] and n >= _WRONG_PIXELS]
 
 
 def _with_classes_of(model: SegmentationModel, project: Project) -> SegmentationModel:

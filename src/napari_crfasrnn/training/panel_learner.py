@@ -124,10 +124,16 @@ class PanelLearner:
             if _LEAST_TREES <= n_trees < _TREES and is_late():
                 self.is_complete = False
                 break
-        forests = [each.planted(n_columns) for each in growing]
+        forests = []
+        for each in growing:
+            raise_if_cancelled(cancel)
+            forests.append(each.planted(n_columns))
         generator = torch.Generator().manual_seed(config.seed)
         schools = _DENSE_PERCEPTRONS if are_dense else _PERCEPTRONS
-        self._students = [_Student(pixels, groups, n_columns, config, generator) for groups in schools]
+        self._students: list[_Student] = []
+        for groups in schools:
+            raise_if_cancelled(cancel)
+            self._students.append(_Student(pixels, groups, n_columns, config, generator))
         votes = [1 / len(forests)] * len(forests) + list(schools.values())
         perceptrons = [student.perceptrons for student in self._students]
         self.panel = Panel.of([*forests, *perceptrons], votes, n_labels, speaks_for)

@@ -85,6 +85,11 @@ class PanelTile:
         return labels[y0:y1, x0:x1]
 
 
+def cautious_crf(n_labels: int) -> CrfRnn:
+    """Return the CRF for a panel that there was no time to choose one for: it leaves thin classes alone."""
+    return CrfRnn(n_labels, _NARROW).eval()
+
+
 class PanelTiles:
     """Tiles, and what is computed once for all scores of them.
 

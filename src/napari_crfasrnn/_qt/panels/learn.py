@@ -45,6 +45,9 @@ class LearnPanel(Section):
         self.task = TaskButton("Learn from my edits", "Teach the model what you corrected (Shift+L)")
         self.task.clicked.connect(self.learn_clicked)
         self.task.cancelled.connect(self.cancelled)
+        self.task.cancel.setToolTip(
+            "Stop; you choose between what was learnt so far and the model from before"
+        )
         self.plot_place = QWidget()
         layout = QVBoxLayout(self.plot_place)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -132,6 +135,11 @@ class LearnPanel(Section):
                 ("Report…", self.report_wanted, False),
             ):
                 part.addAction(text, partial(signal.emit, one.number)).setEnabled(not off)
+        if rounds:
+            used = any(one.in_use for one in rounds)
+            before = menu.addAction("Before the first round", partial(self.round_wanted.emit, 0))
+            before.setToolTip("Use the model again that the first round began with; no round is lost")
+            before.setEnabled(used)
 
     def show_history(self, history: list[Any]) -> None:
         """Draw the loss and the IoU on held-back pixels of every `TrainStep` so far."""

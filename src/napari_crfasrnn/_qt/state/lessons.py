@@ -1,7 +1,8 @@
 """Rounds of learning: begun, watched, and kept or discarded.
 
 A round is in the project as soon as its learning ends, though not in force: whatever happens until it is
-kept, it is not lost. Keeping puts it in force; discarding removes it.
+kept, it is not lost. Keeping puts it in force; discarding removes it. So it is with what was learnt until a
+cancel: the person chooses between that and the model from before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from napari_crfasrnn._qt.worker import Report, Task
 from napari_crfasrnn.config import TrainConfig
 
 if TYPE_CHECKING:
-    from napari_crfasrnn.project import Round
+    from napari_crfasrnn.project import Project, Round
     from napari_crfasrnn.training import TrainReport, TrainStep
 
 
@@ -63,6 +64,7 @@ class Lessons:
         self._tasks, self._engine, self._shelf, self._storage = tasks, engine, shelf, storage
         self._rounds = rounds
         self._before: ModelChoice | None = None
+        self._to_add: Callable[..., Round] | None = None  # puts the round into a project
         self._stored: list[Round] = []  # the round, once it is in the project; used by the thread of the disk
 
     @property
@@ -85,31 +87,32 @@ class Lessons:
             self._before, self.report = self._shelf.choice, report
             taken()
             names = tuple(spec.name for spec in report.model.classes)
+            parent, name = self._rounds.parent_of(self._before)
             self._shelf.add(ModelChoice(LEARNT, "What was just learnt", report.model, names))
-            self._store(report)
+            self._store(report, parent, name)
 
         on_step = partial(self._on_step, config)
         self._storage.when_saved(busy, lambda: self._tasks.start(busy, run, done, on_step))
 
-    def _store(self, report: TrainReport) -> None:
+    def _store(self, report: TrainReport, parent: int, started_from: str) -> None:
         """Put a round into the project, not in force."""
         project, stored = self._storage.keeper.project, self._stored
+        self._to_add = partial(_add_round, report=report, parent=parent, started_from=started_from)
         if project is None or project.read_only:
             return  # keeping says so
-        self._storage.run(
-            "saving the round", lambda: stored.append(project.add_round(report, report.model, use=False))
-        )
+        add = partial(self._to_add, project, use=False)
+        self._storage.run("saving the round", lambda: stored.append(add()))
         self._rounds.list_again()
 
     def keep(self) -> None:
         """Keep what was learnt: it is in force in the project, and its model is on the shelf."""
-        report, project, stored = self.report, self._storage.keeper.project, self._stored
-        if report is None or project is None:
+        report, project, stored, add = self.report, self._storage.keeper.project, self._stored, self._to_add
+        if report is None or project is None or add is None:
             return
 
         def put_in_force() -> Round:
             if not stored:  # it could not be saved then; now it can, or this says why not
-                return project.add_round(report, report.model)
+                return add(project, use=True)
             project.roll_back(stored[0].number)
             return stored[0]
 
@@ -154,3 +157,7 @@ class Lessons:
         if config.seconds is not None:  # whichever ends it first
             share = max(share, step.seconds / config.seconds)
         self._tasks.show_progress((round(100 * min(share, 1)), 100))
+
+
+def _add_round(project: Project, *, report: TrainReport, parent: int, started_from: str, use: bool) -> Round:
+    return project.add_round(report, report.model, use=use, parent=parent, started_from=started_from)

@@ -59,16 +59,34 @@ class Rounds:
         """Return a round by its number, if it is listed."""
         return next((one for one in self.all if one.number == number), None)
 
+    def parent_of(self, choice: ModelChoice | None) -> tuple[int, str]:
+        """Return which round a model is of, 0 if of none, and the name of the model that all began with."""
+        if choice is None:
+            return 0, ""
+        number = int(choice.name.removeprefix(PREFIX)) if choice.name.startswith(PREFIX) else 0
+        before = self.get(number)
+        return number, choice.name if before is None else before.started_from
+
     def roll_back(self, number: int) -> None:
-        """Put a round in force: its model is chosen, and the project opens with it."""
-        project = self._storage.keeper.project
-        if project is None or self.get(number) is None or self._tasks.busy is not None:
+        """Put a round in force: its model is chosen, and the project opens with it.
+
+        0 stands for the model that the first round began with.
+        """
+        project, first = self._storage.keeper.project, self.all[0] if self.all else None
+        if project is None or first is None or self._tasks.busy is not None:
+            return
+        if number and self.get(number) is None:
             return
         if not project.read_only:
             self._storage.run("rolling back", lambda: project.roll_back(number))
         self.list_again()
-        self._shelf.choose(f"{PREFIX}{number}")
-        self._tasks.say("learn", f"Round {number} is in use again; no round was lost.", "good")
+        if number:
+            self._shelf.choose(f"{PREFIX}{number}")
+            said = f"Round {number} is in use again"
+        else:
+            self._shelf.choose_first(first.started_from)
+            said = "The model from before the first round is in use again"
+        self._tasks.say("learn", f"{said}; no round was lost.", "good")
 
     def compare(
         self,

@@ -93,9 +93,15 @@ class Session:
         self.storage.list_recents()
 
     def cancel(self) -> None:
-        """Stop what is going on; everything is as it was before it was started."""
-        learning = self.busy is not None and self.busy.what == "learn"
-        if learning:
+        """Stop what is going on; everything is as it was before it was started.
+
+        Of a round of learning that has begun to teach, what was learnt so far is offered; cancelled once
+        more, it is dropped, too.
+        """
+        if self.busy is not None and self.busy.what == "learn":
+            if self.lessons.history and not self.busy.is_stopping:
+                self.tasks.stop()
+                return
             self.lessons.history = []
         self.tasks.cancel()
 

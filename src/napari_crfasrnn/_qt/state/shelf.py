@@ -74,8 +74,7 @@ class Shelf:
             self.models = (*map(_choice, entries), *self.models)
             usable = [c for c in self.models if c.problem is None and c.published is None]
             if self.choice is None and usable:
-                names = [choice.name for choice in usable]
-                self.choose(self._preferred if self._preferred in names else names[0])
+                self.choose_first(self._preferred)
             elif not usable:
                 self._tasks.say("start", "No model is installed: open a model file.", "problem", "open-model")
             self._go_on()
@@ -124,6 +123,12 @@ class Shelf:
         self._tasks.lines.pop("start", None)
         self.chosen.emit()
         self._tasks.changed.emit()
+
+    def choose_first(self, name: str) -> None:
+        """Choose a model by its name, or the first that can be had if it is no longer there."""
+        usable = [c.name for c in self.models if c.problem is None and c.published is None]
+        if usable:
+            self.choose(name if name in usable else usable[0])
 
     def prefer(self, name: str) -> None:
         """Choose a model by its name, as soon as it is known which there are."""

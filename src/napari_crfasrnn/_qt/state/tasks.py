@@ -36,6 +36,8 @@ class Busy:
     text: str
     done: int = 0
     total: int = 0
+    is_stopping: bool = False
+    """It was asked to end with what it has."""
 
     @property
     def section(self) -> str:
@@ -148,6 +150,13 @@ class Tasks:
         """Stop what `beside` began; nothing more is heard of it."""
         self._worker.cancel(task)
 
+    def stop(self) -> None:
+        """Ask a task that has begun to end with what it has: its result is taken as if it were done."""
+        if self.busy is not None and self._task is not None:
+            self._task.stop()
+            self.busy = replace(self.busy, text="Stopping…", done=0, total=0, is_stopping=True)
+            self.changed.emit()
+
     def cancel(self) -> None:
         """Stop what is going on; everything is as it was before it was started."""
         if self.busy is None:
@@ -166,6 +175,6 @@ class Tasks:
 
     def show_progress(self, value: tuple[int, int]) -> None:
         """Say how far the task is: done, total."""
-        if self.busy is not None:
+        if self.busy is not None and not self.busy.is_stopping:
             self.busy = replace(self.busy, done=value[0], total=value[1])
             self.changed.emit()
