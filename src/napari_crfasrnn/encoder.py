@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+
 
 class _Stage(NamedTuple):
     """A run of inverted residual blocks; only its first block has the stride."""
@@ -110,11 +112,18 @@ class EfficientNetLite0(nn.Module):
         f8, f16, f32 = self.maps(x, FEATURE_BLOCKS)
         return f8, f16, f32
 
-    def maps(self, x: Tensor, blocks: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Return the outputs of some blocks, in order; those after the last of them are not computed."""
+    def maps(self, x: Tensor, blocks: tuple[int, ...], cancel: Cancel | None = None) -> tuple[Tensor, ...]:
+        """Return the outputs of some blocks, in order; those after the last of them are not computed.
+
+        Raises
+        ------
+        Cancelled
+            When ``cancel``, asked before every block, says so.
+        """
         x = F.relu6(self.stem(x), inplace=True)
         found = []
         for i in range(blocks[-1] + 1):
+            raise_if_cancelled(cancel)
             x = self.blocks[i](x)
             if i in blocks:
                 found.append(x)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from napari_crfasrnn.deeplab import CONTEXT_CHANNELS, DeepLabEncoder
 from napari_crfasrnn.encoder import FEATURE_BLOCKS, FEATURE_CHANNELS, STRIDE, EfficientNetLite0
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 Features = tuple[Tensor, ...]
 """Feature maps of an input, from fine to coarse."""
@@ -118,8 +119,11 @@ class Fcn8s(nn.Module):
         """The transposed convolutions from classes to classes."""
         return self.upscore2, self.upscore_pool4, self.upscore8
 
-    def encode(self, x: Tensor) -> Features:  # x: [B, 3, H, W]
-        """Return the outputs of pool3, pool4 and fc7, which the scores are made of."""
+    def encode(self, x: Tensor, cancel: Cancel | None = None) -> Features:  # x: [B, 3, H, W]
+        """Return the outputs of pool3, pool4 and fc7, which the scores are made of.
+
+        ``cancel`` is asked between them; `Cancelled` comes out where it says so.
+        """
         x = F.relu(self.conv1_1(x), inplace=True)
         x = self.pool(F.relu(self.conv1_2(x), inplace=True))
         x = F.relu(self.conv2_1(x), inplace=True)
@@ -127,12 +131,15 @@ class Fcn8s(nn.Module):
         x = F.relu(self.conv3_1(x), inplace=True)
         x = F.relu(self.conv3_2(x), inplace=True)
         pool3 = self.pool(F.relu(self.conv3_3(x), inplace=True))
+        raise_if_cancelled(cancel)
         x = F.relu(self.conv4_1(pool3), inplace=True)
         x = F.relu(self.conv4_2(x), inplace=True)
         pool4 = self.pool(F.relu(self.conv4_3(x), inplace=True))
+        raise_if_cancelled(cancel)
         x = F.relu(self.conv5_1(pool4), inplace=True)
         x = F.relu(self.conv5_2(x), inplace=True)
         x = self.pool(F.relu(self.conv5_3(x), inplace=True))
+        raise_if_cancelled(cancel)
         x = self.dropout(F.relu(self.fc6(x), inplace=True))
         fc7 = self.dropout(F.relu(self.fc7(x), inplace=True))
         return pool3, pool4, fc7
@@ -244,15 +251,19 @@ class LiteNetwork(nn.Module, ABC):
         """Return the encoders: what learns, slowly, where there is much to learn from."""
         return [part for name, part in self.named_children() if f"{name}." in _ENCODERS]
 
-    def encode(self, x: Tensor) -> Features:  # x: [B, 3, H, W]
-        """Return the features, [B, C, h/s, w/s] for some strides s; h, w are H, W in full multiples of 32."""
+    def encode(self, x: Tensor, cancel: Cancel | None = None) -> Features:  # x: [B, 3, H, W]
+        """Return the features, [B, C, h/s, w/s] for some strides s; h, w are H, W in full multiples of 32.
+
+        ``cancel`` is asked before every block; `Cancelled` comes out where it says so.
+        """
         bottom, right = -x.shape[-2] % STRIDE, -x.shape[-1] % STRIDE
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-        return self._encode_padded(x.contiguous(memory_format=torch.channels_last))
+        return self._encode_padded(x.contiguous(memory_format=torch.channels_last), cancel)
 
-    def _encode_padded(self, x: Tensor) -> Features:  # [B, 3, H, W], H and W multiples of 32
-        return self.encoder.maps(x, self.feature_blocks)
+    def _encode_padded(self, x: Tensor, cancel: Cancel | None) -> Features:
+        # x: [B, 3, H, W], H and W multiples of 32
+        return self.encoder.maps(x, self.feature_blocks, cancel)
 
     def decode(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return the logits [B, L, h, w] of an input of ``size`` (h, w) from its features."""
@@ -330,8 +341,9 @@ class FcnLite(LiteNetwork):
         """The 1×1 convolutions with one output row per class, from coarse to fine."""
         return self.score32, self.score16, self.score8
 
-    def _encode_padded(self, x: Tensor) -> Features:
-        features = super()._encode_padded(x)
+    def _encode_padded(self, x: Tensor, cancel: Cancel | None) -> Features:
+        features = super()._encode_padded(x, cancel)
+        raise_if_cancelled(cancel)
         return features if self.deeplab is None else (*features, self.deeplab(x))
 
     def level_inputs(self, features: Features) -> Features:

@@ -1,7 +1,4 @@
-"""`SegmentationModel`: a network, a CRF, the classes and the preprocessing, as one thing.
-
-The networks themselves are in `fcn` and `encoder`; they are offered here too.
-"""
+"""`SegmentationModel`: a network (offered here, too), a CRF, classes and preprocessing, as one thing."""
 
 from __future__ import annotations
 
@@ -25,6 +22,7 @@ from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, LiteNetwork, bilinear_
 from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.frames import FramedImage, put_in_frame
 from napari_crfasrnn.higher_order import HigherOrder
+from napari_crfasrnn.progress import Cancel
 
 __all__ = [
     "Fcn8s",
@@ -39,11 +37,9 @@ __all__ = [
 
 Network = Fcn8s | LiteNetwork
 
-# A class without a past among at least two that have one: its logit is their mean, which can never be
-# the largest, give or take this many units, so that several new classes are not alike.
+# A class without a past among two or more with one: their mean logit, give or take this, lest two be alike.
 _QUIET = 0.05
-# A class without a past among none or one: this much deviation on photographs, so that each class
-# takes some of an image and none takes all of it.
+# A class without a past among none or one: this much deviation on photographs, so that none takes all.
 _LOUD = 2.0
 
 _PERCENTILE_PIXELS = 1 << 16  # about so many pixels of an image tell its range of values
@@ -288,9 +284,11 @@ class SegmentationModel:
                 logits = self.panel.joined(logits, self.network(seen))
         return _enlarged(logits, image)
 
-    def network_logits(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
-        """Return what the network alone says, without a panel: logits before the CRF, [B, L, H, W]."""
-        return _enlarged(self.network(self.preprocess(image)), image)
+    def network_logits(self, image: Tensor, cancel: Cancel | None = None) -> Tensor:
+        """Return the network's logits [B, L, H, W] of an image, without a panel; ``cancel`` may end it."""
+        seen = self.preprocess(image)
+        features = self.network.encode(seen, cancel)
+        return _enlarged(self.network.decode(features, (seen.shape[-2], seen.shape[-1])), image)
 
     def with_classes(
         self, classes: Iterable[str | ClassSpec], *, continues: Mapping[str, str] | None = None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from foreign_files import (
@@ -20,6 +21,7 @@ from foreign_files import (
 )
 from qtpy.QtWidgets import QMessageBox
 
+from napari_crfasrnn._qt.state.session import HINT
 from napari_crfasrnn._qt.widget import MODEL_FILES
 from napari_crfasrnn.importing import SUFFIXES
 from napari_crfasrnn.zoo import published_dir
@@ -136,3 +138,15 @@ def test_a_doubtful_file_says_so_and_a_partial_one_is_refused(user: Any, tmp_pat
 
 def test_the_dialog_offers_every_kind() -> None:
     assert {f"*{suffix}" for suffix in SUFFIXES} - {"*.binaryproto"} < set(MODEL_FILES.split())
+
+
+def test_the_starter_says_once_that_it_knows_photographs(user: Any, photograph: np.ndarray) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    assert HINT not in user.line("start")
+    user.viewer.add_image(photograph[:64, :64, 0], name="grey")
+    assert user.do(user.widget.segment) == "segment"
+    assert HINT in user.line("start")
+    assert user.session.tasks.lines["start"].tone == "quiet"
+    assert user.do(user.widget.segment) == "segment"
+    assert HINT not in user.line("start")

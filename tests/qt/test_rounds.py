@@ -197,7 +197,7 @@ def test_after_a_cancel_a_person_chooses(teacher: User) -> None:
     assert report.stopped_by == "cancelled"
     steps = report.history[-1].iteration
     assert 3 < steps < 100_000
-    assert f"Cancelled after {steps} of 100000 steps" in learning.result.label.text()
+    assert f"Cancelled after {steps:,} of 100,000 steps" in learning.result.label.text()
     assert learning.decision.isVisible()
     assert user.do(lambda: user.click(learning.keep)) == "save"
     user.settle()

@@ -194,7 +194,7 @@ def describe(report: TrainReport) -> str:
     if report.stopped_by == "cancelled" and report.history:
         last = report.history[-1]
         return (
-            f"Cancelled after {last.iteration} of {last.total} steps: keep what was learnt so far, "
+            f"Cancelled after {last.iteration:,} of {last.total:,} steps: keep what was learnt so far, "
             "or discard it for the model from before."
         )
     before, after = report.before, report.after

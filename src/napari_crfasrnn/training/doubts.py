@@ -40,7 +40,7 @@ def find_contradictions(
         with torch.no_grad():
             seen = model.preprocess(plane.image)
             grid = Grid(plane.size, (int(seen.shape[-2]), int(seen.shape[-1])))
-            scores = score_map(model.network, model.network.encode(seen), grid)
+            scores = score_map(model.network, model.network.encode(seen, cancel), grid)
             logits = values_at(scores, locate(model.network, grid, y, x).to(model.device))
         prediction = plane.training.copy()
         prediction[y, x] = logits.argmax(1).cpu().numpy()
@@ -66,7 +66,7 @@ def mistaken_classes(
     for plane in planes:
         raise_if_cancelled(cancel)
         with torch.no_grad():
-            logits = model.network_logits(plane.image)[0]
+            logits = model.network_logits(plane.image, cancel)[0]
         logits[unknown] = -math.inf
         given = logits.argmax(0).cpu().numpy()
         wrong = (plane.training != ignore_value(plane.training.dtype)) & (given != plane.training)

@@ -320,7 +320,10 @@ class _Round:
                     if look == LOOKS[0]:
                         self._note_left_out(planes, number)
                     return views
-                views.append(make_view(self.student, number, plane, pixels[number], look, encode=encode))
+                view = make_view(
+                    self.student, number, plane, pixels[number], look, encode=encode, cancel=self.cancel
+                )
+                views.append(view)
         return views
 
     def _learn_head(self, planes: list[LabelledPlane], views: list[View], reserve: float) -> StoppedBy:

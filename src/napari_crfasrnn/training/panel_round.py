@@ -168,7 +168,7 @@ class PanelRound:
             logits = model.panel.marginals(read.rows).log()
             if not model.panel.is_alone:
                 with torch.no_grad():
-                    known = model.network_logits(plane.image)[0, :, read.y, read.x].T.cpu()
+                    known = model.network_logits(plane.image, self.cancel)[0, :, read.y, read.x].T.cpu()
                 logits = model.panel.joined(logits, known)
             prediction = plane.training.copy()
             prediction[read.y, read.x] = logits.argmax(1).numpy()
@@ -203,7 +203,7 @@ class PanelRound:
         some = any_of(len(y), 1 + _MAX_UNTOUCHED // len(self.planes), random)
         y, x = y[some], x[some]
         with torch.no_grad():
-            known = self.model.network_logits(plane.image)[0, :, y, x].T.cpu()  # [n, L]
+            known = self.model.network_logits(plane.image, self.cancel)[0, :, y, x].T.cpu()  # [n, L]
         own = [value for value in self.speaks_for if value != REST]
         known[:, own] = -math.inf
         entropy = torch.special.entr(known.softmax(1)).sum(1)

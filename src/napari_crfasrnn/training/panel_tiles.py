@@ -175,7 +175,7 @@ class PanelTiles:
                     continue
             if id(tile.plane) not in whole:
                 with torch.no_grad():
-                    whole[id(tile.plane)] = model.network_logits(tile.plane.image).cpu()
+                    whole[id(tile.plane)] = model.network_logits(tile.plane.image, self._cancel).cpu()
             y0, x0, y1, x1 = tile.box
             known = whole[id(tile.plane)][..., y0:y1, x0:x1]
             found.append(

@@ -211,6 +211,7 @@ def make_view(
     look: Look,
     *,
     encode: bool,
+    cancel: Cancel | None = None,
 ) -> View:
     """Return a view of a plane.
 
@@ -224,10 +225,12 @@ def make_view(
         How to look at it.
     encode
         Run the encoder now, once for all iterations.
+    cancel
+        Asked in between; `Cancelled` comes out where it says so.
     """
     with torch.no_grad():
         seen = model.preprocess(_changed(plane.image, look))
-        features = model.network.encode(seen) if encode else None
+        features = model.network.encode(seen, cancel) if encode else None
     grid = Grid(plane.size, (int(seen.shape[-2]), int(seen.shape[-1])))
     training, untouched = (
         _sample(model, grid, plane.training, *part, mirrored=look.mirrored)

@@ -61,6 +61,8 @@ class Segmented:
     """Boxes that it heeded."""
     left_out: str = ""
     """Why it did not heed others, a sentence."""
+    is_grey: bool = False
+    """Whether the image has one channel."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ class Engine:
         heeded = heed(boxes, planes, source.plane_shape, segmenter.model.classes)
         result = segmenter.predict(detections=heeded.by_plane, index=index, progress=progress, cancel=cancel)
         present = tuple(value for value, share in enumerate(result.shares()) if share > 0)
-        return Segmented(result, source.n_nonfinite, present, heeded.n_boxes, heeded.left_out)
+        is_grey = source.n_channels == 1
+        return Segmented(result, source.n_nonfinite, present, heeded.n_boxes, heeded.left_out, is_grey)
 
     def refine(
         self,

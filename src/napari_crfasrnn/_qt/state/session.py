@@ -43,6 +43,10 @@ class Numbers:
     summary: EditSummary
 
 
+PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
+HINT = "The starter knows photographs: for a micrograph, choose a model of nuclei or of electron micrographs."
+
+
 class Session:
     """One viewer's work: the models, the class table, the images with their labels, and the project.
 
@@ -73,6 +77,7 @@ class Session:
         self._counting: set[str] = set()
         self._count_again: dict[str, PlaneIndex] = {}  # changed while it was counted
         self._closed = False
+        self._hinted = False  # what the starter is not for was said
         self.shelf.chosen.connect(self._on_model_chosen)
         self.storage.replaced.connect(self._on_project_replaced)
 
@@ -153,6 +158,10 @@ class Session:
             text += f" · {result.n_boxes} box{'es' * (result.n_boxes != 1)} heeded"
         if result.n_nonfinite:
             text += f" · {result.n_nonfinite:,} NaN or infinite pixels taken as the darkest"
+        choice = self.shelf.choice
+        if result.is_grey and not self._hinted and choice is not None and choice.name == PHOTOGRAPHS:
+            text += f". {HINT}"  # once: grey photographs there are, too
+            self._hinted = True
         if result.left_out:
             self.tasks.say("start", f"{result.left_out} {text}", "problem")
         else:
