@@ -70,13 +70,14 @@ def scribble(
         if 0.25 < inside.mean() < 0.8:
             break
     seen = np.bincount(part(labels, box)[inside], minlength=21).argmax()
+    painted = (seen + 1 + rng.integers(0, 20)) % 21
     strokes = np.full((SIDE, SIDE), NOTHING, np.uint8)
     corners = np.argwhere(inside)[rng.integers(0, np.count_nonzero(inside), 4)]
     for start, end in pairwise(corners):
         for t in np.linspace(0, 1, 40):
             rows, columns = disk(start * (1 - t) + end * t, 5, shape=inside.shape)
             keep = inside[rows, columns]
-            part(strokes, box)[rows[keep], columns[keep]] = (seen + 1 + rng.integers(0, 20)) % 21
+            part(strokes, box)[rows[keep], columns[keep]] = painted
     return box, strokes
 
 
@@ -178,7 +179,7 @@ def main() -> None:
         small = [Measured(segmenter.live(), box, strokes, arguments.rounds) for box, strokes in drawn]
         say(row(name, f"{SIDE}²", small, f"{bare:.0f}"))
     # One photograph as a mosaic: the strokes lie in its second tile of the second row.
-    planes = torch.tile(live._image, (1, 1, 8, 8)), torch.tile(live._logits, (1, 1, 8, 8))
+    planes = torch.tile(live._seen, (1, 1, 8, 8)), torch.tile(live._logits, (1, 1, 8, 8))
     moved = []
     for box, strokes in drawn:
         wide = np.full((8 * SIDE, 8 * SIDE), NOTHING, np.uint8)
