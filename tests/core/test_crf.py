@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import weakref
 from pathlib import Path
 from typing import Any
@@ -446,6 +447,53 @@ def test_a_hook_may_itself_run_the_layer() -> None:
         )
     assert len(seen) >= 2
     assert all(torch.equal(one, expected) for one in seen)
+
+
+@pytest.mark.parametrize("n_untied", [0, 3])
+@pytest.mark.parametrize("weight_form", ["full", "per_class", "scalar"])
+def test_some_labels_are_as_among_others_that_are_nowhere_likely(weight_form: Any, n_untied: int) -> None:
+    config = CrfConfig(theta_alpha=9, weight_form=weight_form, untied_iterations=n_untied)
+    crf = perturbed(CrfRnn(5, config))
+    with torch.no_grad():
+        crf.log_output_scale.fill_(0.2)
+        if weight_form == "scalar":  # one number, whatever labels are left
+            crf.spatial_weights.fill_diagonal_(1.3)
+            crf.bilateral_weights.fill_diagonal_(0.7)
+    labels = torch.tensor([1, 4])
+    image, unary = photo_like(1, 3, 20, 30), logits_like(1, 5, 20, 30)
+    few = crf.among(labels)
+    assert few.n_labels == 3
+    assert not any(parameter.requires_grad for parameter in few.parameters())
+    assert not few.training
+    unary[:, [0, 2, 3]] = -1e4
+    with torch.no_grad():
+        expected = crf(unary, image, n_iterations=4)[:, labels]
+        refined = few(unary[:, [1, 4, 0]], image, n_iterations=4)[:, :2]
+    assert torch.allclose(refined, expected, atol=1e-4)
+    few.spatial_weights.zero_()
+    assert bool((crf.spatial_weights != 0).any())
+
+
+def test_labels_that_are_alike_may_be_one() -> None:
+    crf = perturbed(CrfRnn(5, CrfConfig(theta_alpha=9)))
+    alike = [0, 2, 3]
+    with torch.no_grad():  # each of the three is to the others what these are to it
+        for matrix in (crf.spatial_weights, crf.bilateral_weights, crf.compatibility):
+            matrix[alike] = matrix[alike].mean(0)
+            matrix[:, alike] = matrix[:, alike].mean(1, keepdim=True)
+    image, unary = photo_like(1, 3, 20, 30), logits_like(1, 5, 20, 30)
+    unary[:, alike] = unary[:, :1].clone()
+    scales = [float(log_scale.detach().exp()) for log_scale in (crf.log_unary_scale, crf.log_output_scale)]
+    together = unary[:, :1] + math.log(3) / scales[0]
+    with torch.no_grad():
+        expected = crf(unary, image, n_iterations=4)
+        few = crf.among(torch.tensor([1, 4]))
+        refined = few(torch.cat([unary[:, [1, 4]], together], 1), image, n_iterations=4)
+    refined[:, 2] -= scales[1] * math.log(3)
+    ratio = refined[:, 0] - refined[:, 1]
+    assert torch.allclose(ratio, expected[:, 1] - expected[:, 4], atol=1e-3)
+    ratio = refined[:, 0] - refined[:, 2]
+    assert torch.allclose(ratio, expected[:, 1] - expected[:, 0], atol=1e-3)
 
 
 def test_copies_and_state_dicts() -> None:

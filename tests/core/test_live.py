@@ -17,7 +17,9 @@ from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.samples import sample
 from napari_crfasrnn.segmenter import LiveRefinement, Segmenter
+from napari_crfasrnn.segmenter import contenders as contenders_module
 from napari_crfasrnn.segmenter import live as live_module
+from napari_crfasrnn.segmenter.contenders import Contenders, labels_in
 from napari_crfasrnn.segmenter.sketch import Sketch
 
 N_LABELS, NOTHING = 4, 255
@@ -273,11 +275,11 @@ def test_neighbouring_previews_share_their_kernels(monkeypatch):
 @pytest.mark.parametrize("window", [(32, 64, 96, 128), (0, 0, 64, 64), (96, 96, 150, 181)])
 def test_a_sketch_has_the_pixels_of_its_window_and_the_mass_of_what_lies_around(window):
     plane = torch.arange(150.0 * 181.0).reshape(1, 1, 150, 181)
-    sketch = Sketch.draw(MODEL, plane, window, 32)
     y0, x0, y1, x1 = window
+    top, left, bottom, right = max(y0 - 32, 0), max(x0 - 32, 0), min(y1 + 32, 150), min(x1 + 32, 181)
+    sketch = Sketch.draw(MODEL, plane, window, (top, left, bottom, right))
     assert torch.equal(sketch.in_window(sketch.gather(plane)), plane[:, :, y0:y1, x0:x1])
-    top, left, bottom, right = max(window[0] - 32, 0), max(window[1] - 32, 0), window[2] + 32, window[3] + 32
-    n_pixels = (min(bottom, 150) - top) * (min(right, 181) - left)
+    n_pixels = (bottom - top) * (right - left)
     mass = sketch.prepared.mass
     assert float(mass.sum()) == n_pixels
     assert len(mass) < (window[2] - window[0]) * (window[3] - window[1]) + n_pixels / 16 + 50
@@ -289,6 +291,75 @@ def test_a_sketch_has_the_pixels_of_its_window_and_the_mass_of_what_lies_around(
         taken = sketch.gather_strokes(strokes, painted, NOTHING)[0]
         assert (taken[: strokes.size] == 3).all()
         assert (taken[strokes.size :] == outside).all()
+
+
+def test_contenders_are_those_needed_and_the_likeliest():
+    model = SegmentationModel(ModelConfig(classes=class_table([f"c{i}" for i in range(20)]), crf=CRF))
+    logits = torch.zeros(1, 20, 16, 16)
+    logits[:, 3::2] = 5.0  # nine odd ones, of which 19 most and 17 least
+    logits[:, 19] += 1.0
+    logits[:, 17] -= 1.0
+    needed = labels_in(np.array([[4, 4, NOTHING, 19]], np.uint8), 20)
+    assert np.flatnonzero(needed).tolist() == [4, 19]
+    few = Contenders.choose(model, needed, logits)
+    assert len(few.labels) == 7  # and one for all others
+    assert {4, 19} < set(few.labels.tolist()) < {4, 19, *range(3, 17, 2)}
+    assert sorted(few.labels.tolist() + few.others.tolist()) == list(range(20))
+    assert torch.equal(few.labels, few.labels.sort().values)
+    assert few.include(needed)
+    assert not few.include(labels_in(np.array([2]), 20))
+    strokes = np.array([[19, NOTHING, 4]], np.uint8)
+    numbers = few.numbers_of(strokes)
+    assert few.labels[numbers[strokes != NOTHING].astype(np.int64)].tolist() == [19, 4]
+    assert numbers[0, 1] == NOTHING
+    joined = few.join(logits)
+    assert torch.equal(joined[:, :7], logits[:, few.labels])
+    scale = few.crf.log_unary_scale.exp()
+    mass = (scale * few.count_others(joined)).softmax(1)[:, 7]
+    assert torch.allclose(mass, (scale * logits).softmax(1)[:, few.others].sum(1))
+    own = torch.rand(1, 8, 3, 4)
+    own[:, 7] = 2.0  # what stands for the others cannot win
+    spread = few.spread(own, logits[..., :3, :4])
+    assert torch.equal(spread[:, few.labels], own[:, :7])
+    assert torch.equal(spread[:, few.others], logits[:, few.others, :3, :4])
+    spread = few.spread(own, None)
+    assert torch.equal(spread.amin(1), own.amin(1))
+    assert torch.equal(few.winners(own), few.labels[own[0, :7].max(0).indices])
+    # Eight labels and what stands for the others take two rows; more than fifteen are as dear as all.
+    assert len(Contenders.choose(model, np.arange(20) < 8, logits).labels) == 15
+    everyone = Contenders.choose(model, np.arange(20) < 16, logits)
+    assert everyone.are_all
+    assert everyone.crf is model.crf
+    assert everyone.join(logits) is logits
+
+
+def test_a_preview_of_many_labels_computes_with_few(monkeypatch):
+    """And guesses what it would with all."""
+    n_labels = 12
+    torch.manual_seed(1)
+    model = SegmentationModel(ModelConfig(classes=class_table([f"c{i}" for i in range(n_labels)]), crf=CRF))
+    drawn = torch.rand(1, n_labels, 4, 4)
+    drawn[:, 5:] -= 1.0  # three never win
+    logits = 6.0 * torch.nn.functional.interpolate(drawn, PHOTO.shape[:2], mode="bilinear")
+    image = torch.from_numpy(PHOTO.transpose(2, 0, 1).astype(np.float32))[None]
+    whole = model.crf.prepare(image)
+    previews = []
+    for as_quick in (8, n_labels):
+        monkeypatch.setattr(contenders_module, "AS_QUICK_AS_ONE", as_quick)
+        live = LiveRefinement(model, image, logits, whole)
+        live.prepare(nothing(live))
+        window = live.preview_window(BOX)
+        before = part(nothing(live), window)
+        for label in (0, 3, 11):  # the last is among the few only since it was painted
+            strokes = part(painted(live, BOX, label), window)
+            preview = live.preview(BOX, strokes, before)
+            assert (preview.labels[strokes != NOTHING] == label).all()
+            assert preview.logits.shape == (n_labels, *strokes.shape)
+            previews.append(preview)
+            assert len(live._sketches[window].contenders.labels) == (7 if as_quick == 8 else n_labels)
+    for few, all_of_them in zip(previews[:3], previews[3:], strict=True):
+        assert all_of_them.changed.sum() > 50
+        assert (few.labels == all_of_them.labels).mean() > 0.99
 
 
 def test_a_preview_knows_of_what_was_painted_around_its_window():

@@ -2,8 +2,9 @@
 
 What is asked is always the same: the labels that the CRF gives to a plane when everything painted on it
 is held. `LiveRefinement.exact` answers that; `LiveRefinement.preview` guesses the answer around a stroke
-from a `Sketch`: all pixels of a small window, and what lies around it coarsely, as points of more weight. The
-sketch is run twice, with the stroke and without, and only the *difference* is taken:
+from a `Sketch`: all pixels of a small window, and what lies around it coarsely, as points of more weight,
+with the few labels that may win there (`Contenders`). The sketch is run twice, with the stroke and
+without, and only the *difference* is taken:
 
     preview = exact logits before the stroke + sketch with the stroke - sketch without it
 
@@ -25,11 +26,13 @@ from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
+from napari_crfasrnn.segmenter.contenders import Contenders, labels_in
 from napari_crfasrnn.segmenter.refining import (
     HALO_WIDTHS,
     Box,
     check_region,
     crf_plane,
+    evaluating,
     grown,
     hold,
     prepare_part,
@@ -88,8 +91,10 @@ class _Sketched:
     """A sketch, and what it says of some strokes."""
 
     sketch: Sketch
+    contenders: Contenders
+    unary: Tensor  # [1, K, 1, N]
     strokes: Strokes  # [1, N]
-    state: _State  # of the window
+    logits: Tensor  # [1, K, h, w], refined
 
 
 class LiveRefinement:
@@ -203,21 +208,25 @@ class LiveRefinement:
         raise_if_cancelled(cancel)
         around = None if self._state is None else self._state.strokes
         nothing = ignore_value(before.dtype)
-        earlier = sketch.gather_strokes(before, around, nothing)
-        if known is None or not np.array_equal(known.strokes, earlier):
-            known = _Sketched(sketch, earlier, self._run_sketch(sketch, before, earlier, cancel))
+        earlier, painted = (sketch.gather_strokes(s, around, nothing) for s in (before, strokes))
+        needed = self._needed(window, earlier, painted)
+        if known is None or not known.contenders.include(needed):
+            known = self._contend(window, sketch, needed, earlier, cancel)
+        elif not np.array_equal(known.strokes, earlier):
+            known = replace(known, strokes=earlier, logits=self._run_sketch(known, earlier, cancel))
         self._sketches[window] = known
         if len(self._sketches) > _KEPT_SKETCHES:
             self._sketches.popitem(last=False)
-        now = self._run_sketch(sketch, strokes, sketch.gather_strokes(strokes, around, nothing), cancel)
-        if not self._knows(window, before):
-            return _difference(window, now, known.state)
-        assert self._state is not None
-        y0, x0, y1, x1 = window
-        was = self._state.labels[y0:y1, x0:x1]
-        logits = self._state.logits[..., y0:y1, x0:x1] + (now.logits - known.state.logits)
-        guess = _State(strokes, logits, _labels_of(logits, strokes))
-        return _difference(window, guess, replace(known.state, labels=was))
+        contenders, now = known.contenders, self._run_sketch(known, painted, cancel)
+        if self._state is None or not self._knows(window, before):
+            others, was = None, _held(contenders.winners(known.logits), before)
+        else:
+            y0, x0, y1, x1 = window
+            others, was = self._state.logits[..., y0:y1, x0:x1], self._state.labels[y0:y1, x0:x1]
+            n_values = len(contenders.labels)
+            now = others[:, contenders.labels] + (now - known.logits)[:, :n_values]
+        labels = _held(contenders.winners(now), strokes)
+        return Refined(window, labels, labels != was, contenders.spread(now, others)[0])
 
     def exact(self, box: Box, strokes: Strokes, before: Strokes, *, cancel: Cancel | None = None) -> Refined:
         """Tell what strokes within a box do.
@@ -265,21 +274,56 @@ class LiveRefinement:
         return self._state is not None and np.array_equal(self._state.strokes[y0:y1, x0:x1], strokes)
 
     def _sketch(self, window: Box) -> Sketch:
+        return Sketch.draw(self._model, self._seen, window, self._surroundings(window), self._extra)
+
+    def _surroundings(self, window: Box) -> Box:
+        """Return the part of the plane that a preview knows of coarsely."""
         reach = min(math.ceil(_SKETCHED_WIDTHS * self._model.crf.settings.theta_alpha), _LARGEST_REACH)
-        return Sketch.draw(self._model, self._seen, window, reach, self._extra)
+        return grown(window, reach, self.plane_shape)
+
+    def _needed(self, window: Box, *strokes: Strokes) -> NDArray[np.bool_]:  # [L]
+        """Return the labels that a preview cannot do without: those painted, and those that win now."""
+        y0, x0, y1, x1 = window
+        n_labels = self._model.n_labels
+        if self._state is None:
+            seen = self._logits[0, :, y0:y1, x0:x1].max(0).indices.cpu().numpy()
+        else:
+            seen = self._state.labels[y0:y1, x0:x1]
+        needed = labels_in(seen, n_labels)
+        for painted in strokes:
+            needed |= labels_in(painted, n_labels)
+        return needed
+
+    def _contend(
+        self,
+        window: Box,
+        sketch: Sketch,
+        needed: NDArray[np.bool_],  # [L]
+        strokes: Strokes,  # [1, N]
+        cancel: Cancel | None,
+    ) -> _Sketched:
+        """Choose the labels to compute with, and compute what some strokes do."""
+        top, left, bottom, right = self._surroundings(window)
+        contenders = Contenders.choose(self._model, needed, self._logits[..., top:bottom, left:right])
+        unary = contenders.join(sketch.gather(self._logits))
+        known = _Sketched(sketch, contenders, unary, strokes, unary)
+        return replace(known, logits=self._run_sketch(known, strokes, cancel))
 
     def _run_sketch(
         self,
-        sketch: Sketch,
-        strokes: Strokes,  # [h, w], of the window
-        painted: Strokes,  # [1, N]
+        known: _Sketched,
+        strokes: Strokes,  # [1, N]
         cancel: Cancel | None,
-    ) -> _State:
-        logits = sketch.gather(self._logits)
-        unary = hold(logits, logits, painted, painted != ignore_value(painted.dtype), sketch.prepared)
-        refined = run_crf(self._model, unary, sketch.prepared, stop_if(cancel), self._iterations)
-        refined = sketch.in_window(refined)
-        return _State(strokes, refined, _labels_of(refined, strokes))
+    ) -> Tensor:  # [1, K, h, w]
+        prepared, unary = known.sketch.prepared, known.unary
+        painted = known.contenders.numbers_of(strokes)
+        unary = hold(unary, unary, painted, painted != ignore_value(painted.dtype), prepared)
+        unary = known.contenders.count_others(unary)
+        with evaluating(self._model):
+            refined = known.contenders.crf(
+                unary, prepared=prepared, on_iteration=stop_if(cancel), n_iterations=self._iterations
+            )
+        return known.sketch.in_window(refined)
 
     def _run(self, window: Box, strokes: Strokes, prepared: PreparedImage, cancel: Cancel | None) -> _State:
         y0, x0, y1, x1 = window
@@ -310,7 +354,15 @@ def _labels_of(
     logits: Tensor,  # [1, L, h, w]
     strokes: Strokes,
 ) -> NDArray[Any]:  # [h, w]
-    labels = logits[0].max(0).indices.cpu().numpy().astype(strokes.dtype)
+    return _held(logits[0].max(0).indices, strokes)
+
+
+def _held(
+    labels_won: Tensor,  # int64 [h, w]
+    strokes: Strokes,
+) -> NDArray[Any]:  # [h, w]
+    """Return labels with those painted as painted."""
+    labels = labels_won.cpu().numpy().astype(strokes.dtype)
     painted = strokes != ignore_value(strokes.dtype)
     labels[painted] = strokes[painted]
     return labels

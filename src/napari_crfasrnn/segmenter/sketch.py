@@ -11,7 +11,7 @@ from torch import Tensor
 
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
-from napari_crfasrnn.segmenter.refining import Box, grown
+from napari_crfasrnn.segmenter.refining import Box
 
 SQUARE = 4  # pixels; a divisor of the grid that windows lie on
 
@@ -34,12 +34,11 @@ class Sketch:
         model: SegmentationModel,
         plane: Tensor,  # [1, c, H, W]
         window: Box,
-        reach: int,
+        surroundings: Box,
         extra: Tensor | None = None,  # [1, E, H, W]
     ) -> Sketch:
-        """Take the pixels of a window and, as far as `reach` around it, the middle of every square."""
-        y0, x0, y1, x1 = window
-        top, left, bottom, right = grown(window, reach, (plane.shape[2], plane.shape[3]))
+        """Take the pixels of a window and, in its surroundings, the middle of every square."""
+        (y0, x0, y1, x1), (top, left, bottom, right) = window, surroundings
         near = torch.cartesian_prod(torch.arange(y0, y1), torch.arange(x0, x1))
         far = torch.cartesian_prod(torch.arange(top, bottom, SQUARE), torch.arange(left, right, SQUARE))
         outside = (far[:, 0] < y0) | (far[:, 0] >= y1) | (far[:, 1] < x0) | (far[:, 1] >= x1)
