@@ -36,6 +36,7 @@ from napari_crfasrnn.training.planes import LabelledPlane, any_of, balanced
 from napari_crfasrnn.training.report import LockedScore, PlaceOfContradiction
 
 _MAX_PIXELS = 15_000  # to learn, of all planes together; more teach hardly more, and take their time
+_READ_AT_ONCE = 4_000  # pixels, between two questions whether to stop
 _MIN_PLANE_PIXELS = 200  # of each plane, however many planes there are
 _MAX_LOCKED = 4_000  # of all planes, for the scores on the way
 _MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims are always in doubt
@@ -116,8 +117,10 @@ class PanelRound:
             self.n_read = number + 1
             maps = self._maps(plane)
             limit = max(_MIN_PLANE_PIXELS, _MAX_PIXELS // len(self.planes))
-            self._training.append(_read(maps, plane.training, limit, random))
-            self._locked.append(_read(maps, plane.locked, 1 + _MAX_LOCKED // len(self.planes), None))
+            self._training.append(_read(maps, plane.training, limit, random, self.cancel))
+            self._locked.append(
+                _read(maps, plane.locked, 1 + _MAX_LOCKED // len(self.planes), None, self.cancel)
+            )
             if self.speaks_for is not None:
                 self._untouched.append(self._read_untouched(maps, plane))
             tiles += [PanelTile(plane, box, maps) for place, box in boxes if place == number]
@@ -250,7 +253,11 @@ class PanelRound:
 
 
 def _read(
-    maps: FeatureMaps, labels: NDArray[np.integer], limit: int, random: np.random.Generator | None
+    maps: FeatureMaps,
+    labels: NDArray[np.integer],
+    limit: int,
+    random: np.random.Generator | None,
+    cancel: Cancel | None,
 ) -> _Labelled:
     """Return the labelled pixels with their features, or a drawn sample: balanced, or (None) as they come."""
     y, x = np.nonzero(labels != ignore_value(labels.dtype))
@@ -260,4 +267,9 @@ def _read(
     else:
         chosen = balanced(target, limit, random)
     y, x, target = y[chosen], x[chosen], target[chosen]
-    return _Labelled(y, x, target, maps.at(y, x, _ALL))
+    parts = []
+    for start in range(0, max(1, len(y)), _READ_AT_ONCE):
+        raise_if_cancelled(cancel)
+        some = slice(start, start + _READ_AT_ONCE)
+        parts.append(maps.at(y[some], x[some], _ALL))
+    return _Labelled(y, x, target, torch.cat(parts))
