@@ -33,7 +33,7 @@ from napari_crfasrnn.kernels import (
     prepare_points,
 )
 from napari_crfasrnn.lattice import Backend
-from napari_crfasrnn.mean_field import DifferentiableMeanField, MeanField
+from napari_crfasrnn.mean_field import DifferentiableMeanField, MarginalDtype, MeanField
 from napari_crfasrnn.progress import Progress, part_of
 
 __all__ = ["CrfRnn", "OnIteration", "Potential"]
@@ -62,6 +62,10 @@ class CrfRnn(nn.Module):
     backend
         Which lattice computes, see `Lattice`; "auto" by default. The compiled ones compute in float32
         whatever the dtype of the logits, "reference" in float64 for float64 images.
+    marginal_dtype
+        How inference without gradients on the CPU stores marginals between iterations: "float32" by default,
+        or "uint16", which is faster and rounds each by 8e-6 at most; `docs/lattice.md` says by how much and
+        what that changes. Only of more than two labels and kernels normalised "after".
     """
 
     spatial_offsets: nn.Parameter | None
@@ -77,6 +81,7 @@ class CrfRnn(nn.Module):
             raise ValueError(f"n_labels must be at least 1, got {n_labels}")
         self.config = CrfConfig() if config is None else config
         self.backend: Backend = "auto"
+        self.marginal_dtype: MarginalDtype = "float32"
         eye = torch.eye(n_labels)
         self.spatial_weights = nn.Parameter(self.config.spatial_weight * eye)
         self.bilateral_weights = nn.Parameter(self.config.bilateral_weight * eye)
@@ -385,6 +390,7 @@ class CrfRnn(nn.Module):
                 output_scale=output_scale,
                 n_iterations=n_iterations,
                 on_iteration=part_of(on_iteration, number, len(fields)),
+                marginal_dtype=self.marginal_dtype,
             ).reshape(logits.shape)
             for number, (logits, field) in enumerate(zip(groups_of(joint, unary), fields, strict=True))
         ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ Factors = tuple[Tensor | None, Tensor | None]
 
 # Takes logits, both maps and the logarithms of both scales to refined logits, in torch.
 Definition = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+# How marginals are stored between iterations: as they are, or as shares of 65535.
+MarginalDtype = Literal["float32", "uint16"]
 
 _Native = TypeVar("_Native")
 
@@ -91,18 +94,22 @@ class MeanField:
         output_scale: float,
         n_iterations: int,
         on_iteration: Callable[[int, int], None] | None = None,
+        marginal_dtype: MarginalDtype = "float32",
     ) -> Tensor:  # like unary
         """Return refined logits, float32; the maps take a kernel's message to what is subtracted.
 
         `on_iteration` is called with (done, total) after each iteration, and about every 50 ms during a long
         one; what it raises ends the run. A GPU gets all iterations as one submission: there it is called
-        once, when that is queued.
+        once, when that is queued. On a GPU, with one or two labels, and where a kernel does not average,
+        marginals are float32 in any case.
 
         Raises
         ------
         ValueError
-            For NaN or infinity in `unary`.
+            For NaN or infinity in `unary`, and another `marginal_dtype` than "float32" or "uint16".
         """
+        if marginal_dtype not in ("float32", "uint16"):
+            raise ValueError(f'marginal_dtype must be "float32" or "uint16", got {marginal_dtype!r}')
         if self._on_cuda:
             refined = self._run_on_cuda(
                 unary,
@@ -123,6 +130,7 @@ class MeanField:
             output_scale=output_scale,
             n_iterations=n_iterations,
             on_iteration=on_iteration,
+            in_16_bits=marginal_dtype == "uint16",
         )
         return torch.from_numpy(out).to(unary.device)
 

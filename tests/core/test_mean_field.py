@@ -362,3 +362,54 @@ def test_native_code_refuses_arrays_of_another_run() -> None:
         native.forward(values, **weights, n_iterations=0, with_vertices=True)
     with pytest.raises(ValueError, match="same shape"):
         _lattice.dot(values, eye)
+
+
+# --- Marginals in 16 bits --------------------------------------------------------------------------------
+
+
+def refined(crf: CrfRnn, unary: Tensor, prepared: PreparedImage, marginal_dtype: Any) -> Tensor:
+    crf.marginal_dtype = marginal_dtype
+    with torch.inference_mode():
+        return crf(unary, prepared=prepared, n_iterations=10)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("n_labels", [1, 3, 5, 8, 21, 64])
+def test_16_bits_change_little_and_no_number_of_threads_matters(n_labels: int, instruction_set: str) -> None:
+    _lattice.use_instruction_set(instruction_set)
+    crf = CrfRnn(n_labels, CrfConfig(theta_alpha=40.3, theta_beta=9.7)).eval()
+    prepared = crf.prepare(patches(2, 3, 43, 71))
+    unary = 2 * noise(2, n_labels, 43, 71)
+    set_num_threads(1)
+    wide, narrow = (refined(crf, unary, prepared, dtype) for dtype in ("float32", "uint16"))
+    assert n_labels == 1 or not torch.equal(wide, narrow)
+    change = (wide.softmax(1) - narrow.softmax(1)).abs().flatten()
+    # Rounding is amplified where a pixel is undecided.
+    assert float(change.quantile(0.999)) <= 1e-4
+    assert float((wide.argmax(1) != narrow.argmax(1)).float().mean()) <= 1e-3
+    set_num_threads(2)
+    assert torch.equal(refined(crf, unary, prepared, "uint16"), narrow)
+
+
+@pytest.mark.parametrize("normalization", ["before", "symmetric", "none"])
+def test_kernels_that_do_not_average_keep_marginals_as_they_are(normalization: Any) -> None:
+    crf = layer(5, normalization).eval()
+    prepared = crf.prepare(patches(1, 3, 12, 17))
+    unary = noise(1, 5, 12, 17)
+    assert torch.equal(refined(crf, unary, prepared, "float32"), refined(crf, unary, prepared, "uint16"))
+
+
+def test_16_bits_serve_learned_matrices_and_two_labels() -> None:
+    for n_labels in (2, 4):
+        crf = layer(n_labels).eval()
+        prepared = crf.prepare(patches(1, 3, 20, 31))
+        unary = noise(1, n_labels, 20, 31)
+        wide, narrow = (refined(crf, unary, prepared, dtype) for dtype in ("float32", "uint16"))
+        assert torch.equal(wide, narrow) == (n_labels == 2)
+        torch.testing.assert_close(narrow, wide, rtol=1e-3, atol=1e-3)
+
+
+def test_there_is_no_other_marginal_dtype() -> None:
+    crf = layer(3).eval()
+    with pytest.raises(ValueError, match=r"marginal_dtype must be \"float32\" or \"uint16\", got 'int8'"):
+        refined(crf, noise(1, 3, 6, 7), crf.prepare(patches(1, 3, 6, 7)), "int8")

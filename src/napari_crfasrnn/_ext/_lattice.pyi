@@ -74,13 +74,14 @@ class MeanField:
     def n_points(self) -> int:
         """N"""
 
-    def run(self, unary: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, spatial: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bilateral: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unary_scale: float, output_scale: float, n_iterations: int, on_iteration: Callable[[int, int], None] | None = None) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+    def run(self, unary: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, spatial: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bilateral: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unary_scale: float, output_scale: float, n_iterations: int, on_iteration: Callable[[int, int], None] | None = None, in_16_bits: bool = False) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
         """
         Return the refined logits [L, N] of unary [L, N], float32, L <= 64.
 
         The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is
         released, and taken for on_iteration(done, total) after each iteration, and again and again during a
-        long one; what that raises ends the run. Raises ValueError for NaN or infinity in unary.
+        long one; what that raises ends the run. in_16_bits stores marginals so, of more than two labels and kernels that average. Raises
+        ValueError for NaN or infinity in unary.
         """
 
 class MeanFieldTraining:

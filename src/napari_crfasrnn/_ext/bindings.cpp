@@ -161,9 +161,10 @@ crfasrnn::MeanField::Weights weights_of(const Matrix& spatial, const Matrix& bil
 }
 
 Result run(const crfasrnn::MeanField& field, Values unary, Matrix spatial, Matrix bilateral, float unary_scale,
-           float output_scale, int n_iterations, std::optional<Hook> on_iteration) {
+           float output_scale, int n_iterations, std::optional<Hook> on_iteration, bool in_16_bits) {
   const std::size_t n_labels = unary.shape(0);
-  const crfasrnn::MeanField::Weights weights = weights_of(spatial, bilateral, unary_scale, output_scale, n_labels);
+  crfasrnn::MeanField::Weights weights = weights_of(spatial, bilateral, unary_scale, output_scale, n_labels);
+  if (in_16_bits) weights.storage = crfasrnn::MarginalStorage::shares;
   if (unary.shape(1) != field.n_points()) throw nb::value_error("unary must be [L, N]");
   if (n_iterations < 1) throw nb::value_error("n_iterations must be at least 1");
   Result out = new_array(n_labels, unary.shape(1));
@@ -357,11 +358,12 @@ NB_MODULE(_lattice, m) {
       .def_prop_ro("n_points", &crfasrnn::MeanField::n_points, "N")
       .def("run", &run, "unary"_a.noconvert(), nb::kw_only(), "spatial"_a.noconvert(),
            "bilateral"_a.noconvert(), "unary_scale"_a, "output_scale"_a, "n_iterations"_a,
-           "on_iteration"_a = nb::none(),
+           "on_iteration"_a = nb::none(), "in_16_bits"_a = false,
            "Return the refined logits [L, N] of unary [L, N], float32, L <= 64.\n\n"
            "The matrices [L, L] map a kernel's message to what is subtracted from the logits. The GIL is\n"
            "released, and taken for on_iteration(done, total) after each iteration, and again and again during a\n"
-           "long one; what that raises ends the run. Raises ValueError for NaN or infinity in unary.");
+           "long one; what that raises ends the run. in_16_bits stores marginals so, of more than two labels and kernels that average. Raises\n"
+           "ValueError for NaN or infinity in unary.");
 
   nb::class_<crfasrnn::MeanFieldTraining>(m, "MeanFieldTraining", "The mean field with a backward run.")
       .def(nb::new_(&mean_field<crfasrnn::MeanFieldTraining>), "spatial"_a, "bilateral"_a, nb::kw_only(),

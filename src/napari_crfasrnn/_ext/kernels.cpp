@@ -70,6 +70,18 @@ void splat_scalars(const std::uint32_t* order, const std::uint32_t* start, const
   }
 }
 
+#if defined(__GNUC__)
+template <int N>
+inline void fetch_row(const float* row) {
+  for (int j = 0; j < N; j += 16) __builtin_prefetch(row + j);
+}
+template <int N>
+inline void fetch_row(const Share* row) {
+  for (int j = 0; j < N; j += 32) __builtin_prefetch(row + j);
+  if (N % 32 != 0) __builtin_prefetch(row + N - 1);  // half of them lie across the end of a line
+}
+#endif
+
 // row_of(p) is where the values of point p begin.
 template <int N, class RowOf>
 void splat_each(const std::uint32_t* start, const SplatEntry* entries, RowOf row_of, float* vertices,
@@ -85,13 +97,10 @@ void splat_each(const std::uint32_t* start, const SplatEntry* entries, RowOf row
       for (; i < stop; ++i) {
 #if defined(__GNUC__)
         // Points of one vertex may lie far apart; which ones come is known long before.
-        constexpr std::uint32_t ahead = 24;
-        if (N >= 8 && i + ahead < end_of_range) {
-          const float* row = row_of(entries[i + ahead].point);
-          for (int j = 0; j < N; j += 16) __builtin_prefetch(row + j);
-        }
+        constexpr std::uint32_t ahead = 64;
+        if (N >= 8 && i + ahead < end_of_range) fetch_row<N>(row_of(entries[i + ahead].point));
 #endif
-        part.add_scaled(entries[i].weight, row_of(entries[i].point));
+        add_scaled(part, entries[i].weight, row_of(entries[i].point));
       }
       sum.add(part);
       if (i == last) break;
@@ -114,6 +123,13 @@ void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const Val
   const auto row_of = [values](std::uint32_t p) {
     return p < values.n_safe ? values.rows + p * values.stride : values.tail + (p - values.n_safe) * values.tail_stride;
   };
+  splat_each<N>(start, entries, row_of, vertices, begin, end);
+}
+
+template <int N>
+void splat_shares_rows(const std::uint32_t* start, const SplatEntry* entries, const Share* marginals, float* vertices,
+                       std::size_t begin, std::size_t end) {
+  const auto row_of = [marginals](std::uint32_t p) { return marginals + static_cast<std::size_t>(p) * N; };
   splat_each<N>(start, entries, row_of, vertices, begin, end);
 }
 
@@ -202,9 +218,9 @@ void map_labels_rows(const LabelMap& map, const float* from, float* to, std::siz
 
 constexpr float far_below = -1e30F;  // logit of the labels that only fill up a row
 
-template <int N>
+template <int N, class Marginal>
 bool pack_rows(const Planes& planes, const Square& square, const float* unary, float scale, float* rows, float* shift,
-               float* marginals) {
+               Marginal* marginals) {
   Row<N> zeros = Row<N>::zero();  // unless something is not finite
   const auto fetch = [rows, marginals](std::size_t p) {
     prefetch_row<N>(rows + p * N);
@@ -219,22 +235,57 @@ bool pack_rows(const Planes& planes, const Square& square, const float* unary, f
     row.subtract(highest);
     row.store(rows + p * N);
     row.exponentiate(0.0F);
-    row.multiply(1.0F / row.total());
-    row.store(marginals + p * N);
+    row.multiply(whole<Marginal> / row.total());
+    store_marginals(row, marginals + p * N);
   });
   return zeros.total() == 0.0F;
 }
 
-template <int N, int C1, int C2>
-void update_corners(const float* unary, const Message& first, const Message& second, Finish finish, float* out,
-                 std::size_t begin, std::size_t end) {
-  // Messages of a block first, then its softmax: the sums of one point do not wait for the
-  // exponentials of the one before. The rows of points to come are fetched meanwhile.
+// What update_rows does with the sums of a point that it is given one after the other.
+template <int N>
+struct KeepSums {
+  float* out;
+
+  void operator()(std::size_t, std::size_t p, const Row<N>& sum) const { sum.store(out + p * N); }
+  void finish(std::size_t, std::size_t) const {}
+};
+
+// Sums of a block first, then their softmax: the sums of one point do not wait for the exponentials of the
+// one before.
+template <int N, class Marginal>
+struct Softmax {
+  static constexpr std::size_t block = 8;
+  Marginal* out;
+  bool bounded;
+  alignas(64) float logits[block * N] = {};
+
+  void operator()(std::size_t place, std::size_t, const Row<N>& sum) { sum.store(logits + place * N); }
+  void finish(std::size_t p, std::size_t count) {
+    constexpr std::size_t width = WidestPack::width;
+    if constexpr (block * N % width == 0) {
+      if (bounded) {
+        for (std::size_t i = 0; i < block * N; i += width) exp_of(WidestPack::load(logits + i)).store(logits + i);
+      }
+    }
+    for (std::size_t place = 0; place < count; ++place) {
+      Row<N> row = Row<N>::load(logits + place * N);
+      if (block * N % width != 0 || !bounded) row.exponentiate(bounded ? 0.0F : row.highest());
+      row.multiply(whole<Marginal> / row.total());
+      store_marginals(row, out + (p + place) * N);
+    }
+  }
+};
+
+template <int N, int C1, int C2, class Finisher>
+void update_corners(const float* unary, const Message& first, const Message& second, Finisher& finisher,
+                    std::size_t begin, std::size_t end) {
+  // The rows of points to come are fetched meanwhile.
   constexpr std::size_t block = 8;
   constexpr std::size_t ahead = 8;
   for (std::size_t p = begin; p < end; p += block) {
-    const std::size_t stop = end - p < block ? end : p + block;
-    for (std::size_t q = p; q < stop; ++q) {
+    const std::size_t count = end - p < block ? end - p : block;
+    for (std::size_t place = 0; place < count; ++place) {
+      const std::size_t q = p + place;
       if (N >= 8 && q + ahead < end) {
         prefetch_message<N>(first, q + ahead);
         prefetch_message<N>(second, q + ahead);
@@ -242,28 +293,36 @@ void update_corners(const float* unary, const Message& first, const Message& sec
       Row<N> state = Row<N>::load(unary + q * N);
       add_message<N, C1>(first, q, state);
       add_message<N, C2>(second, q, state);
-      state.store(out + q * N);
+      finisher(place, q, state);
     }
-    if (finish == Finish::nothing) continue;
-    for (std::size_t q = p; q < stop; ++q) {
-      Row<N> state = Row<N>::load(out + q * N);
-      state.exponentiate(finish == Finish::softmax_of_bounded ? 0.0F : state.highest());
-      state.multiply(1.0F / state.total());
-      state.store(out + q * N);
-    }
+    finisher.finish(p, count);
   }
+}
+
+template <int N, class Finisher>
+void update_with(const float* unary, const Message& first, const Message& second, Finisher finisher,
+                 std::size_t begin, std::size_t end) {
+  // Colour and grey images, and grey volumes, with the number of corners known to the compiler.
+  const int a = first.n_corners;
+  const int b = second.n_corners;
+  if (a == 3 && b == 6) return update_corners<N, 3, 6>(unary, first, second, finisher, begin, end);
+  if (a == 3 && b == 4) return update_corners<N, 3, 4>(unary, first, second, finisher, begin, end);
+  if (a == 4 && b == 5) return update_corners<N, 4, 5>(unary, first, second, finisher, begin, end);
+  update_corners<N, 0, 0>(unary, first, second, finisher, begin, end);
 }
 
 template <int N>
 void update_rows(const float* unary, const Message& first, const Message& second, Finish finish, float* out,
                  std::size_t begin, std::size_t end) {
-  // Colour and grey images, and grey volumes, with the number of corners known to the compiler.
-  const int a = first.n_corners;
-  const int b = second.n_corners;
-  if (a == 3 && b == 6) return update_corners<N, 3, 6>(unary, first, second, finish, out, begin, end);
-  if (a == 3 && b == 4) return update_corners<N, 3, 4>(unary, first, second, finish, out, begin, end);
-  if (a == 4 && b == 5) return update_corners<N, 4, 5>(unary, first, second, finish, out, begin, end);
-  update_corners<N, 0, 0>(unary, first, second, finish, out, begin, end);
+  if (finish == Finish::nothing) return update_with<N>(unary, first, second, KeepSums<N>{out}, begin, end);
+  const bool bounded = finish == Finish::softmax_of_bounded;
+  update_with<N>(unary, first, second, Softmax<N, float>{out, bounded}, begin, end);
+}
+
+template <int N>
+void update_shares_rows(const float* unary, const Message& first, const Message& second, bool bounded,
+                        Share* marginals, std::size_t begin, std::size_t end) {
+  update_with<N>(unary, first, second, Softmax<N, Share>{marginals, bounded}, begin, end);
 }
 
 template <int N>
@@ -278,6 +337,11 @@ void unpack_rows(const Planes& planes, const Square& square, const float* rows, 
 void splat(int width, const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values,
            float* vertices, std::size_t begin, std::size_t end) {
   CRFASRNN_BY_WIDTH(splat_rows, start, entries, values, vertices, begin, end)
+}
+
+void splat_shares(int width, const std::uint32_t* start, const SplatEntry* entries, const Share* marginals,
+                  float* vertices, std::size_t begin, std::size_t end) {
+  CRFASRNN_BY_WIDTH(splat_shares_rows, start, entries, marginals, vertices, begin, end)
 }
 
 void blur(int width, const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end) {
@@ -300,9 +364,19 @@ bool pack(int width, const Planes& planes, const Square& square, const float* un
   CRFASRNN_BY_WIDTH(pack_rows, planes, square, unary, scale, rows, shift, marginals)
 }
 
+bool pack_shares(int width, const Planes& planes, const Square& square, const float* unary, float scale, float* rows,
+                 float* shift, Share* marginals) {
+  CRFASRNN_BY_WIDTH(pack_rows, planes, square, unary, scale, rows, shift, marginals)
+}
+
 void update(int width, const float* unary, const Message& first, const Message& second, Finish finish, float* out,
             std::size_t begin, std::size_t end) {
   CRFASRNN_BY_WIDTH(update_rows, unary, first, second, finish, out, begin, end)
+}
+
+void update_shares(int width, const float* unary, const Message& first, const Message& second, bool bounded,
+                   Share* marginals, std::size_t begin, std::size_t end) {
+  CRFASRNN_BY_WIDTH(update_shares_rows, unary, first, second, bounded, marginals, begin, end)
 }
 
 void unpack(int width, const Planes& planes, const Square& square, const float* rows, const float* shift, float scale,
@@ -334,7 +408,8 @@ void sigmoid(float* values, std::size_t begin, std::size_t end) {
 
 extern const TrainingKernels training_table;
 extern const Kernels table;
-const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat_ones, splat, splat_scalars, blur, slice,
-                    map_labels, pack, update, unpack, sigmoid, &training_table};
+const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat_ones, splat, splat_shares, splat_scalars,
+                    blur, slice, map_labels, pack, pack_shares, update, update_shares, unpack, sigmoid,
+                    &training_table};
 
 }  // namespace crfasrnn::CRFASRNN_ISA

@@ -54,6 +54,10 @@ struct LabelMap {
   int n_labels = 0;
 };
 
+// A marginal in 16 bits, from 0 to 65535 (see shares.hpp).
+using Share = std::uint16_t;
+inline constexpr float whole_share = 65535.0F;
+
 // How the mean field reads one kernel's message at a point.
 struct Message {
   const std::uint32_t* vertex_of;  // [N, n_corners]
@@ -108,6 +112,9 @@ struct Kernels {
   // vertices[m] = sum of weight * value over the entries of vertex m, for m in [begin, end).
   void (*splat)(int width, const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values,
                 float* vertices, std::size_t begin, std::size_t end);
+  // The same for marginals in shares, rows of `width`, in units of 1 / whole_share.
+  void (*splat_shares)(int width, const std::uint32_t* start, const SplatEntry* entries, const Share* marginals,
+                       float* vertices, std::size_t begin, std::size_t end);
   // The same for single values, for the vertices at [begin, end) of `order`; null for 0, 1, 2 and so on.
   void (*splat_scalars)(const std::uint32_t* order, const std::uint32_t* start, const SplatEntry* entries,
                         const float* values, float* vertices, std::size_t begin, std::size_t end);
@@ -125,9 +132,14 @@ struct Kernels {
   // marginals[p] = softmax of that; for the points of a square. Returns whether all logits were finite.
   bool (*pack)(int width, const Planes& planes, const Square& square, const float* unary, float scale, float* rows,
                float* shift, float* marginals);
+  bool (*pack_shares)(int width, const Planes& planes, const Square& square, const float* unary, float scale,
+                      float* rows, float* shift, Share* marginals);
   // out[p] = unary[p] + the two messages, or softmax of that; rows of `width`.
   void (*update)(int width, const float* unary, const Message& first, const Message& second, Finish finish,
                  float* out, std::size_t begin, std::size_t end);
+  // marginals[p] = softmax of unary[p] + the two messages.
+  void (*update_shares)(int width, const float* unary, const Message& first, const Message& second, bool bounded,
+                        Share* marginals, std::size_t begin, std::size_t end);
   // out [L, N] = scale * (rows + shift) for the pixels of a square.
   void (*unpack)(int width, const Planes& planes, const Square& square, const float* rows, const float* shift,
                  float scale, float* out);

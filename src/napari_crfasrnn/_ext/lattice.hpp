@@ -78,6 +78,9 @@ class Lattice {
   // `entries` may be a copy of splat_entries() with other weights; `map` acts on every finished vertex.
   void splat(int width, const SplatEntry* entries, const ValueRows& values, const LabelMap& map,
              float* vertices) const;
+  // The same for marginals [N, width] in shares, in units of 1 / whole_share.
+  void splat_shares(int width, const SplatEntry* entries, const Share* marginals, const LabelMap& map,
+                    float* vertices) const;
   void blur(int width, float* vertices, bool transpose) const;
   // For single values: the vertices [M] in an order in which those with equally many points follow one
   // another, and splat in that order. The sums are the same; their loops can be predicted.

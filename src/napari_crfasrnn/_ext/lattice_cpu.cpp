@@ -43,6 +43,15 @@ void Lattice::splat(int width, const SplatEntry* entries, const ValueRows& value
   });
 }
 
+void Lattice::splat_shares(int width, const SplatEntry* entries, const Share* marginals, const LabelMap& map,
+                           float* vertices) const {
+  const std::uint32_t* start = splat_start_.data();
+  for_vertices_by_entries(start, n_vertices_, [&](std::size_t first, std::size_t last) {
+    kernels().splat_shares(width, start, entries, marginals, vertices, first, last);
+    if (map.kind != LabelMap::Kind::identity) kernels().map_labels(width, map, vertices, vertices, first, last);
+  });
+}
+
 Buffer<std::uint32_t> Lattice::order_by_points() const {
   static constexpr std::uint32_t most_points = 64;  // above, the loop is long and its end matters little
   Buffer<std::uint32_t> order(n_vertices_);

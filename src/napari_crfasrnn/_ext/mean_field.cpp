@@ -31,6 +31,41 @@ void for_pixels(const Planes& planes, const Square& square, const Body& body) {
   }
 }
 
+// The kernels for either kind of marginals.
+template <class Marginal>
+struct Rows;
+
+template <>
+struct Rows<float> {
+  static constexpr float whole = 1.0F;
+  static constexpr auto pack = &Kernels::pack;
+  static void splat(const MeanField::Side& side, int width, const Buffer<float>& marginals, const LabelMap& map,
+                    float* vertices) {
+    const auto w = static_cast<std::size_t>(width);
+    const ValueRows rows{marginals.data(), w, static_cast<std::uint32_t>(marginals.size() / w), nullptr, 0};
+    side.lattice->splat(width, side.splat_entries(), rows, map, vertices);
+  }
+  static void update(int width, const float* logits, const Message* messages, bool bounded, float* marginals,
+                     std::size_t begin, std::size_t end) {
+    const Finish softmax = bounded ? Finish::softmax_of_bounded : Finish::softmax;
+    kernels().update(width, logits, messages[0], messages[1], softmax, marginals, begin, end);
+  }
+};
+
+template <>
+struct Rows<Share> {
+  static constexpr float whole = whole_share;
+  static constexpr auto pack = &Kernels::pack_shares;
+  static void splat(const MeanField::Side& side, int width, const Buffer<Share>& marginals, const LabelMap& map,
+                    float* vertices) {
+    side.lattice->splat_shares(width, side.splat_entries(), marginals.data(), map, vertices);
+  }
+  static void update(int width, const float* logits, const Message* messages, bool bounded, Share* marginals,
+                     std::size_t begin, std::size_t end) {
+    kernels().update_shares(width, logits, messages[0], messages[1], bounded, marginals, begin, end);
+  }
+};
+
 }  // namespace
 
 MeanField::Side::Side(const Kernel& kernel) : lattice(kernel.lattice), after(copied(kernel.after)), averages(kernel.averages) {
@@ -71,6 +106,16 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
   if (n_labels == 2 && spatial_.averages && bilateral_.averages) {
     return run_two_labels(unary, weights, n_iterations, out, tell);
   }
+  if (weights.storage == MarginalStorage::shares && spatial_.averages && bilateral_.averages) {
+    return run_rows<Share>(unary, n_labels, weights, n_iterations, out, tell);
+  }
+  return run_rows<float>(unary, n_labels, weights, n_iterations, out, tell);
+}
+
+template <class Marginal>
+bool MeanField::run_rows(std::span<const float> unary, int n_labels, const Weights& weights, int n_iterations,
+                         std::span<float> out, const AfterIteration& tell) const {
+  using Rows = crfasrnn::Rows<Marginal>;
   const std::size_t n = n_points();
   const int width = padded_width(static_cast<std::size_t>(n_labels));
   const auto w = static_cast<std::size_t>(width);
@@ -79,11 +124,11 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
 
   Buffer<float> logits(n * w);  // the scaled unary, its largest label at 0; at last the refined logits
   Buffer<float> shift(n);       // what was taken away for that
-  Buffer<float> marginals(n * w);
+  Buffer<Marginal> marginals(n * w);
   std::atomic<bool> finite{true};
   order_.for_squares([&](const Square& square) {
-    if (!k.pack(width, planes, square, unary.data(), weights.unary_scale, logits.data(), shift.data(),
-                marginals.data())) {
+    if (!(k.*Rows::pack)(width, planes, square, unary.data(), weights.unary_scale, logits.data(), shift.data(),
+                         marginals.data())) {
       finite.store(false, std::memory_order_relaxed);
     }
   });
@@ -96,20 +141,18 @@ bool MeanField::run(std::span<const float> unary, int n_labels, const Weights& w
   Message messages[2];
   for (int i = 0; i < 2; ++i) {
     vertices[i] = Buffer<float>(sides[i]->lattice->n_vertices() * w);
-    messages[i] = sides[i]->message(vertices[i].data(), maps[i].scale);
+    messages[i] = sides[i]->message(vertices[i].data(), maps[i].scale / Rows::whole);
   }
   const bool bounded = spatial_.averages && bilateral_.averages &&
                        largest_row_sum(weights.spatial, n_labels) + largest_row_sum(weights.bilateral, n_labels) <= safe_bound;
-  const Finish softmax = bounded ? Finish::softmax_of_bounded : Finish::softmax;
-  const ValueRows rows{marginals.data(), w, static_cast<std::uint32_t>(n), nullptr, 0};
   for (int iteration = 0; iteration < n_iterations; ++iteration) {
     for (int i = 0; i < 2; ++i) {
-      sides[i]->lattice->splat(width, sides[i]->splat_entries(), rows, maps[i].map, vertices[i].data());
+      Rows::splat(*sides[i], width, marginals, maps[i].map, vertices[i].data());
       sides[i]->lattice->blur(width, vertices[i].data(), false);
     }
     if (iteration + 1 < n_iterations) {
       parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
-        k.update(width, logits.data(), messages[0], messages[1], softmax, marginals.data(), begin, end);
+        Rows::update(width, logits.data(), messages, bounded, marginals.data(), begin, end);
       });
     } else {
       // Rows become planes while they are in the cache.

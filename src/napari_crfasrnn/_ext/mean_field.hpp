@@ -17,6 +17,10 @@ namespace crfasrnn {
 // Called by the thread that asked for the run with (done, total) after every iteration; may throw.
 using AfterIteration = std::function<void(int, int)>;
 
+// How marginals are stored between iterations, see shares.hpp. With two labels, and where a kernel does not
+// average, they are floats always.
+enum class MarginalStorage { floats, shares };
+
 class MeanField {
  public:
   // One kernel: a lattice, and factors [N] on what goes into and comes out of its filter, which are
@@ -36,6 +40,7 @@ class MeanField {
     std::span<const float> bilateral;
     float unary_scale;
     float output_scale;
+    MarginalStorage storage = MarginalStorage::floats;
   };
   // out [L, N] = output_scale * (state after n_iterations), starting from unary_scale * unary [L, N].
   // Returns false when a logit is not finite; `out` is then undefined. L <= 64. What `after_iteration`
@@ -58,6 +63,10 @@ class MeanField {
   };
 
  private:
+  // Marginal: float or Share.
+  template <class Marginal>
+  bool run_rows(std::span<const float> unary, int n_labels, const Weights& weights, int n_iterations,
+                std::span<float> out, const AfterIteration& tell) const;
   bool run_two_labels(std::span<const float> unary, const Weights& weights, int n_iterations,
                       std::span<float> out, const AfterIteration& after_iteration) const;
 

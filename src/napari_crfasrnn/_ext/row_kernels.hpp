@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.hpp"
+#include "shares.hpp"
 #include "simd.hpp"
 
 namespace crfasrnn::CRFASRNN_ISA {
@@ -22,10 +23,11 @@ inline void for_pieces(const Square& square, Use use) {
   }
 }
 
-template <int N>
-inline void prefetch_row(const float* row) {
+template <int N, class Value>
+inline void prefetch_row(const Value* row) {
 #if defined(__GNUC__)
-  for (int j = 0; j < N; j += 16) __builtin_prefetch(row + j, 1);
+  constexpr int line = 64 / static_cast<int>(sizeof(Value));
+  for (int j = 0; j < N; j += line) __builtin_prefetch(row + j, 1);
 #else
   (void)row;
 #endif
