@@ -177,10 +177,12 @@ class PerceptronsConfig(_Config):
 
 
 class PanelConfig(_Config):
-    """The experts that judge single pixels by fine features."""
+    """The experts that judge single pixels by fine features, or by what is around, too."""
 
     forests: tuple[ForestConfig, ...] = ()
     perceptrons: tuple[PerceptronsConfig, ...] = ()
+    n_heads: int = Field(0, ge=0)
+    """Heads of an "fcn-fine" on the encoder, which see what is around a pixel."""
     speaks_for: tuple[int, ...] | None = None
     """The label value that each column of the experts' judgements stands for, -1 for what is none of these:
     there the network decides. None: the experts know all classes, and the network none."""

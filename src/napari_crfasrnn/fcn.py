@@ -212,6 +212,8 @@ class LiteNetwork(nn.Module, ABC):
     ----------
     n_labels
         Number of classes L.
+    has_encoder
+        Without one, there is only the head, for features that come from elsewhere.
 
     Attributes
     ----------
@@ -223,11 +225,13 @@ class LiteNetwork(nn.Module, ABC):
 
     stride: int
     feature_blocks: tuple[int, ...]
+    encoder: EfficientNetLite0
 
-    def __init__(self, n_labels: int) -> None:
+    def __init__(self, n_labels: int, *, has_encoder: bool = True) -> None:
         super().__init__()
         self.n_labels = n_labels
-        self.encoder = EfficientNetLite0()
+        if has_encoder:
+            self.encoder = EfficientNetLite0()
 
     @property
     @abstractmethod

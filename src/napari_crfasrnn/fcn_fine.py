@@ -50,13 +50,15 @@ class FcnFine(LiteNetwork):
     ----------
     n_labels
         Number of classes L.
+    has_encoder
+        Without one, there is only the head, for features that come from elsewhere.
     """
 
     stride = 2
     feature_blocks = FINE_BLOCKS
 
-    def __init__(self, n_labels: int) -> None:
-        super().__init__(n_labels)
+    def __init__(self, n_labels: int, *, has_encoder: bool = True) -> None:
+        super().__init__(n_labels, has_encoder=has_encoder)
         c2, c4, c8, c16 = FINE_CHANNELS
         sources = (c16, c16, c8, c4, c2)
         self.context = nn.Conv2d(c16, CHANNELS[0], 1, bias=False)

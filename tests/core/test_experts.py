@@ -18,17 +18,21 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import ModelConfig, PerceptronsConfig, TrainConfig
-from napari_crfasrnn.experts import REST, FeatureMaps, Forest, Memory, Panel, Perceptrons, Sieve
+from napari_crfasrnn.experts import REST, FeatureMaps, Forest, Head, Memory, Panel, Perceptrons, Sieve
 from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
-from napari_crfasrnn.experts.features import AROUND, GROUPS, column_index, columns
+from napari_crfasrnn.experts.features import AROUND, GROUPS, column_index, columns, stretched
+from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
 from napari_crfasrnn.training import TrainReport, fine_tune
 from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
+from napari_crfasrnn.training.panel_windows import are_upright, draw_windows
+from napari_crfasrnn.training.planes import LabelledPlane
 from napari_crfasrnn.zoo import load_model
 
 QUICK = TrainConfig(seconds=None, max_iterations=60)
+EVERY = tuple(GROUPS)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,15 @@ def small_panel(n_labels: int) -> Panel:
     perceptrons.initialise(torch.from_numpy(rows), torch.Generator().manual_seed(0))
     forest = Forest.planted(classifier, (1, 8), n_labels)
     return Panel.of([forest, perceptrons], [1.0, 0.5], n_labels)
+
+
+def loud_head(n_labels: int) -> Head:
+    """Return a head with random weights that has opinions."""
+    head = Head(n_labels).eval()
+    with torch.no_grad():
+        for score in head.score_layers:
+            score.weight *= 20
+    return head
 
 
 class TestForest:
@@ -185,6 +198,9 @@ class TestPanel:
         sieve = Sieve((0, 0, 70, 90), 2)
         rows = maps.at(*sieve.pixels(), tuple(GROUPS))
         deep.initialise(rows, torch.Generator().manual_seed(1))
+        (fine,) = panel.perceptrons
+        assert isinstance(fine, Perceptrons)
+        fine.initialise(columns(rows, fine.config.groups), torch.Generator().manual_seed(2))
         panel = Panel.of([*panel.forests, *panel.perceptrons, deep], [1.0, 0.5, 2.0], 3)
         # Beyond the clip of six standard deviations, cells and pixels may differ a little.
         torch.testing.assert_close(panel.judge(maps, sieve), panel.marginals(rows), rtol=0, atol=5e-3)
@@ -215,10 +231,47 @@ class TestPanel:
     def test_only_whole_regions_teach_what_places_are_like_around(self, are_dense: bool) -> None:
         rows = torch.randn(60, sum(GROUPS.values()))
         pixels = Pixels(rows, torch.arange(60) % 3, torch.ones(60))
-        learner = PanelLearner(3, None, pixels, are_dense, QUICK, None)
+        learner = PanelLearner(3, None, pixels, are_dense, (), QUICK, None)
         assert np.isfinite(learner.step())
         read = {group for each in learner.panel.config.perceptrons for group in each.groups}
         assert (read & set(AROUND) == set(AROUND)) is are_dense
+
+    def test_a_head_judges_as_its_network_does(self, starter: SegmentationModel) -> None:
+        torch.manual_seed(0)
+        head = loud_head(3)
+        image = torch.from_numpy(data.astronaut()[:70, :90]).movedim(-1, 0).float()[None]
+        seen = starter.preprocess(image)
+        maps = FeatureMaps(starter.network, seen, (70, 90))
+        network = FcnFine(3)
+        network.load_state_dict(head.state_dict(), strict=False)
+        network.encoder.load_state_dict(starter.network.encoder.state_dict())
+        with torch.no_grad():
+            expected = network(stretched(seen)).softmax(1)[0]
+        sieve = Sieve((4, 6, 70, 90), 2)
+        judged = Panel.of([head], [1.0], 3).judge(maps, sieve)
+        y, x = sieve.pixels()
+        torch.testing.assert_close(judged, expected[:, y, x].T, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(head.marginals(maps, y, x), judged, rtol=1e-3, atol=1e-4)
+        rows = maps.at(y, x, EVERY)
+        panel = Panel.of([*small_panel(3).forests, head], [1.0, 3.0], 3)
+        both = panel.marginals(rows, [head.marginals(maps, y, x)])
+        torch.testing.assert_close(panel.judge(maps, sieve), both, rtol=1e-3, atol=1e-4)
+
+    def test_a_head_is_saved_and_keeps_what_it_knows_of_classes_that_stay(
+        self, starter: SegmentationModel, tmp_path: Path
+    ) -> None:
+        torch.manual_seed(0)
+        model = SegmentationModel(ModelConfig(classes=class_table(["a", "b", "c"])))
+        model = model.with_panel(Panel.of([*small_panel(3).forests, loud_head(3)], [1.0, 2.0], 3))
+        model.save(tmp_path / "model.safetensors")
+        loaded = load_model(tmp_path / "model.safetensors")
+        image = torch.rand(1, 3, 40, 50) * 255
+        assert loaded.config.panel is not None
+        assert loaded.config.panel.n_heads == 1
+        assert torch.equal(model.logits(image), loaded.logits(image))
+        changed = loaded.with_classes(["new", "c", "a", "b"]).logits(image)
+        assert changed[:, 0].max() < np.log(2e-3)
+        torch.testing.assert_close(changed[:, [2, 3, 1]], loaded.logits(image), rtol=1e-3, atol=1e-4)
 
     def test_it_needs_the_encoder_it_reads(self) -> None:
         config = ModelConfig(architecture="fcn-8s", width=0.03, classes=class_table(["a", "b", "c"]))
@@ -405,3 +458,73 @@ class TestTenRounds:
         assert metrics.iou(counts)[21] > 0.4
         seen, is_coin = segment(model, coins) == coin, coins > 115
         assert (is_coin & seen).sum() > 0.3 * (is_coin | seen).sum()
+
+
+def waves(side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return noise of one brightness in which only the length of waves tells left and right apart."""
+    y, x = np.mgrid[:side, :side]
+    mask = (x >= side // 2).astype(np.uint8)
+    wave = np.where(mask == 1, np.sin(y / 1.2), np.sin(y / 4))
+    noise = np.random.default_rng(0).normal(0, 15, mask.shape)
+    return (120 + 60 * wave + noise).clip(0, 255).astype(np.uint8), mask
+
+
+class TestHeads:
+    def test_whole_masks_teach_a_head_and_strokes_do_not(
+        self, starter: SegmentationModel, tmp_path: Path
+    ) -> None:
+        image, mask = waves(128)
+        strokes = np.full_like(mask, 255)
+        strokes[40:44, 10:54] = 0
+        strokes[40:44, 74:118] = 1
+        config = QUICK.model_copy(update={"max_iterations": 60})
+        reports = []
+        for name, labels in (("whole", mask), ("whole again", mask), ("strokes", strokes)):
+            with Project.create(tmp_path / name, ["long", "short"]) as project:
+                project.add(image, labels=labels)
+                reports.append(fine_tune(starter, project, config))
+        whole, again, few = (report.model for report in reports)
+        assert whole.panel is not None
+        assert again.panel is not None
+        assert few.panel is not None
+        assert len(whole.panel.heads) == 1
+        assert not len(few.panel.heads)
+        assert any(step.locked_miou is not None for step in reports[0].history)
+        for name, value in whole.panel.state_dict().items():
+            assert torch.equal(value, again.panel.state_dict()[name]), name
+        (head,) = whole.panel.heads
+        assert isinstance(head, Head)
+        seen = starter.preprocess(torch.from_numpy(image.T.copy()).float()[None, None])
+        maps = FeatureMaps(starter.network, seen, image.shape)
+        y, x = (axis.ravel() for axis in np.mgrid[16:112:4, 16:112:4])
+        given = head.marginals(maps, y, x).argmax(1).numpy()
+        assert (given == mask.T[y, x]).mean() > 0.8
+
+    def test_windows_hold_labels_and_are_the_same_for_the_same_seed(self, starter: SegmentationModel) -> None:
+        image, mask = waves(300)
+        training = np.full_like(mask, 255)
+        training[200:210, 20:40] = 1
+        training[40:45, 270:290] = 0
+        nothing = np.full_like(mask, 255)
+        pixels = torch.from_numpy(image).float()[None, None]
+        plane = LabelledPlane(1, (), pixels, training, nothing, np.zeros(mask.shape, bool))
+        drawn = [
+            draw_windows(starter, [plane], 6, np.random.default_rng(3), None, lambda: False) for _ in range(2)
+        ]
+        for one, other in zip(*drawn, strict=True):
+            assert max(one.labels.shape) <= 257
+            assert (one.labels >= 0).any()
+            assert set(one.labels.unique().tolist()) <= {-1, 0, 1}
+            assert torch.equal(one.labels, other.labels)
+            assert all(torch.equal(a, b) for a, b in zip(one.features, other.features, strict=True))
+            height, width = one.labels.shape
+            assert one.features[0].shape[-2:] == (-(-height // 32) * 16, -(-width // 32) * 16)
+        assert len(draw_windows(starter, [plane], 6, np.random.default_rng(3), None, lambda: True)) == 1
+
+    def test_what_has_an_up_is_known_by_its_labels(self) -> None:
+        y, x = np.mgrid[:64, :64]
+        scene = np.where(y < 30, 0, np.where(x < 20, 1, 2)).astype(np.uint8)
+        assert are_upright([scene, scene[:, ::-1]])
+        assert not are_upright([scene.T])
+        assert not are_upright([scene, scene[::-1]])
+        assert not are_upright([np.zeros_like(scene), np.full_like(scene, 255)])

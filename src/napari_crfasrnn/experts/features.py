@@ -30,10 +30,13 @@ AROUND = {108: 8, 116: 16}
 GROUPS = {CLASSIC: 3 * KINDS * len(NARROW + WIDE), 2: 16, 4: 24, 8: 40, 16: 112, 32: 320, 108: 40, 116: 112}
 """Each group of features, by the stride of its map or as in `AROUND` → number of features."""
 
-FINE, DEEP = (CLASSIC, 2, 4, 8, 16), (16, 32, *AROUND)
+FINE, DEEP = (CLASSIC, 2, 4, 8, 16), (8, 16, 32, *AROUND)
 """Groups that trees read, and groups so coarse that perceptrons read them a cell at a time."""
 
-_BLOCKS = {0: 2, 2: 4, 4: 8, 10: 16, 15: 32}  # of the encoder, and the strides of their outputs
+STRIDES = {0: 2, 2: 4, 4: 8, 10: 16, 15: 32}
+"""Blocks of the encoder → the strides of their outputs."""
+VALUES = (-1.5, 1.5)
+"""Range of the values of a stretched image."""
 _RANGE = (0.5, 99.5)  # percentiles of an image that become -1 and 1
 _AROUND_BLUR = 3.0  # cells
 _SMALLEST_RANGE = 0.15  # of values that span 2: below, there is only noise to be seen
@@ -80,7 +83,7 @@ class FeatureMaps:
     ) -> None:
         self.grid = Grid(image_size, (int(seen.shape[-2]), int(seen.shape[-1])))
         with torch.no_grad():
-            seen = _stretched(seen)
+            seen = stretched(seen)
             narrow, wide = (each.cpu() for each in classic_maps(seen[0], cancel))
             self._layers: dict[int, list[Layer]] = {
                 stride: [Layer(values.movedim(0, -1).contiguous(), Lay.of_encoder(self.grid, stride))]
@@ -127,11 +130,32 @@ class FeatureMaps:
         out: Tensor | None = None,
     ) -> Tensor:  # [rows, columns, C]
         """Return the values of a map at all pixels in some rows and columns, one axis after the other."""
-        y0, y1, fy = (torch.from_numpy(each) for each in around(self.grid, layer.lay, rows, 0))
-        x0, x1, fx = (torch.from_numpy(each) for each in around(self.grid, layer.lay, columns, 1))
-        values = layer.values
-        lines = torch.lerp(values[y0], values[y1], fy.float()[:, None, None])
-        return torch.lerp(lines[:, x0], lines[:, x1], fx.float()[:, None], out=out)
+        y = [torch.from_numpy(each) for each in around(self.grid, layer.lay, rows, 0)]
+        x = [torch.from_numpy(each) for each in around(self.grid, layer.lay, columns, 1)]
+        return _interpolated(layer.values, y, x, out)
+
+    def joined(self, layers: Sequence[Layer]) -> Layer:
+        """Return the sum of maps of some strides as one map of the finest of them.
+
+        Cells of stride 2s lie where every second one of stride s does, and between cells maps are
+        interpolated: so the sum of the maps at any pixel is this map there.
+        """
+        finest = min(layers, key=lambda layer: layer.lay.stride)
+        total = finest.values.clone()
+        for layer in layers:
+            if layer is finest:
+                continue
+            rows, columns = (
+                [
+                    torch.from_numpy(each)
+                    for each in layer.lay.between(
+                        finest.lay.first + finest.lay.stride * np.arange(finest.lay.size[axis]), axis
+                    )
+                ]
+                for axis in (0, 1)
+            )
+            total += _interpolated(layer.values, rows, columns)
+        return Layer(total, finest.lay)
 
     def _layers_of(self, groups: Sequence[int]) -> list[Layer]:
         for group in AROUND.keys() & set(groups) - self._layers.keys():  # made when first asked for
@@ -140,6 +164,15 @@ class FeatureMaps:
             blurred = gaussian_filter(layer.values.numpy(), blur, mode="nearest")
             self._layers[group] = [Layer(torch.from_numpy(blurred), layer.lay)]
         return [layer for group in groups for layer in self._layers[group]]
+
+
+def _interpolated(
+    values: Tensor, y: Sequence[Tensor], x: Sequence[Tensor], out: Tensor | None = None
+) -> Tensor:  # [rows, columns, C]
+    """Return the values of a map between cells: those before and after, and how far from the former."""
+    (y0, y1, fy), (x0, x1, fx) = y, x
+    lines = torch.lerp(values[y0], values[y1], fy.float()[:, None, None])
+    return torch.lerp(lines[:, x0], lines[:, x1], fx.float()[:, None], out=out)
 
 
 def first_column(group: int) -> int:
@@ -159,7 +192,7 @@ def columns(rows: Tensor, groups: Sequence[int]) -> Tensor:  # [N, d] → [N, d'
     return torch.cat(parts, dim=1)
 
 
-def _stretched(seen: Tensor) -> Tensor:
+def stretched(seen: Tensor) -> Tensor:
     """Return an image that uses the whole range of values, -1 to 1, its colours in proportion.
 
     One micrograph is often several times brighter than the next, and all that was learnt of one by its
@@ -167,8 +200,8 @@ def _stretched(seen: Tensor) -> Tensor:
     """
     low, high = np.percentile(seen[..., ::2, ::2].cpu().numpy(), _RANGE).tolist()
     width = max(high - low, _SMALLEST_RANGE)
-    stretched: Tensor = ((seen - low) * (2 / width) - 1).clamp(-1.5, 1.5)
-    return stretched
+    wide: Tensor = ((seen - low) * (2 / width) - 1).clamp(*VALUES)
+    return wide
 
 
 def _encoded(network: LiteNetwork, seen: Tensor, cancel: Cancel | None) -> dict[int, Tensor]:
@@ -178,6 +211,6 @@ def _encoded(network: LiteNetwork, seen: Tensor, cancel: Cancel | None) -> dict[
     for number, block in enumerate(network.encoder.blocks):
         raise_if_cancelled(cancel)
         x = block(x)
-        if number in _BLOCKS:
-            maps[_BLOCKS[number]] = x[0].cpu()
+        if number in STRIDES:
+            maps[STRIDES[number]] = x[0].cpu()
     return maps

@@ -1,4 +1,4 @@
-"""A panel of experts: forests and perceptrons that judge every pixel, and whose judgements are averaged."""
+"""A panel of experts: forests, perceptrons and heads judge every pixel, and their judgements are averaged."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from napari_crfasrnn.config import PanelConfig
 from napari_crfasrnn.experts.features import FINE, FeatureMaps
 from napari_crfasrnn.experts.forest import Forest
+from napari_crfasrnn.experts.heads import NEVER, Head
 from napari_crfasrnn.experts.memory import Memory
 from napari_crfasrnn.experts.perceptrons import Perceptrons
 from napari_crfasrnn.fcn import LiteNetwork
@@ -23,7 +24,6 @@ from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 _EVERY_PIXEL_UP_TO = 80_000  # pixels; of larger images every second row and column is judged
 _CHUNK = 8_192  # pixels at a time, for the memory that their features take
 _LEAST = 1e-3  # marginal: an expert that never saw a class cannot exclude it
-_NEVER = -20.0  # logit of a class that a perceptron was never taught
 REST = -1
 """In `PanelConfig.speaks_for`: what is none of the classes that the experts know."""
 
@@ -91,21 +91,24 @@ class Panel(nn.Module):
         k = self.n_columns
         self.forests = nn.ModuleList(Forest(each, k) for each in config.forests)
         self.perceptrons = nn.ModuleList(Perceptrons(each, k) for each in config.perceptrons)
+        self.heads = nn.ModuleList(Head(k) for _ in range(config.n_heads))
         self.memory = Memory(config.n_remembered)
-        self.register_buffer("votes", torch.ones(len(self.forests) + len(self.perceptrons)))
+        n_experts = len(self.forests) + len(self.perceptrons) + len(self.heads)
+        self.register_buffer("votes", torch.ones(n_experts))
 
     @classmethod
     def of(
         cls,
-        experts: Sequence[Forest | Perceptrons],
+        experts: Sequence[Forest | Perceptrons | Head],
         votes: Sequence[float],
         n_labels: int,
         speaks_for: tuple[int, ...] | None = None,
     ) -> Panel:
-        """Return a panel of some experts, the forests first."""
+        """Return a panel of some experts: forests, then perceptrons, then heads."""
         panel = cls(PanelConfig(speaks_for=speaks_for), n_labels)
         panel.forests.extend(each for each in experts if isinstance(each, Forest))
         panel.perceptrons.extend(each for each in experts if isinstance(each, Perceptrons))
+        panel.heads.extend(each for each in experts if isinstance(each, Head))
         panel.votes = torch.tensor(votes, dtype=torch.float32)
         return panel.eval()
 
@@ -115,6 +118,7 @@ class Panel(nn.Module):
         return PanelConfig(
             forests=tuple(each.config for each in self.forests),
             perceptrons=tuple(each.config for each in self.perceptrons),
+            n_heads=len(self.heads),
             speaks_for=self.speaks_for,
             n_remembered=len(self.memory),
         )
@@ -161,7 +165,9 @@ class Panel(nn.Module):
         """
         rows, columns = sieve.axes()
         votes = self.votes.tolist()
-        parts = [each.deep_parts(maps) for each in self._perceptrons()]
+        parts = [each.deep_part(maps) for each in self._perceptrons()]
+        scores = [each.judge(maps) for each in self._heads()]
+        n_pixelwise = len(self.forests) + len(self.perceptrons)
         fine_groups = FINE if self._perceptrons() or self._forests() else ()
         n_rows = max(1, _CHUNK // len(columns))
         found = []
@@ -174,9 +180,12 @@ class Panel(nn.Module):
                 total.add_(forest(fine), alpha=vote)
             on_device = fine.to(self.votes.device)
             total = total.to(self.votes.device)
-            members = zip(votes[len(self.forests) :], self._perceptrons(), parts, strict=True)
+            members = zip(votes[len(self.forests) : n_pixelwise], self._perceptrons(), parts, strict=True)
             for vote, perceptrons, part in members:
                 total.add_(perceptrons.on_grid(maps, part, band, columns, on_device), alpha=vote)
+            for vote, layer in zip(votes[n_pixelwise:], scores, strict=True):
+                seen = maps.spread(layer, band, columns).flatten(0, 1).softmax(1)
+                total.add_(seen.to(total.device), alpha=vote)
             found.append(total / self.votes.sum())
         return torch.cat(found)
 
@@ -186,11 +195,23 @@ class Panel(nn.Module):
     def _perceptrons(self) -> list[Perceptrons]:
         return [each for each in self.perceptrons if isinstance(each, Perceptrons)]
 
-    def marginals(self, rows: Tensor) -> Tensor:  # [N, d] → [N, K]
-        """Return what the panel thinks of pixels with these features, all groups of them."""
+    def _heads(self) -> list[Head]:
+        return [each for each in self.heads if isinstance(each, Head)]
+
+    def marginals(self, rows: Tensor, seen: Sequence[Tensor] = ()) -> Tensor:  # [N, d] → [N, K]
+        """Return what the panel thinks of some pixels.
+
+        Parameters
+        ----------
+        rows
+            Their features, all groups of them.
+        seen
+            [N, K] what each head thinks of them (`Head.marginals`), which rows cannot tell.
+        """
         total = rows.new_zeros(len(rows), self.n_columns)
-        for vote, expert in zip(self.votes.tolist(), (*self.forests, *self.perceptrons), strict=True):
-            total += vote * expert(rows)
+        pixelwise = [expert(rows) for expert in (*self.forests, *self.perceptrons)]
+        for vote, judged in zip(self.votes.tolist(), (*pixelwise, *seen), strict=True):
+            total += vote * judged
         return total / self.votes.sum()
 
     @torch.no_grad()
@@ -237,10 +258,11 @@ class Panel(nn.Module):
             with torch.no_grad():
                 for name in ("centre", "deviation", "weight1", "bias1"):
                     getattr(grown, name).copy_(getattr(old, name))
-                grown.bias2.fill_(_NEVER)
+                grown.bias2.fill_(NEVER)
                 grown.weight2[..., places] = old.weight2[..., kept]
                 grown.bias2[..., places] = old.bias2[..., kept]
             perceptrons.append(grown)
-        panel = Panel.of([*forests, *perceptrons], self.votes.tolist(), len(origin))
+        heads = [head.with_origin(origin) for head in self._heads()]
+        panel = Panel.of([*forests, *perceptrons, *heads], self.votes.tolist(), len(origin))
         panel.memory = self.memory.with_origin(origin)
         return panel.to(self.votes.device)

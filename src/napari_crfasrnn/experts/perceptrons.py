@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -71,11 +69,11 @@ class Perceptrons(nn.Module):
         return hidden @ self.weight2 + self.bias2
 
     @torch.no_grad()
-    def deep_parts(self, maps: FeatureMaps) -> list[Layer]:
-        """Return what coarse maps add to the hidden units, at each of their cells: what `on_grid` reads.
+    def deep_part(self, maps: FeatureMaps) -> Layer | None:
+        """Return what coarse maps add to the hidden units, at the cells of the finest: what `on_grid` reads.
 
         A sum of weighted features is interpolated as well as the features are (but for those beyond the
-        clip, of which only those of whole cells are held back), and there are 16 to 256 pixels to a cell.
+        clip, of which only those of whole cells are held back), and there are 64 pixels to a cell or more.
         """
         parts = []
         for group, start, stop in self._ranges():
@@ -85,13 +83,13 @@ class Perceptrons(nn.Module):
             size = layer.values.shape[:2]
             x = self._normalised(layer.values.flatten(0, 1).to(self.centre.device), start, stop)
             parts.append(Layer((x @ self._stacked(start, stop)).view(*size, -1).cpu(), layer.lay))
-        return parts
+        return maps.joined(parts) if parts else None
 
     @torch.no_grad()
     def on_grid(
         self,
         maps: FeatureMaps,
-        parts: Sequence[Layer],
+        deep: Layer | None,
         rows: NDArray[np.integer],
         columns: NDArray[np.integer],
         fine: Tensor,
@@ -100,8 +98,8 @@ class Perceptrons(nn.Module):
 
         Parameters
         ----------
-        maps, parts
-            The features, and what `deep_parts` says of them.
+        maps, deep
+            The features, and what `deep_part` says of them.
         rows, columns
             Which pixels.
         fine
@@ -112,8 +110,8 @@ class Perceptrons(nn.Module):
         own = [group for group in self.config.groups if group not in DEEP]
         stop = sum(GROUPS[group] for group in own)  # they come first
         total.addmm_(self._normalised(columns_of(fine, own), 0, stop), self._stacked(0, stop))
-        for part in parts:
-            total += maps.spread(part, rows, columns).flatten(0, 1).to(total.device)
+        if deep is not None:
+            total += maps.spread(deep, rows, columns).flatten(0, 1).to(total.device)
         units = total.relu_().view(-1, m, hidden).movedim(1, 0)  # [M, N, hidden]
         logits = torch.baddbmm(self.bias2, units, self.weight2)
         return logits.softmax(-1).mean(0)

@@ -80,7 +80,16 @@ class Lay:
     def of_encoder(cls, grid: Grid, stride: int) -> Lay:
         """Return the lay of a map of the `LiteNetwork` encoder, stride 2 to 32; 1 is the input itself."""
         height, width = (_n_cells(side, stride) for side in grid.input_size)
-        return cls(stride, stride - 1, (height, width))  # cell i sits at its last pixel, see `fcn._upsample`
+        return cls(stride, stride - 1, (height, width))  # cell i sits at its last pixel, see `fcn.enlarge`
+
+    def between(
+        self, at: NDArray[np.floating], axis: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Return the cells before and after pixels of the input, and how far each is from the former."""
+        last = self.size[axis] - 1
+        place = np.clip((at - self.first) / self.stride, 0, last)
+        before = np.floor(place).astype(np.int64)
+        return before, np.minimum(before + 1, last), place - before
 
 
 def locate_cells(
@@ -116,10 +125,7 @@ def around(
     image_side, input_side = grid.image_size[axis], grid.input_size[axis]
     # Pixel centres of the image in pixels of the input, as `interpolate` without aligned corners has it.
     at = np.clip((place + 0.5) * input_side / image_side - 0.5, 0, input_side - 1)
-    last = lay.size[axis] - 1
-    at = np.clip((at - lay.first) / lay.stride, 0, last)
-    before = np.floor(at).astype(np.int64)
-    return before, np.minimum(before + 1, last), at - before
+    return lay.between(at, axis)
 
 
 class _Interpolate(torch.autograd.Function):

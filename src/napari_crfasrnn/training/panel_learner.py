@@ -9,7 +9,6 @@ hidden units, use deeper features better. They fail in different places, so they
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,26 +20,30 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from torch import Tensor
 
 from napari_crfasrnn.config import PerceptronsConfig, TrainConfig
-from napari_crfasrnn.experts import Forest, Panel, Perceptrons
+from napari_crfasrnn.experts import Forest, Head, Panel, Perceptrons
 from napari_crfasrnn.experts.features import AROUND, CLASSIC, FINE, GROUPS, columns
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.descent import Descent
+from napari_crfasrnn.training.panel_head import HeadStudent
+from napari_crfasrnn.training.panel_windows import Window
 
 _TREES = 32
 _LEAST_TREES = 2  # of each forest, however late it is
-_FORESTS = ((CLASSIC,), (2, 4, 8), (CLASSIC, 2, 4, 8, 16))  # the groups that each reads
+_FORESTS = ((CLASSIC,), (2, 4, 8), FINE)  # the groups that each reads
 _RANDOMISED_FROM = 3  # more groups than this: trees that choose thresholds by chance
 # The groups that perceptrons read, and their votes; all forests together have one. Stride 32 knows what
 # kind of place it is, which few strokes teach badly.
 _PERCEPTRONS = {FINE: 0.7, (*FINE, 32): 0.3}
 # Where regions are labelled as a whole, there are examples enough to learn what places are like around.
 _DENSE_PERCEPTRONS = {FINE: 0.5, (*FINE, *AROUND): 0.5, (*FINE, 32, *AROUND): 0.5}
+# A head on windows makes more of them still, and beside it fewer others say the same.
+_FORESTS_BESIDE_HEAD = ((2, 4, 8), FINE)
+_PERCEPTRONS_BESIDE_HEAD = {(*FINE, *AROUND): 1.0}
+_HEAD_VOTE = 2.0
+_HEAD_EVERY = 3  # iterations: one of a head costs as much as several of the perceptrons
 _MEMBERS, _HIDDEN = 3, 64
 _BATCH = 128  # pixels of each member
 _FEATURE_DROPOUT, _GROUP_DROPOUT, _HIDDEN_DROPOUT = 0.1, 0.2, 0.3
-_WEIGHT_DECAY = 1e-2
-_BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # of AdamW
-_WARM_UP = 20  # iterations
-_REMEMBER_EVERY = 25  # iterations: what to go back to should the loss grow beyond numbers
 _BALANCE = 0.5  # pixels are drawn by class frequency to the power of minus this
 
 
@@ -86,6 +89,8 @@ class PanelLearner:
         What to learn.
     are_dense
         Whether they are from regions that are labelled as a whole.
+    windows
+        Parts of the images with these labels, for a head; without any, there is none.
     config
         Seed, learning rate, number of iterations.
     cancel
@@ -110,12 +115,14 @@ class PanelLearner:
         speaks_for: tuple[int, ...] | None,
         pixels: Pixels,
         are_dense: bool,
+        windows: Sequence[Window],
         config: TrainConfig,
         cancel: Cancel | None,
         is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         n_columns = n_labels if speaks_for is None else len(speaks_for)
-        growing = [_Growing(pixels, groups, config.seed) for groups in _FORESTS]
+        kinds = _FORESTS_BESIDE_HEAD if windows else _FORESTS
+        growing = [_Growing(pixels, groups, config.seed) for groups in kinds]
         self.is_complete = True
         for n_trees in range(1, _TREES + 1):
             for each in growing:
@@ -130,24 +137,38 @@ class PanelLearner:
             forests.append(each.planted(n_columns))
         generator = torch.Generator().manual_seed(config.seed)
         schools = _DENSE_PERCEPTRONS if are_dense else _PERCEPTRONS
+        if windows:
+            schools = _PERCEPTRONS_BESIDE_HEAD
         self._students: list[_Student] = []
         for groups in schools:
             raise_if_cancelled(cancel)
             self._students.append(_Student(pixels, groups, n_columns, config, generator))
         votes = [1 / len(forests)] * len(forests) + list(schools.values())
-        perceptrons = [student.perceptrons for student in self._students]
-        self.panel = Panel.of([*forests, *perceptrons], votes, n_labels, speaks_for)
+        experts: list[Forest | Perceptrons | Head] = [*forests]
+        experts += [student.perceptrons for student in self._students]
+        self._head: HeadStudent | None = None
+        if windows:
+            n_iterations = max(1, config.max_iterations // _HEAD_EVERY)
+            self._head = HeadStudent(windows, n_columns, config, n_iterations)
+            experts.append(self._head.head)
+            votes.append(_HEAD_VOTE)
+        self.panel = Panel.of(experts, votes, n_labels, speaks_for)
         self.iteration = 0
 
     def step(self) -> float:
         """Do one iteration and return its loss; when that is not finite, nothing was changed."""
         self.iteration += 1
-        return float(np.mean([student.step(self.iteration) for student in self._students]))
+        losses = [student.step() for student in self._students]
+        if self._head is not None and self.iteration % _HEAD_EVERY == 0:
+            losses.append(self._head.step())
+        return float(np.mean(losses))
 
     def finish(self) -> None:
         """Leave sound weights in the panel: the latest, or after a loss that is no number earlier ones."""
         for student in self._students:
             student.finish()
+        if self._head is not None:
+            self._head.finish()
 
 
 class _Student:
@@ -170,17 +191,13 @@ class _Student:
         self._chance = (pixels.weight * pixels.column_weight() ** -_BALANCE).float()
         widths = torch.tensor([GROUPS[group] for group in groups])
         self._group_of = torch.arange(len(groups)).repeat_interleave(widths)
-        self._config, self._generator = config, generator
-        self._weights = list(self.perceptrons.parameters())
-        self._is_sound = True
-        self._remembered = [weight.detach().clone() for weight in self._weights]
-        self._first, self._second = ([torch.zeros_like(each) for each in self._weights] for _ in range(2))
+        self._generator = generator
+        self._descent = Descent(
+            list(self.perceptrons.parameters()), config.learning_rate, config.max_iterations
+        )
 
-    def step(self, iteration: int) -> float:
+    def step(self) -> float:
         """Do one iteration and return its loss; when that is not finite, nothing was changed."""
-        config = self._config
-        share = min(1.0, (iteration - 1) / config.max_iterations)
-        rate = config.learning_rate * min(1.0, iteration / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
         chosen = torch.multinomial(
             self._chance, _MEMBERS * _BATCH, replacement=True, generator=self._generator
         )
@@ -189,37 +206,12 @@ class _Student:
             logits = self.perceptrons.logits(self._dropped(self._x[chosen]), _HIDDEN_DROPOUT, self._generator)
             losses = F.cross_entropy(logits.flatten(0, 1), self._target[chosen].flatten(), reduction="none")
             loss = losses.sum() / _BATCH  # each member takes the step that it would take alone
-            value = float(loss.detach()) / _MEMBERS
-            self._is_sound = math.isfinite(value)
-            if not self._is_sound:
-                return value
-            if iteration % _REMEMBER_EVERY == 1:
-                self._remembered = [weight.detach().clone() for weight in self._weights]
-            gradients = torch.autograd.grad(loss, self._weights)
-        self._move(gradients, rate, iteration)
-        return value
+            self._descent.step(loss)
+        return float(loss.detach()) / _MEMBERS
 
-    @torch.no_grad()
-    def _move(self, gradients: Sequence[Tensor], rate: float, iteration: int) -> None:
-        """Take a step of AdamW (Loshchilov and Hutter, ICLR 2019).
-
-        By hand, because the first optimiser of torch that is made costs seconds of imports.
-        """
-        for weight, gradient, first, second in zip(
-            self._weights, gradients, self._first, self._second, strict=True
-        ):
-            first.lerp_(gradient, 1 - _BETA1)
-            second.lerp_(gradient.square(), 1 - _BETA2)
-            deviation = (second / (1 - _BETA2**iteration)).sqrt_().add_(_TINY)
-            weight.mul_(1 - rate * _WEIGHT_DECAY)
-            weight.sub_(first.div(deviation), alpha=rate / (1 - _BETA1**iteration))
-
-    @torch.no_grad()
     def finish(self) -> None:
         """Leave sound weights."""
-        if not self._is_sound:
-            for weight, remembered in zip(self._weights, self._remembered, strict=True):
-                weight.copy_(remembered)
+        self._descent.finish()
 
     def _dropped(self, x: Tensor) -> Tensor:  # [M, n, d]
         """Leave out some features, and for each member some groups."""

@@ -24,14 +24,15 @@ from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import contradictions
-from napari_crfasrnn.experts import REST, FeatureMaps, Memory, Panel
+from napari_crfasrnn.experts import REST, FeatureMaps, Head, Memory, Panel
 from napari_crfasrnn.experts.features import GROUPS
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.crf_tuning import choose_tiles
 from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
-from napari_crfasrnn.training.panel_tiles import PanelTile, PanelTiles
+from napari_crfasrnn.training.panel_tiles import PanelTile, PanelTiles, are_dense
+from napari_crfasrnn.training.panel_windows import Window, draw_windows
 from napari_crfasrnn.training.planes import LabelledPlane, any_of, balanced
 from napari_crfasrnn.training.report import LockedScore, PlaceOfContradiction
 
@@ -47,8 +48,10 @@ _LEAST_REST = 200.0  # pixels: what labels of the rest count at least, were ther
 _REMEMBERED = 250  # pixels of each column that a panel takes along
 _ALL = tuple(GROUPS)
 _DRAW_STREAM = 4  # random stream, beside those of the head
-_UNTOUCHED_STREAM, _MEMORY_STREAM = 5, 6
-_MEASURE_EVERY = 25  # iterations
+_UNTOUCHED_STREAM, _MEMORY_STREAM, _WINDOW_STREAM = 5, 6, 7
+_MEASURE_EVERY = 50  # iterations
+_WINDOWS = 32  # of all planes together, for a head
+_SEEN_PIXELS = 400_000  # of planes that a head looks at as a whole in a measurement; of one in any case
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +108,12 @@ class PanelRound:
                 if value != REST:
                     self._column_of[value] = column
         boxes = choose_tiles(self.planes, self.model.n_labels)
+        self._are_dense = are_dense([(self.planes[place], box) for place, box in boxes])
         random = np.random.default_rng([self.config.seed, _DRAW_STREAM])
         self._training: list[_Labelled] = []
         self._locked: list[_Labelled] = []
         self._untouched: list[Pixels] = []
+        self._maps_of: dict[int, FeatureMaps] = {}  # plane → what its tiles hold
         tiles: list[PanelTile] = []
         for number, plane in enumerate(self.planes):
             raise_if_cancelled(self.cancel)
@@ -123,7 +128,10 @@ class PanelRound:
             )
             if self.speaks_for is not None:
                 self._untouched.append(self._read_untouched(maps, plane))
-            tiles += [PanelTile(plane, box, maps) for place, box in boxes if place == number]
+            own = [PanelTile(plane, box, maps) for place, box in boxes if place == number]
+            if own:
+                self._maps_of[number] = maps
+            tiles += own
         self.tiles = PanelTiles(tiles, self.model, self.cancel)
 
     def start(self, is_late: Callable[[], bool]) -> PanelLearner:
@@ -139,7 +147,8 @@ class PanelRound:
             self.model.n_labels,
             self.speaks_for,
             Pixels.joined(parts),
-            self.tiles.are_dense,
+            self._are_dense,
+            self._windows(remembered, is_late),
             self.config,
             self.cancel,
             is_late,
@@ -152,11 +161,17 @@ class PanelRound:
 
         Of a panel that does not speak for all classes: the mean over those it speaks for and the rest.
         """
-        rows = [each.rows for each in self._locked if len(each.target)]
-        if iteration % _MEASURE_EVERY or not rows:
+        read = dict(enumerate(self._locked))
+        if panel.heads:
+            read = {number: read[number] for number in self._watched()}
+        read = {number: each for number, each in read.items() if len(each.target)}
+        if iteration % _MEASURE_EVERY or not read:
             return None
-        given = panel.marginals(torch.cat(rows)).argmax(1).numpy()
-        truth = self._column_of[np.concatenate([each.target for each in self._locked])]
+        judged = [
+            panel.marginals(each.rows, self._seen(panel, number, each)) for number, each in read.items()
+        ]
+        given = torch.cat(judged).argmax(1).numpy()
+        truth = self._column_of[np.concatenate([each.target for each in read.values()])]
         counts = metrics.confusion(given, truth, panel.n_columns, ignore=None)
         return LockedScore.from_confusion(counts, tuple(map(str, range(panel.n_columns)))).miou
 
@@ -164,11 +179,11 @@ class PanelRound:
         """Return the strokes that a model with this panel, having learnt them, sees as another class."""
         found = []
         assert model.panel is not None
-        for plane, read in zip(self.planes, self._training, strict=False):
+        for number, (plane, read) in enumerate(zip(self.planes, self._training, strict=False)):
             raise_if_cancelled(self.cancel)
             if not 0 < plane.n_training <= _MAX_STROKE_PIXELS:
                 continue
-            logits = model.panel.marginals(read.rows).log()
+            logits = model.panel.marginals(read.rows, self._seen(model.panel, number, read)).log()
             if not model.panel.is_alone:
                 with torch.no_grad():
                     known = model.network_logits(plane.image, self.cancel)[0, :, read.y, read.x].T.cpu()
@@ -180,6 +195,32 @@ class PanelRound:
                 for region in contradictions(plane.training, prediction)
             ]
         return tuple(found)
+
+    def _windows(self, remembered: Memory, is_late: Callable[[], bool]) -> list[Window]:
+        """Return what a head learns from, if it can learn all that the panel has to know."""
+        if not self._are_dense or self.speaks_for is not None or len(remembered):
+            return []
+        planes = [plane for plane in self.planes[: self.n_read] if plane.n_training]
+        random = np.random.default_rng([self.config.seed, _WINDOW_STREAM])
+        return draw_windows(self.model, planes, _WINDOWS, random, self.cancel, is_late)
+
+    def _watched(self) -> list[int]:
+        """Return the planes on which a panel with heads is measured."""
+        found, n_pixels = list[int](), 0
+        for number in self._maps_of:
+            height, width = self.planes[number].size
+            n_pixels += height * width
+            if found and n_pixels > _SEEN_PIXELS:
+                break
+            found.append(number)
+        return found
+
+    def _seen(self, panel: Panel, number: int, read: _Labelled) -> list[Tensor]:
+        """Return what each head of a panel thinks of some pixels of a plane."""
+        if not panel.heads:
+            return []
+        maps = self._maps_of.get(number) or self._maps(self.planes[number])
+        return [head.marginals(maps, read.y, read.x) for head in panel.heads if isinstance(head, Head)]
 
     def _rest(self, n_labelled: float, is_late: Callable[[], bool]) -> list[Pixels]:
         """Return examples of the rest beside those that are labelled."""

@@ -2,13 +2,15 @@
 
 A dense CRF helps most classes and ruins thin ones: with a wide kernel a membrane dissolves in the cell around
 it. Strokes do not show that, since they lie well inside of regions, so a wide kernel is taken only if it
-leaves most of what the panel saw in place. Where regions are labelled as a whole, held-back pixels decide.
+leaves most of what the panel saw in place. Where regions are labelled as a whole, experts know borders
+themselves, and any but a faint one harms more kinds of images than it helps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,10 +42,7 @@ _NARROW = CrfConfig.starter().model_copy(
 _FAINT = CrfConfig.starter().model_copy(
     update={"theta_alpha": 10.0, "theta_beta": 5.0, "bilateral_weight": 0.5, "spatial_weight": 0.1}
 )
-_DENSE = 0.5  # share of the tiles' pixels that is labelled: from here on, held-back pixels decide
-_MARGIN = (
-    0.01  # of mean IoU on held-back pixels: a stronger CRF must gain as much, or it may well harm others
-)
+_DENSE = 0.5  # share of the tiles' pixels that is labelled: from here on, a faint CRF is all there is to gain
 _VISIBLE = 0.02  # share of the tiles: classes below do not count
 _SURVIVAL = 0.5  # of the classes' areas, on average
 _KEPT = 0.85  # of the labelled pixels that the panel sees right, on average over the classes
@@ -72,13 +71,6 @@ class PanelTile:
         """The pixels that are judged."""
         return Sieve(self.box, STEP)
 
-    @property
-    def share_labelled(self) -> float:
-        """Share of the tile's pixels with a label, held back or not."""
-        ignore = ignore_value(self.plane.training.dtype)
-        known = (self.plane.training != ignore) | (self.plane.locked != ignore) | self.plane.aside
-        return float(self.cut(known).mean())
-
     def cut(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Return the tile's part of a plane's labels."""
         y0, x0, y1, x1 = self.box
@@ -88,6 +80,16 @@ class PanelTile:
 def cautious_crf(n_labels: int) -> CrfRnn:
     """Return the CRF for a panel that there was no time to choose one for: it leaves thin classes alone."""
     return CrfRnn(n_labels, _NARROW).eval()
+
+
+def are_dense(places: Sequence[tuple[LabelledPlane, Box]]) -> bool:
+    """Return whether most pixels of some parts of planes are labelled, held back or not."""
+    labelled = []
+    for plane, (y0, x0, y1, x1) in places:
+        ignore = ignore_value(plane.training.dtype)
+        known = (plane.training != ignore) | (plane.locked != ignore) | plane.aside
+        labelled.append(float(known[y0:y1, x0:x1].mean()))
+    return bool(labelled) and sum(labelled) >= _DENSE * len(labelled)
 
 
 class PanelTiles:
@@ -110,11 +112,10 @@ class PanelTiles:
         self._prepared: dict[CrfConfig, list[PreparedImage]] = {}
         self._seen: tuple[Panel, CrfRnn, list[NDArray[np.int64]]] | None = None  # what was chosen last
 
-    @property
+    @cached_property
     def are_dense(self) -> bool:
         """Whether most pixels are labelled, as they are where regions were painted as a whole."""
-        labelled = [tile.share_labelled for tile in self._tiles]
-        return bool(labelled) and sum(labelled) >= _DENSE * len(labelled)
+        return are_dense([(tile.plane, tile.box) for tile in self._tiles])
 
     def score(self, model: SegmentationModel) -> LockedScore:
         """Return how well a model, CRF included, does on the held-back pixels.
@@ -144,14 +145,8 @@ class PanelTiles:
         logits = self._logits(self._model.with_panel(panel))
         alone = [each[0].argmax(0).numpy() for each in logits]
         if self.are_dense:
-            best, seen, score = CrfRnn(panel.n_labels, _FAINT).eval(), None, None
-            for crf in (best, narrow, wide):
-                given = self._refined(crf, logits)
-                found = self._locked_score(given).miou
-                if found is not None and (score is None or found >= score + _MARGIN):
-                    best, seen, score = crf, given, found
-            if seen is not None:
-                return self._chosen(panel, best, seen)
+            faint = CrfRnn(panel.n_labels, _FAINT).eval()
+            return self._chosen(panel, faint, self._refined(faint, logits))
         refined = self._refined(wide, logits)
         if self._is_kind(alone, refined):
             return self._chosen(panel, wide, refined)

@@ -1,0 +1,71 @@
+"""Heads of `FcnFine` as experts: they see what a place is like around, which single pixels do not tell.
+
+Taught on a few whole masks, such a head knows membranes, synapses and the shapes of nuclei better than all
+experts for single pixels. It reads the maps that those read, so it costs little beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_crfasrnn.encoder import FINE_BLOCKS
+from napari_crfasrnn.experts.features import STRIDES, FeatureMaps, Layer
+from napari_crfasrnn.experts.sampling import Lay, locate_cells, values_at
+from napari_crfasrnn.fcn_fine import FcnFine
+
+NEVER = -20.0
+"""Logit of a class that an expert was never taught."""
+_GROUPS = tuple(STRIDES[block] for block in FINE_BLOCKS)
+
+
+class Head(FcnFine):
+    """What `FcnFine` has beside its encoder.
+
+    Parameters
+    ----------
+    n_labels
+        Number of classes L.
+    """
+
+    def __init__(self, n_labels: int) -> None:
+        super().__init__(n_labels, has_encoder=False)
+
+    @torch.no_grad()
+    def judge(self, maps: FeatureMaps) -> Layer:
+        """Return the logits of a whole image, at stride 2."""
+        device = self.context.weight.device
+        features = [maps.layer(group).values.movedim(-1, 0)[None].to(device) for group in _GROUPS]
+        scores = self.decode_coarse(tuple(features))[0].cpu()
+        return Layer(scores.movedim(0, -1).contiguous(), Lay.of_encoder(maps.grid, self.stride))
+
+    def marginals(self, maps: FeatureMaps, y: NDArray[np.integer], x: NDArray[np.integer]) -> Tensor:
+        """Return what the head thinks of some pixels of an image, [N, L]."""
+        layer = self.judge(maps)
+        positions = locate_cells(maps.grid, y, x, layer.lay)
+        return values_at(layer.values.movedim(-1, 0), positions).softmax(1)
+
+    @torch.no_grad()
+    def with_origin(self, origin: Sequence[int | None]) -> Head:
+        """Return a copy for another class table: each new class is an old one, or one that nobody knows."""
+        kept = [source for source in origin if source is not None]
+        places = [value for value, source in enumerate(origin) if source is not None]
+        with torch.random.fork_rng(devices=[]):  # what is drawn is written over
+            grown = Head(len(origin)).to(self.context.weight.device)
+        state = self.state_dict()
+        own = grown.state_dict()
+        for name, value in state.items():
+            if not name.startswith("scores."):
+                own[name].copy_(value)
+        for number, (new, old) in enumerate(zip(grown.score_layers, self.score_layers, strict=True)):
+            assert new.bias is not None
+            assert old.bias is not None
+            new.weight.zero_()
+            new.bias.fill_(NEVER if number == 0 else 0.0)
+            new.weight[places] = old.weight[kept]
+            new.bias[places] = old.bias[kept]
+        return grown.eval()

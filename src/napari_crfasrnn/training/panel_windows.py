@@ -1,0 +1,172 @@
+"""Windows of labelled planes, shrunk, enlarged, turned and mirrored: what the heads of a panel learn from.
+
+The encoder does not learn, so each window goes through it once, and an iteration costs the head only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_crfasrnn.classes import ignore_value
+from napari_crfasrnn.encoder import FINE_BLOCKS, STRIDE
+from napari_crfasrnn.experts.features import VALUES, stretched
+from napari_crfasrnn.network import Features, LiteNetwork, SegmentationModel
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.planes import LabelledPlane
+
+IGNORE = -1
+_SIDE = 256  # pixels, of a window at most
+_SCALE = (0.75, 1.4)  # factor on the sides, drawn evenly in its logarithm
+_BANDS = 8  # of rows
+_UPRIGHT = 0.25  # of the labels' variance is explained by the row: micrographs stay below, road scenes above
+_BRIGHTNESS = 0.15  # deviation of the logarithm of the contrast, and of the brightness (values span 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A part of a plane.
+
+    Attributes
+    ----------
+    features
+        [1, C, h/s, w/s] at the strides 2 to 16, of the window with its sides filled up to multiples of 32.
+    labels
+        [h, w] classes; `IGNORE` elsewhere.
+    """
+
+    features: Features
+    labels: Tensor
+
+
+def draw_windows(
+    model: SegmentationModel,
+    planes: Sequence[LabelledPlane],
+    n: int,
+    random: np.random.Generator,
+    cancel: Cancel | None,
+    is_late: Callable[[], bool],
+) -> list[Window]:
+    """Return windows of all planes in turn, the first of each unchanged; fewer when it is late.
+
+    Parameters
+    ----------
+    model
+        Whose encoder.
+    planes
+        With pixels to learn. Larger ones are cut around pixels of all their classes alike.
+    n
+        How many.
+    random
+        Where, and how they are changed.
+    cancel
+        Asked before every window.
+    is_late
+        Asked once there is one of each plane.
+
+    Raises
+    ------
+    Cancelled
+        When asked to stop.
+    """
+    network = model.network
+    assert isinstance(network, LiteNetwork)
+    found: list[Window] = []
+    inputs: list[tuple[Tensor, NDArray[np.int64]]] = []
+    ways = 2 if are_upright([plane.training for plane in planes]) else 8
+    for number in range(n):
+        raise_if_cancelled(cancel)
+        if number >= len(planes) and is_late():
+            break
+        place = number % len(planes)
+        if place == len(inputs):
+            inputs.append(_input(model, planes[place]))
+        seen, labels = inputs[place]
+        is_first = number < len(planes)
+        factor = 1.0 if is_first else float(np.exp(random.uniform(*np.log(_SCALE))))
+        part, known = _cut(seen, labels, factor, random)
+        if not is_first:
+            part, known = _turned(part, known, int(random.integers(ways)))
+            contrast, brightness = np.exp(random.normal(0, _BRIGHTNESS)), random.normal(0, _BRIGHTNESS)
+            part = (part * float(contrast) + float(brightness)).clamp(*VALUES)
+        found.append(Window(_encoded(network, part), known))
+    return found
+
+
+def are_upright(masks: Sequence[NDArray[np.integer]]) -> bool:
+    """Return whether the classes of masks [H, W] depend on the height, as sky and road do.
+
+    What has an up must not be turned upside down, and what has none may be: then there is more to learn from.
+    The measure is the share of the one-hot labels' variance that lies between bands of rows.
+    """
+    counts = np.zeros((_BANDS, 1 + max(int(mask.max(initial=0)) for mask in masks)))
+    for mask in masks:
+        y, x = np.nonzero(mask != ignore_value(mask.dtype))
+        np.add.at(counts, (y * _BANDS // len(mask), mask[y, x]), 1)
+    bands = counts.sum(1)
+    if not bands.any():
+        return False
+    share, within = counts.sum(0) / bands.sum(), counts[bands > 0] / bands[bands > 0, None]
+    variance = 1 - np.square(share).sum()
+    left = np.average(1 - np.square(within).sum(1), weights=bands[bands > 0])
+    return bool(variance > 0 and 1 - left / variance >= _UPRIGHT)
+
+
+def _input(model: SegmentationModel, plane: LabelledPlane) -> tuple[Tensor, NDArray[np.int64]]:
+    """Return what the experts see of a plane, [1, 3, h, w], and the labels to learn there."""
+    seen = stretched(model.preprocess(plane.image))
+    labels = plane.training.astype(np.int64)
+    labels[plane.training == ignore_value(plane.training.dtype)] = IGNORE
+    return seen, _resized(torch.from_numpy(labels), (seen.shape[-2], seen.shape[-1])).numpy()
+
+
+def _cut(
+    seen: Tensor, labels: NDArray[np.int64], factor: float, random: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return a window that holds labels, and the labels, both with their sides times a factor."""
+    sides = [min(length, round(_SIDE / factor)) for length in labels.shape]
+    y, x = np.nonzero(labels != IGNORE)
+    if len(y):
+        target = labels[y, x]
+        chance = 1 / np.bincount(target)[target]
+        chosen = random.choice(len(y), p=chance / chance.sum())
+        centre = (int(y[chosen]), int(x[chosen]))
+    else:
+        centre = (labels.shape[0] // 2, labels.shape[1] // 2)
+    y0, x0 = (
+        int(np.clip(random.integers(at - side + 1, at + 1), 0, length - side))
+        for at, side, length in zip(centre, sides, labels.shape, strict=True)
+    )
+    cut = np.s_[..., y0 : y0 + sides[0], x0 : x0 + sides[1]]
+    part, known = seen[cut], torch.from_numpy(labels[cut].copy())
+    if factor == 1:
+        return part, known
+    size = (max(1, round(sides[0] * factor)), max(1, round(sides[1] * factor)))
+    return F.interpolate(part, size=size, mode="bilinear", antialias=True), _resized(known, size)
+
+
+def _resized(labels: Tensor, size: tuple[int, int]) -> Tensor:  # [h, w]
+    if labels.shape == size:
+        return labels
+    return F.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
+
+
+def _turned(part: Tensor, labels: Tensor, how: int) -> tuple[Tensor, Tensor]:
+    """Return a window in one of the eight ways in which a square falls on itself; 0 and 1 keep it upright."""
+    axes = [axis for axis, bit in ((-1, 1), (-2, 2)) if how & bit]
+    part, labels = part.flip(axes), labels.flip(axes)
+    return (part.transpose(-1, -2), labels.T) if how & 4 else (part, labels)
+
+
+def _encoded(network: LiteNetwork, part: Tensor) -> Features:
+    bottom, right = -part.shape[-2] % STRIDE, -part.shape[-1] % STRIDE
+    padded = F.pad(part, (0, right, 0, bottom), mode="replicate")
+    with torch.no_grad():
+        maps = network.encoder.maps(padded.contiguous(memory_format=torch.channels_last), FINE_BLOCKS)
+    return tuple(each.cpu() for each in maps)
