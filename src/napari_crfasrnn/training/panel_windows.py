@@ -66,7 +66,7 @@ def draw_windows(
     random
         Where, and how they are changed.
     cancel
-        Asked before every window.
+        Asked before every window and every block of the encoder.
     is_late
         Asked once there is one of each plane.
 
@@ -95,7 +95,7 @@ def draw_windows(
             part, known = _turned(part, known, int(random.integers(ways)))
             contrast, brightness = np.exp(random.normal(0, _BRIGHTNESS)), random.normal(0, _BRIGHTNESS)
             part = (part * float(contrast) + float(brightness)).clamp(*VALUES)
-        found.append(Window(_encoded(network, part), known))
+        found.append(Window(_encoded(network, part, cancel), known))
     return found
 
 
@@ -164,9 +164,9 @@ def _turned(part: Tensor, labels: Tensor, how: int) -> tuple[Tensor, Tensor]:
     return (part.transpose(-1, -2), labels.T) if how & 4 else (part, labels)
 
 
-def _encoded(network: LiteNetwork, part: Tensor) -> Features:
+def _encoded(network: LiteNetwork, part: Tensor, cancel: Cancel | None) -> Features:
     bottom, right = -part.shape[-2] % STRIDE, -part.shape[-1] % STRIDE
     padded = F.pad(part, (0, right, 0, bottom), mode="replicate")
     with torch.no_grad():
-        maps = network.encoder.maps(padded.contiguous(memory_format=torch.channels_last), FINE_BLOCKS)
+        maps = network.encoder.maps(padded.contiguous(memory_format=torch.channels_last), FINE_BLOCKS, cancel)
     return tuple(each.cpu() for each in maps)
