@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_crfasrnn.config import CrfConfig
+from napari_crfasrnn.config import CrfConfig, WeightForm
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.network import SegmentationModel
 from starter_data import IGNORE, Labelled
@@ -47,6 +47,7 @@ class CrfRecipe:
     search_photos: int = SEARCH_PHOTOS
     iterations: int = field(default_factory=lambda: ITERATIONS)
     margin: float = MARGIN
+    weight_form: WeightForm = "full"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,12 @@ def _search(fitting: Sequence[Case], n_labels: int, recipe: CrfRecipe, seed: int
     best, best_merit = None, -1.0
     for (alpha, beta), weight in itertools.product(recipe.widths, recipe.weights):
         config = CrfConfig.starter().model_copy(
-            update={"theta_alpha": float(alpha), "theta_beta": float(beta), "bilateral_weight": weight}
+            update={
+                "theta_alpha": float(alpha),
+                "theta_beta": float(beta),
+                "bilateral_weight": weight,
+                "weight_form": recipe.weight_form,
+            }
         )
         crf = CrfRnn(n_labels, config).eval()
         merit = _merit(_score(crf, chosen))

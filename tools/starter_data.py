@@ -175,19 +175,19 @@ def random_views(
     """Draw views of a photograph of ``size`` (H, W).
 
     The first shows the whole photograph. The others are scaled so that its longer side would be
-    260 to 640 pixels, and half of them are centred on a pixel that is not background.
+    240 to 720 pixels, and half of them are centred on a pixel that is not background.
     """
     height, width = size
     foreground = np.argwhere((mask != 0) & (mask != IGNORE))
     for i in range(count):
-        long_side = VIEW if i == 0 else np.exp(rng.uniform(np.log(260), np.log(640)))
+        long_side = VIEW if i == 0 else np.exp(rng.uniform(np.log(240), np.log(720)))
         scale = float(long_side) / max(height, width)
         side = VIEW / scale
         if len(foreground) and rng.random() < 0.5:
             cy, cx = foreground[rng.integers(len(foreground))] + rng.uniform(-0.3, 0.3, 2) * side
         else:
             cy, cx = rng.uniform(0, height), rng.uniform(0, width)
-        gain = np.exp(rng.normal(0, 0.12)) * np.exp(rng.normal(0, 0.04, 3))
+        gain = np.exp(rng.normal(0, 0.15)) * np.exp(rng.normal(0, 0.06, 3))
         yield View(
             scale,
             _inside(cy - side / 2, side, height),

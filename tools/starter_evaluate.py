@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec
 from napari_crfasrnn.network import SegmentationModel
-from starter_data import IGNORE, N_LABELS, Labelled, read_split
+from starter_data import IGNORE, N_LABELS, Labelled, Photo, read_split
+from starter_teacher import Teacher
 
 BAND = 5  # pixels on each side of a true edge
 VALIDATION_SETS = ("voc_coco128", "msrc21")
@@ -78,9 +80,27 @@ def score_labels(
     return Score(name, len(truth), iou, iou_crf, band, band_crf)
 
 
-def evaluate(model: SegmentationModel, data: Path, dataset: str, split: str = "val") -> Score:
-    """Score a model on one set."""
-    return evaluate_on(model, f"{dataset} {split}", read_split(data, dataset, split))
+def evaluate(model: SegmentationModel, data: Path, dataset: str, *, whole: bool = False) -> Score:
+    """Score a model on one set: its validation list, or all of it where none of it was trained on."""
+    return evaluate_on(model, *photographs(data, dataset, whole=whole))
+
+
+def photographs(data: Path, dataset: str, *, whole: bool = False) -> tuple[str, list[Photo]]:
+    """Return what some photographs are called together, and which they are."""
+    splits = ("train", "val") if whole else ("val",)
+    name = f"{dataset} {'all' if whole else 'val'}"
+    return name, [photo for split in splits for photo in read_split(data, dataset, split)]
+
+
+def evaluate_teacher(teacher: Teacher, name: str, photos: Sequence[Photo]) -> Score:
+    """Score the teacher, asked once per photograph; it has no CRF, so it is the same before and after."""
+    labels = []
+    for photo in photos:
+        image = photo.image()
+        marginals = teacher.marginals(image, 1.0)[None]
+        full = F.interpolate(marginals, size=(image.height, image.width), mode="bilinear")
+        labels.append(full[0].argmax(0).numpy().astype(np.uint8))
+    return score_labels(name, [photo.mask() for photo in photos], labels, labels)
 
 
 def evaluate_on(model: SegmentationModel, name: str, photos: Sequence[Labelled]) -> Score:

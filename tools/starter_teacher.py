@@ -6,7 +6,11 @@ them, so a student learns how sure the teacher was and what it took for possible
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +35,40 @@ class Teacher:
                 "soft targets need the package ai-edge-litert: pip install it, or pass --hard to learn from "
                 "the teacher's masks that lie in the data"
             ) from None
-        self._interpreter = Interpreter(
-            str(path), num_threads=n_threads, experimental_preserve_all_tensors=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # keeping all tensors is said to be for debugging only
+            self._interpreter = Interpreter(
+                str(path), num_threads=n_threads, experimental_preserve_all_tensors=True
+            )
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         tensors = [t for t in self._interpreter.get_tensor_details() if t["name"].startswith(_LOGITS)]
         self._output = tensors[-1]["index"]
         self._scale, self._zero = tensors[-1]["quantization"]
+
+    def weights(self) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Return the state of a `DeepLabEncoder`, and the weight [21, 256] and bias [21] of the classifier.
+
+        The file's 8-bit numbers times their scales; its batch norms are folded already.
+        """
+        details = {tensor["index"]: tensor for tensor in self._interpreter.get_tensor_details()}
+        state: dict[str, torch.Tensor] = {}
+        for operation in self._interpreter._get_ops_details():
+            if operation["op_name"] not in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+                continue
+            _, weight_at, bias_at = operation["inputs"]
+            ours = _our_name(details[bias_at]["name"] + details[weight_at]["name"])
+            weight = self._real(details[weight_at])
+            depthwise = operation["op_name"] == "DEPTHWISE_CONV_2D"
+            order = (3, 0, 1, 2) if depthwise else (0, 3, 1, 2)  # [1, h, w, C] or [out, h, w, in]
+            state[f"{ours}.weight"] = weight.permute(order).contiguous()
+            state[f"{ours}.bias"] = self._real(details[bias_at])
+        return state, state.pop("classes.weight")[..., 0, 0], state.pop("classes.bias")
+
+    def _real(self, tensor: Mapping[str, Any]) -> torch.Tensor:
+        scale, zero = tensor["quantization"]
+        values = self._interpreter.get_tensor(tensor["index"]).astype(np.float64)
+        return torch.from_numpy(((values - zero) * scale).astype(np.float32))
 
     def _logits(self, window: np.ndarray) -> torch.Tensor:
         """Return the logits [1, 21, 513, 513] of a window, uint8 [<=513, <=513, 3]."""
@@ -87,6 +117,19 @@ class Teacher:
         h, w = (max(1, side // step) for side in looks[0].shape[-2:])
         mean = sum(F.adaptive_avg_pool2d(look[None], (h, w))[0] for look in looks) / len(looks)
         return (mean * 255).round().to(torch.uint8).numpy()
+
+
+def _our_name(theirs: str) -> str:
+    """Return what `DeepLabEncoder` calls the convolution whose tensors have such names in the file."""
+    for name, ours in (
+        ("aspp0", "local"), ("image_pooling", "pooled"), ("concat_projection", "projection"),
+        ("logits", "classes"), ("MobilenetV2/Conv/", "stem"),
+    ):  # fmt: skip
+        if theirs.startswith(name):
+            return ours
+    found = re.search(r"expanded_conv(?:_(\d+))?/(expand|depthwise|project)", theirs)
+    assert found is not None, theirs
+    return f"blocks.{found[1] or 0}.{found[2]}"
 
 
 def cached_soft_targets(photo: Photo, folder: Path, teacher: Teacher | None) -> np.ndarray:

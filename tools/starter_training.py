@@ -1,8 +1,7 @@
-"""How the starter's network learns: first its head, then the last stages of its encoder too."""
+"""How the head of the starter's network learns on features of frozen encoders."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 
@@ -11,14 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_crfasrnn.encoder import FEATURE_BLOCKS
-from napari_crfasrnn.fcn import FcnLite, Features, enlarge
-from napari_crfasrnn.training.optimizers import RelativeAdamW
+from napari_crfasrnn.fcn import FcnLite, enlarge
 from starter_data import IGNORE
 from starter_views import Batch, ViewStore
 
 BATCH = 16
-LATE_FROM = FEATURE_BLOCKS[1] + 1  # the stages of stride 32: a third of the work, most of the weights
 SOFT_WEIGHT_BESIDE_HUMAN = 0.3  # the teacher's word where a person has drawn the mask
 
 Say = Callable[[str], None]
@@ -63,68 +59,52 @@ def train(
     *,
     iterations: int,
     seed: int,
-    head_rate: float,
+    rate: float,
     class_weight_power: float,
-    encoder_rate: float = 0.0,
-    seconds: float | None = None,
     say: Say = print,
 ) -> None:
-    """Train ``network`` in place; with an ``encoder_rate`` its last stages learn too.
+    """Train the head of ``network`` in place; the encoders stay as they are.
 
-    The learning rates rise over the first hundred iterations and fall to zero as (1 - progress)^0.9;
-    with ``seconds`` the progress is that of the clock when it is ahead. The result is a running mean of
-    the weights (decay 0.998).
+    The learning rate rises over the first hundred iterations and falls to zero as (1 - progress)^0.9.
+    The result is a running mean of the weights (decay 0.998).
     """
     weights = class_weights(store, network.n_labels, class_weight_power)
     rng = np.random.default_rng([seed, iterations])
-    late = list(network.encoder.blocks[LATE_FROM:])
-    learning = nn.ModuleList(late) if encoder_rate else nn.ModuleList()
+    head = network.head_parameters()
     network.requires_grad_(False)
-    for parameter in [*network.head_parameters(), *learning.parameters()]:
+    for parameter in head:
         parameter.requires_grad_(True)
-    head = torch.optim.AdamW(network.head_parameters(), lr=head_rate, weight_decay=1e-4)
-    encoder = RelativeAdamW(list(learning.parameters()), encoder_rate) if encoder_rate else None
-    mean = copy.deepcopy(network.state_dict())
-    started, running, done = time.monotonic(), 0.0, 0.0
+    optimizer = torch.optim.AdamW(head, lr=rate, weight_decay=1e-4)
+    mean = [parameter.detach().clone() for parameter in head]
+    started, running = time.monotonic(), 0.0
     for i in range(iterations):
-        elapsed = time.monotonic() - started
-        done = max(i / iterations, elapsed / seconds if seconds else 0.0)
-        if done >= 1:
-            break
-        factor = min(1.0, (i + 1) / 100) * (1 - done) ** 0.9
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (i + 1) / 100) * (1 - i / iterations) ** 0.9
         batch = store.draw(BATCH, rng)
-        features = batch.features
-        if encoder is not None:
-            features = _late_features(network, features)
-        logits = network.decode_coarse(features)
+        logits = network.decode_coarse(batch.features)
         loss = loss_of(logits, enlarge(logits, 2), batch, weights)
         loss.backward()
-        for optimizer, rate in ((head, head_rate), (encoder, encoder_rate)):
-            if optimizer is None:
-                continue
-            for group in optimizer.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], 5.0)
-                group["lr"] = rate * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        _update_mean(mean, network, min(0.998, (i + 1) / (i + 10)))
+        nn.utils.clip_grad_norm_(head, 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         running += (loss.item() - running) * (0.02 if i else 1.0)
+        with torch.no_grad():
+            for held, parameter in zip(mean, head, strict=True):
+                held.lerp_(parameter, 1 - min(0.998, (i + 1) / (i + 10)))
         if i % 100 == 99:
-            say(f"  iteration {i + 1}/{iterations}: loss {running:.3f}, {elapsed:.0f} s")
-    network.load_state_dict(mean)
+            say(f"  iteration {i + 1}/{iterations}: loss {running:.3f}, {time.monotonic() - started:.0f} s")
+    with torch.no_grad():
+        for held, parameter in zip(mean, head, strict=True):
+            parameter.copy_(held)
     network.requires_grad_(True)
 
 
-def _late_features(network: FcnLite, features: Features) -> Features:
-    """Run the learning stages of the encoder on the features at stride 16."""
-    f8, f16, _ = features
-    x = f16.contiguous(memory_format=torch.channels_last)
-    for block in network.encoder.blocks[LATE_FROM:]:
-        x = block(x)
-    return f8, f16, x
-
-
 @torch.no_grad()
-def _update_mean(mean: dict[str, Tensor], network: nn.Module, decay: float) -> None:
-    for name, value in network.state_dict().items():
-        mean[name].lerp_(value, 1 - decay)
+def go_back(network: FcnLite, before: FcnLite, share: float) -> None:
+    """Take back a share of what the logits of ``network`` have learnt since ``before``, in place.
+
+    The score layers are mixed, which mixes the logits, where the score layers of ``before`` read nothing
+    of the head but what is frozen (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+    """
+    for layer, old in zip(network.score_layers, before.score_layers, strict=True):
+        for parameter, source in zip(layer.parameters(), old.parameters(), strict=True):
+            parameter.lerp_(source, share)
