@@ -5,13 +5,16 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "image_points.hpp"
 #include "lattice.hpp"
 #include "mean_field.hpp"
 #include "parallel.hpp"
+#include "pixel_order.hpp"
 
 namespace {
 
@@ -85,8 +88,10 @@ bool check_mean_field(int n_labels) {
     for (float& value : factor) value = 1.0F / value;
   }
   const std::size_t n_vertices = alike->n_vertices();
+  std::optional<crfasrnn::PixelOrder> pixel_order = crfasrnn::PixelOrder::of(order, space);
+  if (!pixel_order) return false;
   const crfasrnn::MeanField field({std::move(near), {}, factors[0], true}, {std::move(alike), {}, factors[1], true},
-                                  order);
+                                  std::move(*pixel_order));
   const std::vector<float> unary = numbers(labels * n, 3.0F, random);
   std::vector<float> spatial(labels * labels);
   std::vector<float> bilateral(labels * labels);
