@@ -300,12 +300,12 @@ class TestLearning:
     ) -> None:
         encode, largest = type(starter.network).encode, []
 
-        def limited(self: Any, images: torch.Tensor) -> Any:
+        def limited(self: Any, images: torch.Tensor, *cancel: Any) -> Any:
             if torch.is_grad_enabled():
                 if images.shape[-2] * images.shape[-1] > 30_000:
                     raise torch.OutOfMemoryError("no room")
                 largest.append(images.shape[-2] * images.shape[-1])
-            return encode(self, images)
+            return encode(self, images, *cancel)
 
         monkeypatch.setattr(type(starter.network), "encode", limited)
         few = QUICK.model_copy(update={"max_iterations": 6, "crf_iterations": 0, "thaw": True})
@@ -320,10 +320,10 @@ class TestLearning:
     ) -> None:
         encode = type(starter.network).encode
 
-        def never(self: Any, images: torch.Tensor) -> Any:
+        def never(self: Any, images: torch.Tensor, *cancel: Any) -> Any:
             if torch.is_grad_enabled():
                 raise torch.OutOfMemoryError("no room")
-            return encode(self, images)
+            return encode(self, images, *cancel)
 
         monkeypatch.setattr(type(starter.network), "encode", never)
         with pytest.raises(torch.OutOfMemoryError, match="smallest window"):
