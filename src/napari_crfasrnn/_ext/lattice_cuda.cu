@@ -1,12 +1,12 @@
 // The lattice on an NVIDIA GPU: launches, and the sort and scan of CUB. What the threads do is in
-// lattice_items.hpp, the order of the steps in lattice_driver.hpp.
+// gpu_*_items.hpp, the order of the steps in gpu_*_driver.hpp.
 #include <cuda_runtime.h>
 
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 #include <new>
 
-#include "lattice_driver.hpp"
+#include "gpu_filter_driver.hpp"
 
 namespace crfasrnn::gpu {
 namespace {

@@ -16,7 +16,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "lattice_items.hpp"
+#include "gpu_items.hpp"
 
 namespace crfasrnn::gpu {
 

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "lattice_driver.hpp"
+#include "gpu_filter_driver.hpp"
 
 namespace crfasrnn::gpu {
 
