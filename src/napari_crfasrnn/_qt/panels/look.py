@@ -75,7 +75,10 @@ def style_sheet(theme: Theme) -> str:
         background-color: {theme.primary}; border-radius: 2px; padding: 3px 6px; min-height: 18px;
     }}
     QToolButton:hover {{ background-color: {theme.highlight}; }}
-    QToolButton:checked {{ background-color: {theme.accent}; color: {on_accent}; }}
+    QToolButton:checked, QPushButton:checked {{
+        background-color: {_mix(theme.accent, theme.foreground, 0.6)}; color: {theme.text};
+        border-bottom: 2px solid {theme.accent}; padding-bottom: 1px;
+    }}
     QToolButton:disabled {{ color: {_mix(theme.text, theme.background, 0.5)}; }}
     QToolButton::menu-indicator {{ image: none; width: 0px; }}
     QFrame#rule {{ background-color: {theme.primary}; padding: 0px; }}
