@@ -8,7 +8,8 @@ SOURCE := CMakeLists.txt README.md $(shell find cmake src -type f -not -name '*.
 # A real window where there is a display, a virtual one (24-bit, with GLX) where there is none.
 ifeq ($(DISPLAY)$(WAYLAND_DISPLAY),)
   ifneq ($(shell uname -s),Darwin)
-    WINDOW := xvfb-run -a -s "-screen 0 1600x1000x24 +extension GLX"
+    VIRTUAL := xvfb-run -a -s "-screen 0 1600x1000x24 +extension GLX"
+    WINDOW := $(VIRTUAL)
   endif
 endif
 
@@ -54,10 +55,18 @@ system:
 demo: system $(VENV)/.installed
 	$(WINDOW) $(BIN)/napari-crfasrnn demo --output demo
 
-# The core's tests share the processors; those in real windows take turns on one display.
+# The core's tests share the processors. Those in real windows take turns on a display; of virtual ones
+# there are two.
 test: system $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/core tests/ext -n 2 --dist loadfile
-	$(WINDOW) $(BIN)/python -m pytest tests/qt
+	@$(MAKE) --no-print-directory $(if $(VIRTUAL),-j 2) test-windows-odd test-windows-even
+
+.PHONY: test-windows-odd test-windows-even
+test-windows-odd:
+	$(if $(VIRTUAL),$(VIRTUAL) -n 100) $(BIN)/python -m pytest $(shell ls tests/qt/test_*.py | awk 'NR % 2')
+
+test-windows-even:
+	$(if $(VIRTUAL),$(VIRTUAL) -n 200) $(BIN)/python -m pytest $(shell ls tests/qt/test_*.py | awk 'NR % 2 == 0')
 
 $(VENV)/.lint: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt --group lint

@@ -217,3 +217,51 @@ def test_slices_are_corrected_one_by_one_and_come_back(
     QTest.qWait(50)
     np.testing.assert_array_equal(other.bench.work.verified, verified)
     other.session.cancel()
+
+
+def test_squares_of_the_other_slices_follow(user: User, photograph: np.ndarray) -> None:
+    stack = np.stack([photograph, photograph[:, ::-1], photograph[::-1]])
+    user.viewer.add_image(stack, name="stack", rgb=True, scale=(2, 0.5, 0.5), translate=(7, 3, 4))
+    user.bench.all_slices = True
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    work, patching = user.bench.work, user.bench.patching
+    user.viewer.dims.set_current_step(0, 1)
+    user.wait(lambda: user.bench.index == (1,))
+    press(user, Qt.Key.Key_N)
+    assert patching.patch == work.least_certain((1,))
+
+    # The slice is done with; of the others, the less certain one is next.
+    work.verified[1] = True
+    left = {index: work.least_certain((index,)) for index in (0, 2)}
+    expected = max(left, key=lambda index: left[index].uncertainty)
+    press(user, Qt.Key.Key_N)
+    assert user.bench.index == (expected,)
+    assert patching.patch == left[expected]
+    assert NAME in user.viewer.scene.overlays
+
+    # There, squares are skipped and said to be right as everywhere.
+    press(user, Qt.Key.Key_N)
+    assert user.bench.index == (expected,)
+    assert patching.patch not in (None, left[expected])
+    box = patching.patch.box
+    press(user, Qt.Key.Key_A, SHIFT)
+    assert work.verified[expected][part(box)].all()
+    work.verified[:] = True
+    press(user, Qt.Key.Key_N)
+    assert patching.patch is None
+    assert user.line("correct") == NONE_LEFT
+    press(user, Qt.Key.Key_N)
+    assert user.line("correct") == ALL_DONE
+
+
+def test_a_slice_nobody_segmented_is_not_left_for_another(user: User, photograph: np.ndarray) -> None:
+    user.viewer.add_image(np.stack([photograph, photograph]), name="stack", rgb=True)
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    here = user.bench.index
+    user.viewer.dims.set_current_step(0, 1 - here[0])
+    user.wait(lambda: user.bench.index != here)
+    press(user, Qt.Key.Key_N)
+    assert user.bench.patching.patch is None
+    assert user.line("correct") == NOT_SEGMENTED

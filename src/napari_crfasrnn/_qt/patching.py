@@ -1,25 +1,26 @@
 """Patch mode: a person is led from square to square, and says of each that all of it is right.
 
 The view changes when a person presses something, and only then: it goes to the square, and back to where
-it was when they leave. If they look at another image or slice, the mode ends and the view stays.
+it was when they leave. When a slice of a stack has no square left, it goes to the least certain one of the
+other segmented ones. If they look at another image or slice by themselves, the mode ends and the view stays.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from napari_crfasrnn._qt.layers import Frame, LabelGroup, shows_planes
+from napari_crfasrnn._qt.layers import Frame, LabelGroup, show_plane, shows_planes
 from napari_crfasrnn._qt.state import PlaneIndex, Work
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.workbench import Workbench
-    from napari_crfasrnn.edits import Patch
+    from napari_crfasrnn.edits import Box, Patch
 
 HOW = "Correct what is wrong inside the frame; then say that all of it is right."
 NOT_SEGMENTED = "Nobody knows yet where the model is unsure: segment this slice first."
-ALL_DONE = "Everything here is verified: no square is left."
-NONE_LEFT = "All other squares here are verified or were skipped."
+ALL_DONE = "Everything that is segmented here is verified: no square is left."
+NONE_LEFT = "All other squares are verified or were skipped."
 NO_PLANES = "Patches are of a slice: show the image in 2-D, not turned."
 
 
@@ -54,7 +55,7 @@ class Patching:
         self._bench, self._session = bench, bench.session
         self._frame = Frame(bench.viewer)
         self._place: _Place | None = None
-        self._skipped: list[Patch] = []
+        self._skipped: dict[PlaneIndex, list[Box]] = {}
         self._looking = False  # the next square is being chosen
         bench.changed.connect(self._follow)
         self._session.segmented.connect(self._on_segmented)
@@ -68,8 +69,8 @@ class Patching:
         """Go to the square that is least certain; in the mode, leave the present one as it is."""
         if self._looking:
             return
-        if self.patch is not None:
-            self._skipped.append(self.patch)
+        if self.patch is not None and self._place is not None:
+            self._skipped.setdefault(self._place.index, []).append(self.patch.box)
         self._look()
 
     def approve(self) -> None:
@@ -135,9 +136,9 @@ class Patching:
             )
             return
         self._looking, self._place = True, place
-        skipped = tuple(patch.box for patch in self._skipped)
+        skipped = {index: tuple(boxes) for index, boxes in self._skipped.items()}
 
-        def done(found: Patch | None) -> None:
+        def done(found: tuple[PlaneIndex, Patch] | None) -> None:
             if self._place is not place or not self._looking:
                 return  # the person went elsewhere
             self._looking = False
@@ -145,11 +146,14 @@ class Patching:
 
         self._session.choose_patch(place.group.key, place.index, skipped, done)
 
-    def _take(self, place: _Place, found: Patch | None) -> None:
+    def _take(self, place: _Place, found: tuple[PlaneIndex, Patch] | None) -> None:
         say = self._session.tasks.say
         if found is not None:
-            self.patch = found
-            self._frame.show(place.group.image, place.work.image.plane_shape, found.box)
+            index, self.patch = found
+            if index != place.index:  # first said, so that it is not taken for a person's looking elsewhere
+                self._place = replace(place, index=index)
+                show_plane(self._bench.viewer, place.group.image, index)
+            self._frame.show(place.group.image, place.work.image.plane_shape, self.patch.box)
             say("correct", HOW)
             return
         skipped = bool(self._skipped)

@@ -21,6 +21,7 @@ from napari_crfasrnn._qt.layers.images import (
     read_image_layer,
     says_channels,
     set_mark,
+    show_plane,
     visible_region,
 )
 from napari_crfasrnn._qt.layers.store import ClassView, LabelStore
@@ -49,6 +50,7 @@ __all__ = [
     "read_image_layer",
     "says_channels",
     "set_mark",
+    "show_plane",
     "shows_planes",
     "united",
     "visible_region",

@@ -189,6 +189,16 @@ def plane_index(viewer: ViewerModel, layer: Any, stack_shape: Sequence[int]) -> 
     )
 
 
+def show_plane(viewer: ViewerModel, layer: Any, index: Sequence[int]) -> None:
+    """Move the sliders to a plane of a stack."""
+    first = layer.ndim - 2 - len(index)
+    point = np.asarray(layer.world_to_data(viewer.dims.point))
+    point[first : layer.ndim - 2] = index
+    world = layer.data_to_world(point)
+    axes = range(viewer.dims.ndim - layer.ndim + first, viewer.dims.ndim - 2)
+    viewer.dims.set_point(list(axes), [world[first + i] for i in range(len(axes))])
+
+
 def visible_region(
     viewer: ViewerModel, layer: Any, plane_shape: tuple[int, int]
 ) -> tuple[int, int, int, int] | None:

@@ -310,16 +310,20 @@ class Session:
         self._counter.start("count", run, done, failed)
 
     def choose_patch(
-        self, key: str, index: PlaneIndex, without: Sequence[Box], then: Callable[[Patch | None], None]
+        self,
+        key: str,
+        index: PlaneIndex,
+        without: Mapping[PlaneIndex, Sequence[Box]],
+        then: Callable[[tuple[PlaneIndex, Patch] | None], None],
     ) -> None:
-        """Find the square of a plane to correct next, in a thread; ``then`` gets it, or None."""
+        """Find the square to correct next, in a thread; ``then`` gets it with its plane, or None."""
         work = self.works[key]
 
         def failed(error: Exception) -> None:
             self.tasks.complain("correct", "Looking for a square", error)
             then(None)
 
-        self._counter.start("patch", lambda task, report: work.least_certain(index, without), then, failed)
+        self._counter.start("patch", lambda task, report: work.next_patch(index, without), then, failed)
 
     # --- classes ------------------------------------------------------------------------------------
 

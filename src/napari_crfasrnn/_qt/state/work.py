@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -273,6 +273,26 @@ class Work:
         for y0, x0, y1, x1 in without:
             settled[y0:y1, x0:x1] = True
         return least_certain_patch(self.entropy[index], settled)
+
+    def next_patch(
+        self, index: PlaneIndex, without: Mapping[PlaneIndex, Sequence[Box]]
+    ) -> tuple[PlaneIndex, Patch] | None:
+        """Return the square to correct next and its plane, if there is one.
+
+        It is of the given plane as long as that has one, then the least certain one of the other segmented
+        planes; there is none where the given plane is not segmented. Boxes in ``without`` are left out.
+        """
+        if not self.is_segmented(index):
+            return None
+        here = self.least_certain(index, without.get(index, ()))
+        if here is not None:
+            return index, here
+        others = [
+            (other, patch)
+            for other in np.ndindex(self.labels.shape[:-2])
+            if other != index and (patch := self.least_certain(other, without.get(other, ()))) is not None
+        ]
+        return max(others, key=lambda found: found[1].uncertainty, default=None)
 
     def verify(self, index: PlaneIndex, box: Box, step: object) -> None:
         """Say that the labels of a part of a plane are right; unlabelled pixels stay out.
