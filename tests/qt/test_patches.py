@@ -111,6 +111,26 @@ def test_a_patch_is_framed_corrected_and_verified(corrector: User) -> None:
     assert correct.patch.isVisible()
 
 
+def test_undo_takes_back_that_the_image_was_accepted(corrector: User) -> None:
+    user, correct = corrector, corrector.widget.correct
+    user.bench.paint_with(3)
+    user.viewer.layers.selection.active.brush_size = 6
+    user.drag((20, 20), (20, 40))
+    painted = user.labels.copy()
+    user.click(correct.accept)
+    assert user.bench.work.verified.all()
+    press(user, Qt.Key.Key_Z, CONTROL)
+    assert not user.bench.work.verified.any()
+    np.testing.assert_array_equal(user.labels, painted)
+    user.wait(lambda: "0 % verified" in correct.note.toolTip() and not correct.accept.isChecked())
+    user.bench.redo()
+    assert user.bench.work.verified.all()
+    press(user, Qt.Key.Key_Z, CONTROL)
+    press(user, Qt.Key.Key_Z, CONTROL)
+    np.testing.assert_array_equal(user.labels, user.bench.work.baseline)
+    user.settle()
+
+
 def test_skipping_and_going_through_all_of_it(corrector: User) -> None:
     user, patching = corrector, corrector.bench.patching
     before, boxes = view(user), []

@@ -157,12 +157,25 @@ def test_accepting_is_taken_back_whole() -> None:
     take(work, np.zeros(SHAPE[1:], np.uint8))
     work.verified[1, 0, 0] = True
     before = work.verified.copy()
-    work.accept()
+    work.accept("first")
     assert work.verified.sum() == 42  # the plane that has labels
-    work.unaccept()
+    work.accept("second")
     np.testing.assert_array_equal(work.verified, before)
-    work.unaccept()
+    assert work.accepted is None
+
+    # Undo and redo go through both.
+    undone = {"first": False, "second": True}
+    work.follow_steps(undone.get)
+    assert work.verified.sum() == 42
+    assert work.accepted is not None
+    undone["first"] = True
+    work.follow_steps(undone.get)
     np.testing.assert_array_equal(work.verified, before)
+    assert work.accepted is None
+    undone.update(first=False, second=False)
+    work.follow_steps(undone.get)
+    np.testing.assert_array_equal(work.verified, before)
+    assert work.accepted is None
 
 
 def test_work_comes_back_as_a_project_stored_it() -> None:

@@ -251,7 +251,7 @@ class Workbench:
         """Say that all labels of the image are right, or take that back."""
         if self.key is not None and self.group is not None:
             self.labelling.flush()
-            self.session.accept(self.key)
+            self.session.accept(self.key, self.group.add_step())
 
     def undo(self) -> None:
         """Take back the last stroke, refinement or segmentation of the image."""

@@ -204,15 +204,12 @@ class Session:
         self.tasks.lines.pop("correct", None)
         self.lessons.learn(self.request(), config or self.effort.config(), lambda: None)
 
-    def accept(self, key: str) -> None:
-        """Say that all labels of an image are right, or take that back."""
+    def accept(self, key: str, step: object) -> None:
+        """Say that all labels of an image are right, or take that back; see `Work.accept`."""
         work = self.works.get(key)
         if work is None:
             return
-        if work.accepted is None:
-            work.accept()
-        else:
-            work.unaccept()
+        work.accept(step)
         self.touch(key)
 
     def choose_model(self, name: str) -> None:

@@ -48,6 +48,20 @@ class VerifiedBox:
 
 
 @dataclass(eq=False)
+class Verdict:
+    """All labels of an image were said to be right, or no longer: `Work.verified` and `Work.accepted`."""
+
+    before: tuple[Mask, Mask | None]
+    after: tuple[Mask, Mask | None]
+    step: object
+    in_force: bool = True
+
+    def put(self, work: Work, *, back: bool) -> None:
+        """Bring it into force, or take it back."""
+        work.verified, work.accepted = self.before if back else self.after
+
+
+@dataclass(eq=False)
 class BaselineChange:
     """Pixels whose baseline changed: a person painted there what was there, or Refine gave new labels."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_crfasrnn._qt.state.steps import BaselineChange, Places, Steps, VerifiedBox
+from napari_crfasrnn._qt.state.steps import BaselineChange, Places, Steps, Verdict, VerifiedBox
 from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.edits import (
     Box,
@@ -310,15 +310,20 @@ class Work:
         """Let all but the labels follow undo and redo: ``undone`` says whether a step was taken back."""
         self._steps.follow(self, undone)
 
-    def accept(self) -> None:
-        """Say that all labels of the image are right; unlabelled pixels stay out."""
-        self.accepted = self.verified
-        self.verified = np.asarray(self.labels != ignore_value(self.labels.dtype))
+    def accept(self, step: object) -> None:
+        """Say that all labels of the image are right; said again, take it back. Unlabelled pixels stay out.
 
-    def unaccept(self) -> None:
-        """Take `accept` back."""
-        if self.accepted is not None:
-            self.verified, self.accepted = self.accepted, None
+        ``step`` is what stands for it in the history of the labels: see `follow_steps`.
+        """
+        before = self.verified, self.accepted
+        after: tuple[Mask, Mask | None]
+        if self.accepted is None:
+            after = np.asarray(self.labels != ignore_value(self.labels.dtype)), self.verified
+        else:
+            after = self.accepted, None
+        verdict = Verdict(before, after, step)
+        verdict.put(self, back=False)
+        self._steps.add(verdict)
 
     def snapshot(self) -> Snapshot:
         """Return a copy that later strokes do not change."""
