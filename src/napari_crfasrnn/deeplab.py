@@ -9,11 +9,14 @@ are folded into the convolutions.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from napari_crfasrnn.encoder import InvertedResidual
 
 
 class _Stage(NamedTuple):
@@ -23,7 +26,7 @@ class _Stage(NamedTuple):
     stride: int
     expansion: int
     channels: int
-    dilation: int  # of all blocks but the first, which would have the stride
+    dilation: int  # of all blocks but the first
 
 
 _STAGES = (
@@ -40,24 +43,8 @@ CONTEXT_CHANNELS = 256
 STRIDE = 16
 
 
-class _Block(nn.Module):
-    """Inverted residual: expand 1×1, depthwise 3×3, project 1×1; the last one without activation."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int, expansion: int, dilation: int) -> None:
-        super().__init__()
-        hidden = c_in * expansion
-        self.expand = nn.Conv2d(c_in, hidden, 1) if expansion > 1 else None
-        self.depthwise = nn.Conv2d(
-            hidden, hidden, 3, stride, padding=dilation, dilation=dilation, groups=hidden
-        )
-        self.project = nn.Conv2d(hidden, c_out, 1)
-        self.residual = stride == 1 and c_in == c_out
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        y = F.relu6(self.depthwise(y), inplace=True)
-        y = self.project(y)
-        return x + y if self.residual else y
+def _depthwise(channels: int, stride: int, dilation: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, stride, padding=dilation, dilation=dilation, groups=channels)
 
 
 class DeepLabEncoder(nn.Module):
@@ -71,14 +58,12 @@ class DeepLabEncoder(nn.Module):
         self.stem = nn.Conv2d(3, _STEM_CHANNELS, 3, 2, padding=1)
         blocks: list[nn.Module] = []
         channels = _STEM_CHANNELS
+        around = 1  # the first block of a stage looks as far as the stage before it
         for stage in _STAGES:
             for i in range(stage.repeats):
-                # where DeepLab drops a stride, the block that had it still looks around closely
-                widened = stage.dilation if i or stage.channels == _STAGES[-1].channels else 1
-                blocks.append(
-                    _Block(channels, stage.channels, 1 if i else stage.stride, stage.expansion, widened)
-                )
-                channels = stage.channels
+                depthwise = partial(_depthwise, stride=1 if i else stage.stride, dilation=around)
+                blocks.append(InvertedResidual(channels, stage.channels, stage.expansion, depthwise))
+                channels, around = stage.channels, stage.dilation
         self.blocks = nn.ModuleList(blocks)
         self.local = nn.Conv2d(channels, CONTEXT_CHANNELS, 1)
         self.pooled = nn.Conv2d(channels, CONTEXT_CHANNELS, 1)

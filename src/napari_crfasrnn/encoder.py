@@ -8,7 +8,8 @@ nothing to freeze, and half the tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -65,22 +66,43 @@ class _SameConv2d(nn.Conv2d):
         return super().forward(F.pad(x, (0, self.extra, 0, self.extra)) if self.extra else x)
 
 
-class _Block(nn.Module):
-    """Inverted residual: expand 1×1, depthwise, project 1×1; the last one without activation."""
+class InvertedResidual(nn.Module):
+    """Expand 1×1, depthwise, project 1×1, the last one without activation; added to what came in, if it fits.
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int) -> None:
+    Parameters
+    ----------
+    c_in, c_out
+        Channels.
+    expansion
+        Channels in between for each that comes in.
+    depthwise
+        The convolution of so many channels in between.
+    """
+
+    def __init__(self, c_in: int, c_out: int, expansion: int, depthwise: Callable[[int], nn.Conv2d]) -> None:
         super().__init__()
         hidden = c_in * expansion
-        self.expand = _SameConv2d(c_in, hidden, 1) if expansion > 1 else None
-        self.depthwise = _SameConv2d(hidden, hidden, kernel, stride, groups=hidden)
-        self.project = _SameConv2d(hidden, c_out, 1)
-        self.residual = stride == 1 and c_in == c_out
+        self.expand = nn.Conv2d(c_in, hidden, 1) if expansion > 1 else None
+        self.depthwise = depthwise(hidden)
+        self.project = nn.Conv2d(hidden, c_out, 1)
+        self.residual = self.depthwise.stride == (1, 1) and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return [B, c_out, H/s, W/s] of ``x`` [B, c_in, H, W]; s: the stride of ``depthwise``."""
         y: Tensor = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
         y = F.relu6(self.depthwise(y), inplace=True)
         y = self.project(y)
         return x + y if self.residual else y
+
+
+def _depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
+    return _SameConv2d(channels, channels, kernel, stride, groups=channels)
+
+
+def fill_up(x: Tensor) -> Tensor:  # [B, C, H, W] → [B, C, H', W']
+    """Return an input with its last row and column repeated, as far as to multiples of 32."""
+    bottom, right = -x.shape[-2] % STRIDE, -x.shape[-1] % STRIDE
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
 class EfficientNetLite0(nn.Module):
@@ -96,8 +118,8 @@ class EfficientNetLite0(nn.Module):
         channels = STEM_CHANNELS
         for stage in STAGES:
             for i in range(stage.repeats):
-                stride = stage.stride if i == 0 else 1
-                blocks.append(_Block(channels, stage.channels, stage.kernel, stride, stage.expansion))
+                depthwise = partial(_depthwise, kernel=stage.kernel, stride=1 if i else stage.stride)
+                blocks.append(InvertedResidual(channels, stage.channels, stage.expansion, depthwise))
                 channels = stage.channels
         self.blocks = nn.ModuleList(blocks)
 

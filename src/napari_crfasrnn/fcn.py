@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_crfasrnn.deeplab import CONTEXT_CHANNELS, DeepLabEncoder
-from napari_crfasrnn.encoder import FEATURE_BLOCKS, FEATURE_CHANNELS, STRIDE, EfficientNetLite0
+from napari_crfasrnn.encoder import FEATURE_BLOCKS, FEATURE_CHANNELS, EfficientNetLite0, fill_up
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 Features = tuple[Tensor, ...]
@@ -260,10 +260,7 @@ class LiteNetwork(nn.Module, ABC):
 
         ``cancel`` is asked before every block; `Cancelled` comes out where it says so.
         """
-        bottom, right = -x.shape[-2] % STRIDE, -x.shape[-1] % STRIDE
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-        return self._encode_padded(x.contiguous(memory_format=torch.channels_last), cancel)
+        return self._encode_padded(fill_up(x).contiguous(memory_format=torch.channels_last), cancel)
 
     def _encode_padded(self, x: Tensor, cancel: Cancel | None) -> Features:
         # x: [B, 3, H, W], H and W multiples of 32

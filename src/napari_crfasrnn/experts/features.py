@@ -12,16 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from napari_crfasrnn.encoder import STRIDE
+from napari_crfasrnn.encoder import fill_up
 from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
 from napari_crfasrnn.experts.sampling import Grid, Lay, around, locate_cells, values_at
 from napari_crfasrnn.fcn import LiteNetwork
-from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.progress import Cancel
 
 CLASSIC = 1
 """The stride that stands for the hand-made features."""
@@ -205,12 +204,5 @@ def stretched(seen: Tensor) -> Tensor:
 
 
 def _encoded(network: LiteNetwork, seen: Tensor, cancel: Cancel | None) -> dict[int, Tensor]:
-    bottom, right = -seen.shape[-2] % STRIDE, -seen.shape[-1] % STRIDE
-    x = F.relu6(network.encoder.stem(F.pad(seen, (0, right, 0, bottom), mode="replicate")))
-    maps: dict[int, Tensor] = {}
-    for number, block in enumerate(network.encoder.blocks):
-        raise_if_cancelled(cancel)
-        x = block(x)
-        if number in STRIDES:
-            maps[STRIDES[number]] = x[0].cpu()
-    return maps
+    maps = network.encoder.maps(fill_up(seen), tuple(STRIDES), cancel)
+    return {stride: each[0].cpu() for stride, each in zip(STRIDES.values(), maps, strict=True)}

@@ -19,7 +19,7 @@ from skimage.feature import multiscale_basic_features
 from sklearn.ensemble import ExtraTreesClassifier
 from torch import Tensor
 
-from napari_crfasrnn.encoder import STRIDE
+from napari_crfasrnn.encoder import fill_up
 from napari_crfasrnn.experts.sampling import Grid, Lay, locate_cells, values_at
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
@@ -137,13 +137,5 @@ class _Features:
 
 def _fine_maps(network: LiteNetwork, seen: Tensor) -> dict[int, Tensor]:
     """Return the encoder's maps [C, h, w] by stride."""
-    bottom, right = -seen.shape[-2] % STRIDE, -seen.shape[-1] % STRIDE
-    x = F.relu6(network.encoder.stem(F.pad(seen, (0, right, 0, bottom), mode="replicate")))
-    maps: dict[int, Tensor] = {}
-    for number, block in enumerate(network.encoder.blocks):
-        x = block(x)
-        if number in _FINE_BLOCKS:
-            maps[_FINE_BLOCKS[number]] = x[0].cpu()
-        if number == max(_FINE_BLOCKS):
-            break
-    return maps
+    maps = network.encoder.maps(fill_up(seen), tuple(_FINE_BLOCKS))
+    return {stride: each[0].cpu() for stride, each in zip(_FINE_BLOCKS.values(), maps, strict=True)}

@@ -109,7 +109,7 @@ class HeadLearner:
         )
         self._order: list[int] = []
         self._measure_every = max(_MEASURE_EVERY, 2 * len(self._locked))
-        self._sound = True
+        self._loss_value, self._sound = math.nan, True  # of the latest iteration
         self.iteration = 0
         self.n_halvings = 0
 
@@ -125,7 +125,6 @@ class HeadLearner:
         for group in self._optimizer.param_groups:
             group["lr"] = group["rate"] * warm
         while not fits(self._forward_and_back):
-            self._optimizer.zero_grad(set_to_none=True)
             self._halve()
         if not self._sound:
             return self._loss_value

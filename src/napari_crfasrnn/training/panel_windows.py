@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import ignore_value
-from napari_crfasrnn.encoder import FINE_BLOCKS, STRIDE
+from napari_crfasrnn.encoder import FINE_BLOCKS, fill_up
 from napari_crfasrnn.experts.features import VALUES, stretched
 from napari_crfasrnn.network import Features, LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
@@ -165,8 +165,7 @@ def _turned(part: Tensor, labels: Tensor, how: int) -> tuple[Tensor, Tensor]:
 
 
 def _encoded(network: LiteNetwork, part: Tensor, cancel: Cancel | None) -> Features:
-    bottom, right = -part.shape[-2] % STRIDE, -part.shape[-1] % STRIDE
-    padded = F.pad(part, (0, right, 0, bottom), mode="replicate")
+    whole = fill_up(part).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        maps = network.encoder.maps(padded.contiguous(memory_format=torch.channels_last), FINE_BLOCKS, cancel)
+        maps = network.encoder.maps(whole, FINE_BLOCKS, cancel)
     return tuple(each.cpu() for each in maps)
