@@ -1,14 +1,15 @@
 """Train the starter model from scratch, or measure one.
 
-    python tools/train_starter.py ../shared/data -o starter.safetensors
-    python tools/train_starter.py ../shared/data -o src/napari_crfasrnn/data/starter.safetensors --evaluate
-    python tools/train_starter.py ../shared/data -o twin.safetensors --without voc_coco128
+    python tools/train_starter.py ../shared/data --without voc_coco128 -o starter.safetensors
+    python tools/train_starter.py ../shared/data --without voc_coco128 --evaluate \
+        -o src/napari_crfasrnn/data/starter.safetensors
 
-The last one makes a twin that never saw a photograph of COCO128, and measures it on all of them.
+The first one makes the model in the package: it learns from no photograph of COCO128, so that all of them
+can measure it.
 
 The folder of data and the terms of its sources are described in docs/models.md. Needs the
-dependency group "train". Steps: ask the teacher for soft targets; take the encoder of the starter that is
-there, and the teacher's for the second one; encode views of all photographs with both, frozen; train the
+dependency group "train". Steps: ask the teacher for soft targets; take an encoder with ImageNet's weights,
+and the teacher's for the second one; encode views of all photographs with both, frozen; train the
 head; take back a share of what it learnt; fit the CRF on photographs held out from that; save; measure.
 
 Results of the first steps are kept in the work folder and used again. The same seed, data, number
@@ -33,7 +34,6 @@ from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.fcn import HEAD_CHANNELS, FcnLite
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.training.starts import imagenet_encoder
-from napari_crfasrnn.zoo import STARTER, load_model
 from starter_crf import CrfRecipe, fit_crf
 from starter_data import HUMAN_SETS, N_LABELS, TEACHER_SET, Photo, fit_and_cal
 from starter_evaluate import VALIDATION_SETS, evaluate, evaluate_on, evaluate_teacher, photographs, table
@@ -45,10 +45,10 @@ TEACHER_FILE = "deeplabv3_mnv2_pascal_quant.tflite"
 RATE = 5e-4
 CLASS_WEIGHT_POWER = 0.0
 # The photographs hold few things of many classes, and what the teacher knows of them wears off: so much of
-# what was learnt on them is taken back. Chosen on COCO128's training list with a twin that never saw it.
+# what was learnt on them is taken back. Chosen on COCO128's training list, without learning from it.
 TAKEN_BACK = 0.2
 
-# Matrices learn which classes the held-out photographs hold: fitted on MSRC alone, they cost the twin
+# Matrices learn which classes the held-out photographs hold: fitted on MSRC alone, they cost
 # accuracy on COCO128. One weight for each kernel is good everywhere.
 CRF_RECIPE = CrfRecipe(weight_form="scalar")
 
@@ -66,6 +66,7 @@ SOURCES = {
     "MSRC v2": "non-commercial research",
     "COCO128": "annotations CC BY 4.0, photographs under their Flickr licences",
 }
+SOURCE_OF = {"msrc21": "MSRC v2", "voc_coco128": "COCO128"}
 
 
 def say(text: str) -> None:
@@ -84,21 +85,13 @@ def ask_teacher(photos: list[Photo], data: Path, folder: Path) -> None:
                 say(f"  {i + 1}/{len(asked)} photographs shown to the teacher")
 
 
-def is_apart(args: argparse.Namespace) -> bool:
-    """Return whether the model is to have nothing of the starter that is there."""
-    return bool(args.without) or args.hard
-
-
 def new_network(args: argparse.Namespace) -> FcnLite:
     """Return a network with the encoders it keeps, which says what the teacher says.
 
-    Without the teacher there is one encoder only, and it says nothing yet. The first encoder is that of the
-    starter that is there: panels and small models read it, and what was taught on it has to stay good.
-    Its last stages have seen the human masks, so a twin takes those of ImageNet.
+    Without the teacher there is one encoder only, and it says nothing yet.
     """
     network = FcnLite(N_LABELS, second_encoder=not args.hard)
-    first = imagenet_encoder() if is_apart(args) else load_model(STARTER).network.encoder.state_dict()
-    network.encoder.load_state_dict(first)
+    network.encoder.load_state_dict(imagenet_encoder())
     if network.deeplab is not None:
         state, weight, bias = Teacher(args.data / TEACHER_SET / TEACHER_FILE).weights()
         network.deeplab.load_state_dict(state)
@@ -129,8 +122,7 @@ def run(args: argparse.Namespace) -> SegmentationModel:
 
     network = new_network(args)
     say("views")
-    about = ("masks" if args.hard else "teacher") + ("" if is_apart(args) else ", starter")
-    folder = args.work / ("views-apart" if is_apart(args) else "views")
+    about, folder = "masks" if args.hard else "teacher", args.work / "views"
     store = build_views(fit, network, soft_targets, about, folder, args.seed, without=args.without, say=say)
     say(f"head, {len(store)} views")
     before = copy.deepcopy(network)
@@ -150,7 +142,7 @@ def run(args: argparse.Namespace) -> SegmentationModel:
 
 
 def kept(args: argparse.Namespace, what: str) -> Path:
-    """Return where the work folder keeps the weights of a step; a twin's lie beside the model's."""
+    """Return where the work folder keeps the weights of a step, by what was left out."""
     return Path(args.work, "-without-".join([what, *args.without]) + ".pt")
 
 
@@ -164,13 +156,16 @@ def finish(network: FcnLite, cal: list[Photo], args: argparse.Namespace) -> Segm
     model = SegmentationModel(model.config, network, crf)
     scores = [evaluate(model, args.data, name, whole=name in args.without) for name in VALIDATION_SETS]
     say(f"measured\n{table(scores)}")
+    left_out = [SOURCE_OF[name] for name in args.without]
     model.provenance = {
         "title": TITLE,
         "licence": LICENCE,
-        "sources": SOURCES,
+        "sources": {name: terms for name, terms in SOURCES.items() if name not in left_out},
         "trained_on": [TEACHER_SET, *(f"{name} train" for name in HUMAN_SETS if name not in args.without)],
         "validation": {score.name: score.as_json() for score in scores},
-        "command": "python tools/train_starter.py ../shared/data",
+        "command": " ".join(
+            ["python tools/train_starter.py ../shared/data", *(f"--without {name}" for name in args.without)]
+        ),
         "seed": args.seed,
     }
     save_checkpoint(model, args.out)

@@ -25,11 +25,14 @@ def shared_encoder() -> dict[str, Tensor]:
 
 
 def encoder_hash(tensors: Mapping[str, Tensor], n_blocks: int) -> str:
-    """Return the SHA-256 of an encoder's stem and first blocks as 16-bit numbers, by the order of names."""
+    """Return the SHA-256 of an encoder's stem and first blocks as 16-bit numbers, by the order of names.
+
+    Minus zero counts as zero: tiny weights that were rounded away say the same, whatever their sign was.
+    """
     found = hashlib.sha256()
     for name in sorted(tensors):
         part = name.removeprefix(PREFIX)
         if part != name and (not part.startswith("blocks.") or int(part.split(".")[1]) < n_blocks):
             found.update(part.encode())
-            found.update(tensors[name].detach().cpu().half().contiguous().numpy().tobytes())
+            found.update((tensors[name].detach().cpu().half().contiguous() + 0).numpy().tobytes())
     return found.hexdigest()

@@ -24,6 +24,7 @@ from napari_crfasrnn.checkpoint import (
 from napari_crfasrnn.classes import ClassSpec, class_table
 from napari_crfasrnn.config import CrfConfig, ModelConfig, Preprocessing
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.shared_encoder import encoder_hash
 from napari_crfasrnn.zoo import load_model
 
 KEY = "napari-crfasrnn"
@@ -296,6 +297,15 @@ class TestSharedEncoder:
         rewrite(path, learnt_elsewhere)
         with pytest.raises(CheckpointError, match="goes with the encoder of another starter"):
             load_checkpoint(path)
+
+    def test_the_sign_of_a_zero_is_not_told_apart(self) -> None:
+        encoder = {
+            "network.encoder.stem.weight": torch.tensor([0.0, -1.0]),
+            "network.score.bias": torch.ones(1),
+        }
+        minus = {**encoder, "network.encoder.stem.weight": torch.tensor([-0.0, -1.0])}
+        other = {**encoder, "network.encoder.stem.weight": torch.tensor([0.0, -1.5])}
+        assert encoder_hash(minus, 1) == encoder_hash(encoder, 1) != encoder_hash(other, 1)
 
     def test_the_original_network_has_none(self, model: SegmentationModel, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="networks on EfficientNet-Lite0, got a Fcn8s"):
