@@ -210,7 +210,8 @@ class Lattice:
         Parameters
         ----------
         values
-            ``[N, V]`` float32, NumPy or torch ("reference": float32 or float64); any strides.
+            ``[N, V]`` float32, NumPy or torch ("reference": float32 or float64); any strides. Inside
+            ``torch.autocast`` also tensors in half precision; what comes out is float32.
         transpose
             Apply the exact adjoint of K. (K is not symmetric: the blur visits the axes in order.)
 
@@ -227,6 +228,8 @@ class Lattice:
         ValueError
             For another shape.
         """
+        if isinstance(values, Tensor) and _is_half_by_autocast(values):
+            values = values.float()
         _check_values(values, self)
         if isinstance(values, Tensor):
             return _Filter.apply(values, self, transpose)  # type: ignore[no-any-return, no-untyped-call]
@@ -359,6 +362,12 @@ def _to_tensor(array: NDArray[np.floating[Any]] | Tensor) -> Tensor:
     array = np.ascontiguousarray(array)
     # torch has no read-only tensors and warns of them, although nothing here writes to its input.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _is_half_by_autocast(values: Tensor) -> bool:
+    # As torch treats its own operations that need float32: half precision would lose the small differences.
+    is_half = values.dtype in (torch.float16, torch.bfloat16)
+    return is_half and torch.is_autocast_enabled(values.device.type)
 
 
 def _check_values(values: object, lattice: Lattice) -> None:

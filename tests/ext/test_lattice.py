@@ -561,6 +561,21 @@ def test_any_strides_and_read_only_arrays(backend: str) -> None:
     np.testing.assert_array_equal(lattice.filter(transposed).numpy(), expected)
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_autocast_hands_over_half_precision(backend: str) -> None:
+    features = cloud(40, 3)
+    values = torch.from_numpy(values_for(features, 4)).bfloat16().requires_grad_()
+    lattice = Lattice(features, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = lattice.filter(values)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, lattice.filter(values.float()))
+    (gradient,) = torch.autograd.grad(out.sum(), values)
+    assert gradient.dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="values must be float32"):
+        lattice.filter(values)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_input_is_not_touched(backend: str) -> None:
     features, values = cloud(50, 2), values_for(cloud(50, 2), 3)
