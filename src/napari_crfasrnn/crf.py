@@ -379,7 +379,8 @@ class CrfRnn(nn.Module):
         on_iteration: OnIteration | None,
     ) -> Tensor:  # [B, L, *S]
         spatial_map, bilateral_map = self.maps()
-        unary_scale, output_scale = self.log_unary_scale.exp().item(), self.log_output_scale.exp().item()
+        scales = torch.stack((self.log_unary_scale, self.log_output_scale)).exp()
+        unary_scale, output_scale = scales.tolist()  # one wait for a GPU
         joint = len(unary) // len(fields)
         refined = [
             field.run(

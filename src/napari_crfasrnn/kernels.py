@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -26,7 +25,7 @@ from napari_crfasrnn.lattice import (
     choose_backend,
     order_pixels,
 )
-from napari_crfasrnn.mean_field import DifferentiableMeanField, MeanField
+from napari_crfasrnn.mean_field import DifferentiableMeanField, MeanField, is_finite
 from napari_crfasrnn.progress import Progress, part_of
 
 # Spatial lattices depend on the image's size only and are kept for the next image; larger ones
@@ -263,7 +262,12 @@ def prepare_image(
     joint = _n_joint(image, backend)
     key = (space, config.theta_gamma, config.normalization, backend, image.dtype, image.device, joint)
     n_points = image[0, 0].numel() * joint
-    spatial = (_kept_spatial_kernel if n_points <= _LARGEST_KEPT else _spatial_kernel)(*key)
+    if n_points <= _LARGEST_KEPT:
+        # What one stream has queued, another would have to wait for: each has its own.
+        stream = torch.cuda.current_stream(image.device).cuda_stream if image.is_cuda else 0
+        spatial = _kept_spatial_kernel(stream, *key)
+    else:
+        spatial = _spatial_kernel(*key)
     position = _positions(space, image.dtype, image.device) / config.theta_alpha
     bilateral = [
         Kernel.build(
@@ -421,7 +425,7 @@ def _spatial_kernel(
 
 
 @functools.lru_cache(maxsize=2)
-def _kept_spatial_kernel(*key: Any) -> Kernel:
+def _kept_spatial_kernel(_stream: int, *key: Any) -> Kernel:
     return _spatial_kernel(*key)
 
 
@@ -430,7 +434,7 @@ def _checked(image: Tensor, extra_features: Tensor | None, backend: Backend) -> 
     _check_image("image", image)
     dtype = torch.float64 if backend == "reference" and image.dtype == torch.float64 else torch.float32
     image = image.to(dtype)
-    if not _is_finite(image):
+    if not is_finite(image):
         raise ValueError("image must be finite, got NaN or infinity; replace those pixels first")
     if extra_features is None:
         return image, None
@@ -441,15 +445,9 @@ def _checked(image: Tensor, extra_features: Tensor | None, backend: Backend) -> 
             f"got {tuple(extra_features.shape)} and {tuple(image.shape)}"
         )
     extra_features = extra_features.to(image)
-    if not _is_finite(extra_features):
+    if not is_finite(extra_features):
         raise ValueError("extra_features must be finite, got NaN or infinity; replace those pixels first")
     return image, extra_features
-
-
-def _is_finite(image: Tensor) -> bool:
-    # Both are NaN when any value is; torch.isfinite takes several passes and an array of flags.
-    low, high = image.detach().aminmax()
-    return math.isfinite(low) and math.isfinite(high)
 
 
 def _check_image(name: str, image: object) -> None:

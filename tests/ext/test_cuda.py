@@ -182,11 +182,55 @@ def test_works_on_other_streams() -> None:
             lattice = Lattice(features)
         # Not a word about the first stream: the lattice knows what it must wait for.
         with torch.cuda.stream(second):
+            torch.cuda._sleep(LONG // 20)
             out = lattice.filter(values)
-            del lattice
-            torch.empty(1 << 22, device="cuda").fill_(float("nan"))
-        second.synchronize()
+        # Its memory is the first stream's to hand out again, but not while the second one reads it.
+        sizes = [block.numel() for block in lattice._native.blocks]
+        del lattice
+        with torch.cuda.stream(first):
+            spoilt = [torch.empty(size, dtype=torch.uint8, device="cuda").fill_(255) for size in sizes]
+        torch.cuda.synchronize()
+        del spoilt
         assert torch.equal(out, expected)
+
+
+def test_a_mean_field_works_on_a_stream_that_did_not_build_it() -> None:
+    eye = -torch.eye(5, device="cuda")
+
+    def iterate(field: MeanField, unary: Tensor) -> Tensor:  # without the wait that looks for NaN
+        maps = {"spatial": eye, "bilateral": eye}
+        return field._native.run(unary[None], **maps, unary_scale=1.0, output_scale=1.0, n_iterations=5)[0]
+
+    field, unary, _ = problem(96, 5, "cuda")
+    expected = iterate(field, unary)
+    torch.cuda.synchronize()
+    first, second = torch.cuda.Stream(), torch.cuda.Stream()
+    for _ in range(3):
+        with torch.cuda.stream(first):
+            field = problem(96, 5, "cuda")[0]
+            native = field._native
+            factors = [one for one in native._factors.values() if one is not None]
+            sizes = [t.nbytes for t in (*native._spatial.blocks, *native._bilateral.blocks, *factors)]
+        # As with any tensor of torch, the caller says when the factors that he made are ready.
+        second.wait_stream(first)
+        with torch.cuda.stream(second):
+            torch.cuda._sleep(LONG // 20)
+            out = iterate(field, unary)
+        del field, native, factors
+        with torch.cuda.stream(first):
+            spoilt = [torch.empty(size, dtype=torch.uint8, device="cuda").fill_(255) for size in sizes]
+        torch.cuda.synchronize()
+        del spoilt
+        assert torch.equal(out, expected)
+
+
+def test_a_lattice_cannot_be_built_inside_a_capture() -> None:
+    features = torch.rand(50, 2, device="cuda")
+    expected = Lattice(features).n_vertices
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), pytest.raises(RuntimeError, match="cannot be built while a CUDA graph"):
+        Lattice(features)
+    assert Lattice(features).n_vertices == expected
 
 
 def test_can_be_captured_in_a_graph_of_the_caller() -> None:
@@ -231,7 +275,12 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
         assert out.dtype == torch.float32
         assert torch.equal(out, expected)
         (gradient,) = torch.autograd.grad(out.sum(), values)
+        product = values @ torch.eye(9, device="cuda")
+        assert product.dtype == dtype
+        filtered = Lattice(features).filter(product)
     assert gradient.dtype == torch.float32
+    assert filtered.dtype == torch.float32
+    assert torch.equal(filtered, Lattice(features).filter(product.float()))
 
 
 def test_out_of_memory_is_an_error_one_can_catch() -> None:
@@ -249,7 +298,7 @@ def test_out_of_memory_is_an_error_one_can_catch() -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert torch.equal(lattice.filter(values), expected)
-    assert Lattice(features).n_vertices > 1 << 20
+    assert Lattice(features).filter(torch.ones(1 << 20, 1, device="cuda")).isfinite().all()
 
 
 def test_arrays_of_the_cpu_come_back_to_it() -> None:

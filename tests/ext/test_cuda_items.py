@@ -99,7 +99,7 @@ def unpack(lattice: Lattice) -> dict[str, NDArray[Any]]:
         ("segment_begin", np.uint32, (s + 1,)),
         ("segment_target", np.uint32, (s,)),
         ("long_vertices", np.uint32, (native.n_long, 3)),
-        ("neighbours", np.uint32, (n_corners, m, 2)),
+        ("links", np.uint32, (n_corners, m, 2)),
     )
     return found
 
@@ -113,7 +113,7 @@ def test_geometry_is_that_of_the_reference_to_the_bit(n_dims: int, spread: float
     own = unpack(Lattice(features, backend="cuda"))
     np.testing.assert_array_equal(own["vertex_of"], reference.vertex_of)
     np.testing.assert_array_equal(own["weight_of"], reference.barycentric)
-    neighbours = own["neighbours"].astype(np.int64)
+    neighbours = own["links"].astype(np.int64)
     neighbours[neighbours == 0xFFFFFFFF] = -1
     np.testing.assert_array_equal(neighbours, np.stack([np.stack(n, axis=1) for n in reference.neighbours]))
 

@@ -1,9 +1,9 @@
-// The Python face of lattice_gpu.hpp, for napari_crfasrnn._cuda alone. Compiled twice: as
+// The Python face of lattice_gpu.hpp, for napari_crfasrnn._ext.cuda alone. Compiled twice: as
 // _lattice_cuda with lattice_cuda.cu, and as _lattice_items with lattice_items.cpp for tests.
 //
 // Memory crosses as addresses and sizes, not by DLPack: exchanging an array that way makes the
 // stream it was made on and the default stream wait for each other, which costs time and is an error
-// while either is being captured. _cuda.py owns the tensors and has checked them.
+// while either is being captured. cuda.py owns the tensors and has checked them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -93,27 +93,30 @@ NB_MODULE(_lattice_cuda, m) {
   nb::class_<MeanField>(m, "MeanField", "Mean-field iterations over two lattices, without gradients.")
       .def(nb::init<const Lattice&, const Lattice&, int>(), "spatial"_a, "bilateral"_a, "n_labels"_a,
            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
-      .def_prop_ro("width", &MeanField::width, "Floats in a row of L labels.")
       .def_prop_ro("workspace_bytes", &MeanField::workspace_bytes, "Size of the workspace of run.")
       .def_prop_ro("has_graph", &MeanField::has_graph, "Whether the iterations have been recorded as a graph.")
       .def(
           "run",
-          [](MeanField& self, Address unary, Address maps, Address is_diagonal, Address spatial_before,
-             Address spatial_after, Address bilateral_before, Address bilateral_after, Address state,
-             int n_iterations, Address workspace, std::size_t n_bytes, int device, Address stream) {
+          [](MeanField& self, Address unary, std::size_t n_images, float unary_scale, Address spatial_map,
+             Address bilateral_map, Address spatial_before, Address spatial_after, Address bilateral_before,
+             Address bilateral_after, float output_scale, Address out, int n_iterations, Address workspace,
+             std::size_t n_bytes, int device, Address stream) {
             self.run({floats(unary),
-                      floats(maps),
-                      reinterpret_cast<const std::int32_t*>(is_diagonal),
+                      unary_scale,
+                      {floats(spatial_map), floats(bilateral_map)},
                       {floats(spatial_before), floats(bilateral_before)},
                       {floats(spatial_after), floats(bilateral_after)},
-                      writable_floats(state),
+                      output_scale,
+                      writable_floats(out),
+                      n_images,
                       n_iterations},
                      memory(workspace, n_bytes), {device, stream});
           },
-          nb::kw_only(), "unary"_a, "maps"_a, "is_diagonal"_a, "spatial_before"_a, "spatial_after"_a,
-          "bilateral_before"_a, "bilateral_after"_a, "state"_a, "n_iterations"_a, "workspace"_a, "n_bytes"_a,
-          "device"_a, "stream"_a, unlocked,
-          "Write the logits after n_iterations to state [N, width]. Queued. An address of 0 stands for no factors.");
+          nb::kw_only(), "unary"_a, "n_images"_a, "unary_scale"_a, "spatial_map"_a, "bilateral_map"_a,
+          "spatial_before"_a, "spatial_after"_a, "bilateral_before"_a, "bilateral_after"_a, "output_scale"_a, "out"_a,
+          "n_iterations"_a, "workspace"_a, "n_bytes"_a, "device"_a, "stream"_a, unlocked,
+          "Write the logits after n_iterations to out [B, L, N / B], from unary of that shape. Queued. An address "
+          "of 0 stands for no factors.");
 
   m.def("n_devices", &gpu::n_devices, "How many GPUs there are; 0 where there is no driver.");
   m.def("can_run_on", &gpu::can_run_on, "device"_a, "Whether this was compiled for the GPU's generation.");

@@ -119,8 +119,13 @@ class CudaLattice:
         self.device = features.device
         n_points, n_dims = features.shape
         self.native: Any = self.engine.Lattice(n_points, n_dims, n_groups)
-        self.order = _StreamOrder()
-        with _native_errors(), self.order.on(self.device) as where:
+        self.built = _StreamOrder()
+        with _native_errors(), _current_stream(self.device) as where:
+            if _is_capturing(self.device):
+                raise RuntimeError(
+                    "a lattice cannot be built while a CUDA graph is captured, because building waits for "
+                    "the GPU; build it before the capture"
+                )
             scratch = _block(self.native.measure_bytes, self.device)
             self.native.measure(features.data_ptr(), *_address(scratch), **where)
             self._geometry = _block(self.native.geometry_bytes, self.device)
@@ -128,6 +133,7 @@ class CudaLattice:
             self.native.number(features.data_ptr(), *_address(self._geometry), *_address(temporary), **where)
             self._tables = _block(self.native.table_bytes, self.device)
             self.native.link(*_address(self._tables), **where)
+            self.built.mark(self.device)
 
     @property
     def n_points(self) -> int:
@@ -158,7 +164,8 @@ class CudaLattice:
         """Queue ``slice(blur(splat(values)))`` on the current stream; float32, on the lattice's device."""
         values = values.contiguous()
         n_values = values.shape[1]
-        with _native_errors(), self.order.on(self.device, *self.blocks) as where:
+        with _native_errors(), _current_stream(self.device, *self.blocks) as where:
+            self.built.wait(self.device)
             out = torch.empty_like(values)
             workspace = _block(self.native.workspace_bytes(n_values), self.device)
             self.native.filter(
@@ -173,18 +180,12 @@ class CudaLattice:
 
 
 @dataclass(frozen=True)
-class _Buffers:
-    """What a mean field for L labels works in; the same addresses every time make a graph reusable."""
+class _Workplace:
+    """Where a mean field for L labels works: the same memory every time makes a graph reusable."""
 
+    n_labels: int
     native: Any
-    unary: Tensor  # [N, width]
-    maps: Tensor  # [2, L, width]
-    is_diagonal: Tensor  # [1]
-    state: Tensor  # [N, width]
     workspace: Tensor
-
-    def blocks(self) -> tuple[Tensor, ...]:
-        return self.unary, self.maps, self.is_diagonal, self.state, self.workspace
 
 
 class CudaMeanField:
@@ -222,9 +223,8 @@ class CudaMeanField:
         for name, factors in self._factors.items():
             if factors is not None and factors.shape != (bilateral.n_points,):
                 raise ValueError(f"{name} must be [{bilateral.n_points}], got shape {tuple(factors.shape)}")
-        self._kept: _Buffers | None = None
-        self._kept_labels = 0
-        self._order = _StreamOrder()
+        self._kept: _Workplace | None = None
+        self._last_run = _StreamOrder()
         self._lock = threading.Lock()
 
     @property
@@ -243,8 +243,8 @@ class CudaMeanField:
         *,
         spatial: Tensor,  # [L, L]
         bilateral: Tensor,  # [L, L]
-        unary_scale: Tensor | float,
-        output_scale: Tensor | float,
+        unary_scale: float,
+        output_scale: float,
         n_iterations: int,
     ) -> Tensor:  # [B, L, n]
         """Return ``output_scale`` times the logits after `n_iterations`, from ``unary_scale * unary``.
@@ -260,95 +260,88 @@ class CudaMeanField:
             )
         factors = [one for one in self._factors.values() if one is not None]
         reads = (*self._spatial.blocks, *self._bilateral.blocks, *factors)
-        with self._lock, _native_errors(), self._order.on(device, *reads) as where:
-            self._spatial.order.wait(device)
-            self._bilateral.order.wait(device)
-            own = self._buffers(n_labels)
-            width = own.native.width
-            rows = own.unary.view(n_images, n_pixels, width)[:, :, :n_labels]
-            rows.copy_(unary.transpose(1, 2))
-            rows.mul_(unary_scale)
-            for kernel, matrix in enumerate((spatial, bilateral)):
-                own.maps[kernel, :, :n_labels].copy_(matrix.T)
-            eye = torch.eye(n_labels, width, dtype=torch.bool, device=device)
-            own.is_diagonal.copy_(((own.maps == 0) | eye).all())
+        with self._lock, _native_errors(), _current_stream(device, *reads) as where:
+            logits, *maps = (_floats(tensor, device) for tensor in (unary, spatial, bilateral))
+            out = torch.empty_like(logits)
+            own = self._workplace(n_labels)
+            for order in (self._spatial.built, self._bilateral.built, self._last_run):
+                order.wait(device)
             own.native.run(
-                unary=own.unary.data_ptr(),
-                maps=own.maps.data_ptr(),
-                is_diagonal=own.is_diagonal.data_ptr(),
+                unary=logits.data_ptr(),
+                n_images=n_images,
+                unary_scale=unary_scale,
+                spatial_map=maps[0].data_ptr(),
+                bilateral_map=maps[1].data_ptr(),
                 **{name: 0 if one is None else one.data_ptr() for name, one in self._factors.items()},
-                state=own.state.data_ptr(),
+                output_scale=output_scale,
+                out=out.data_ptr(),
                 n_iterations=n_iterations,
                 workspace=own.workspace.data_ptr(),
                 n_bytes=own.workspace.numel(),
                 **where,
             )
-            state = own.state.view(n_images, n_pixels, width)[:, :, :n_labels]
-            out = torch.empty_like(unary, memory_format=torch.contiguous_format)
-            return torch.mul(state.transpose(1, 2), output_scale, out=out)
+            self._last_run.mark(device)
+        return out
 
-    def _buffers(self, n_labels: int) -> _Buffers:
-        # A graph of the caller's gets buffers of its own: it may outlive what is kept here.
-        may_keep = self._bilateral.n_points <= _LARGEST_KEPT and not (
-            self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        )
-        if may_keep and self._kept is not None and self._kept_labels == n_labels:
-            # Perhaps made on another stream: its memory must outlive what is queued on this one, too.
-            _keep_for_current_stream(self._kept.blocks())
-            return self._kept
-        engine = self._bilateral.engine
-        native = engine.MeanField(self._spatial.native, self._bilateral.native, n_labels)
-        n_points, device = self._bilateral.n_points, self.device
-        # Kept for calls outside inference mode, too, where tensors made inside cannot be written to.
-        with torch.inference_mode(False):
-            own = _Buffers(
-                native=native,
-                unary=torch.zeros(n_points, native.width, dtype=torch.float32, device=device),
-                maps=torch.zeros(2, n_labels, native.width, dtype=torch.float32, device=device),
-                is_diagonal=torch.zeros(1, dtype=torch.int32, device=device),
-                state=torch.empty(n_points, native.width, dtype=torch.float32, device=device),
-                workspace=_block(native.workspace_bytes, device),
-            )
+    def _workplace(self, n_labels: int) -> _Workplace:
+        # A graph of the caller's gets memory of its own: it may outlive what is kept here.
+        may_keep = self._bilateral.n_points <= _LARGEST_KEPT and not _is_capturing(self.device)
+        if may_keep and self._kept is not None:
+            if self._kept.n_labels == n_labels:
+                # Perhaps made on another stream: its memory must outlive what is queued on this one, too.
+                _keep_for_current_stream((self._kept.workspace,))
+                return self._kept
+            self._kept = None  # before there is memory for another
+        native = self._bilateral.engine.MeanField(self._spatial.native, self._bilateral.native, n_labels)
+        own = _Workplace(n_labels, native, _block(native.workspace_bytes, self.device))
         if may_keep:
-            self._kept, self._kept_labels = own, n_labels
+            self._kept = own
         return own
 
 
 class _StreamOrder:
-    """Orders what is queued on different streams one after the other; does nothing within one stream.
+    """Lets other streams wait for what was queued last on one; does nothing within one stream.
 
     While the caller captures a graph, streams are his business: there is no waiting for what is outside.
     """
 
     def __init__(self) -> None:
-        self._last: torch.cuda.Event | None = None
-        self._last_stream: int | None = None
+        self._last: tuple[int, torch.cuda.Event] | None = None  # replaced as a whole: threads may read it
 
     def wait(self, device: torch.device) -> None:
-        """Let the current stream wait for what was queued last."""
-        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        """Let the current stream wait for what was marked last."""
+        last = self._last
+        if last is None or _is_capturing(device):
             return
         stream = torch.cuda.current_stream(device)
-        if self._last is not None and self._last_stream != stream.cuda_stream:
-            stream.wait_event(self._last)
+        if last[0] != stream.cuda_stream:
+            stream.wait_event(last[1])
 
-    @contextmanager
-    def on(self, device: torch.device, *reads: Tensor) -> Iterator[dict[str, int]]:
-        """Name the device and its current stream to native code, after what was queued before."""
-        if device.type != "cuda":
-            yield {"device": 0, "stream": 0}
+    def mark(self, device: torch.device) -> None:
+        """Note that everything so far has been queued on the current stream."""
+        if device.type != "cuda" or _is_capturing(device):
             return
-        with torch.cuda.device(device):
-            self.wait(device)
-            stream = torch.cuda.current_stream(device)
-            is_capturing = torch.cuda.is_current_stream_capturing()
-            if not is_capturing and self._last_stream not in (None, stream.cuda_stream):
-                _keep_for_current_stream(reads)
-            yield {"device": stream.device_index, "stream": stream.cuda_stream}
-            if not is_capturing:
-                self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                self._last.record(stream)
-                self._last_stream = stream.cuda_stream
+        stream = torch.cuda.current_stream(device)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(stream)
+        self._last = stream.cuda_stream, event
+
+
+@contextmanager
+def _current_stream(device: torch.device, *reads: Tensor) -> Iterator[dict[str, int]]:
+    """Make the device current and name it and its stream to native code, which reads these tensors there."""
+    if device.type != "cuda":
+        yield {"device": 0, "stream": 0}
+        return
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device)
+        if not _is_capturing(device):
+            _keep_for_current_stream(reads)
+        yield {"device": stream.device_index, "stream": stream.cuda_stream}
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _keep_for_current_stream(tensors: tuple[Tensor, ...]) -> None:
@@ -375,7 +368,9 @@ def _engine_for(device: torch.device) -> ModuleType:
     if _module is None or device.type != "cuda":
         raise RuntimeError(f"the CUDA lattice needs CUDA tensors and a CUDA build, got a tensor on {device}")
     index = torch.cuda.current_device() if device.index is None else device.index
-    if not _module.can_run_on(index):
+    with torch.cuda.device(index):
+        can_run = _module.can_run_on(index)
+    if not can_run:
         raise RuntimeError(
             f"the extension was not compiled for {torch.cuda.get_device_name(index)}; use backend='cpu', or "
             "reinstall from source with CRFASRNN_CUDA_ARCHITECTURES set to its compute capability"
@@ -385,6 +380,10 @@ def _engine_for(device: torch.device) -> ModuleType:
 
 def _block(n_bytes: int, device: torch.device) -> Tensor:
     return torch.empty(n_bytes, dtype=torch.uint8, device=device)
+
+
+def _floats(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.detach().to(device, torch.float32).contiguous()
 
 
 def _address(block: Tensor) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 //
 // A Device runs items: for_each(rows, packs, item) calls item(row, pack) for all of them, in any
 // order; blocks(n, x, y, n_scratch, item) calls item.phase(k, block, x, y, local, scratch) for the
-// x * y threads of n blocks, which all finish a phase before the next begins.
+// x * y threads of n blocks, which all finish a phase before the next begins. for_each_two and blocks_two do
+// that for two items in one launch.
 #pragma once
 
 #include <algorithm>
@@ -127,7 +128,8 @@ inline std::size_t n_measure_blocks(std::size_t n_points) {
 
 template <class Device>
 std::size_t GpuLattice<Device>::measure_bytes() const {
-  return detail::n_measure_blocks(n_points_) * Measure<0>::row * sizeof(std::int32_t);
+  return detail::n_measure_blocks(n_points_) * static_cast<std::size_t>(Measure<0>::row(n_corners())) *
+         sizeof(std::int32_t);
 }
 
 template <class Device>
@@ -137,14 +139,14 @@ void GpuLattice<Device>::measure(const float* features, Memory scratch, const Wh
   std::int32_t high[max_corners] = {};
   if (n_points_ != 0) {
     Device device(where);
-    constexpr std::size_t row = Measure<0>::row;
+    const auto row = static_cast<std::size_t>(Measure<0>::row(n_corners()));
     const std::size_t n_blocks = detail::n_measure_blocks(n_points_);
     const auto corners = static_cast<std::size_t>(n_corners());
     auto* found = reinterpret_cast<std::int32_t*>(scratch.data);
     by_dims(n_dims_, [&]<int D>() {
       constexpr int threads = Measure<D>::n_threads;
       const Measure<D> item{features, n_points_, n_dims_, unit_scales(n_dims_), n_blocks, found};
-      device.blocks(n_blocks, threads, 1, (2 * corners + 2) * threads, item);
+      device.blocks(n_blocks, threads, 1, row * threads, item);
     });
     std::vector<std::int32_t> rows(n_blocks * row);
     device.read(rows.data(), found, rows.size() * sizeof(std::int32_t));
@@ -209,7 +211,7 @@ typename GpuLattice<Device>::Tables GpuLattice<Device>::carve_tables(C& carver) 
   t.segment_begin = carver.template take<std::uint32_t>(n_segments_ + 1);
   t.segment_target = carver.template take<std::uint32_t>(n_segments_);
   t.long_vertices = carver.template take<LongVertex>(n_long_);
-  t.neighbours = carver.template take<std::uint32_t>(static_cast<std::size_t>(n_corners()) * n_vertices_ * 2);
+  t.links = carver.template take<Link>(static_cast<std::size_t>(n_corners()) * n_vertices_);
   return t;
 }
 
@@ -310,11 +312,11 @@ void GpuLattice<Device>::link(Memory tables, const Where& where) {
   device.for_each(e, 1,
                   PlaceSegments{numbered_.number, numbered_.start, numbered_.segment, e, tables_.segment_begin,
                                 tables_.segment_target, tables_.long_vertices});
-  device.fill(tables_.neighbours, 0xFF, corners * n_vertices_ * 2 * sizeof(std::uint32_t));
+  device.fill(tables_.links, 0xFF, corners * n_vertices_ * sizeof(Link));
   const auto link_neighbours = [&]<int Words>() {
     device.for_each(n_vertices_, n_corners(),
                     LinkNeighbours<Words>{layout_, static_cast<std::uint32_t>(n_vertices_), numbered_.vertex_keys,
-                                          tables_.neighbours});
+                                          tables_.links});
   };
   if (layout_.n_words == 1) {
     link_neighbours.template operator()<1>();

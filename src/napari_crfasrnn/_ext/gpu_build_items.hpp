@@ -21,13 +21,14 @@ CRFASRNN_HD void elevate(const float* features, int dims, const Scales& scales, 
 }
 
 // The box around all elevated points. Threads stride over the points, blocks reduce, and the host
-// reduces what the blocks found: row b of `found` is [low | high | out of range, not finite].
+// reduces what the blocks found: row b of `found` is [low | high | out of range, not finite] for the
+// d + 1 coordinates.
 template <int D>
 struct Measure {
   static constexpr int n_phases = 2;
   static constexpr int capacity = (D > 0 ? D : max_dims) + 1;
   static constexpr int n_threads = 128;
-  static constexpr int row = 2 * max_corners + 2;
+  CRFASRNN_HD static constexpr int row(int corners) { return 2 * corners + 2; }
   struct Local {};
 
   const float* features;  // [N, d]
@@ -35,12 +36,12 @@ struct Measure {
   int n_dims;
   Scales scales;
   std::size_t n_blocks;
-  std::int32_t* found;  // [n_blocks, row]
+  std::int32_t* found;  // [n_blocks, row(d + 1)]
 
   CRFASRNN_HD void phase(int k, std::size_t block, int x, int, Local&, float* scratch) const {
     auto* shared = reinterpret_cast<std::int32_t*>(scratch);  // [2 * corners + 2, n_threads]
     const int corners = (D > 0 ? D : n_dims) + 1;
-    const int n_found = 2 * corners + 2;
+    const int n_found = row(corners);
     if (k == 0) {
       std::int32_t low[capacity];
       std::int32_t high[capacity];
@@ -81,12 +82,13 @@ struct Measure {
       shared[2 * corners * n_threads + x] = outside;
       shared[(2 * corners + 1) * n_threads + x] = not_finite;
     } else if (x < n_found) {
-      std::int32_t best = shared[x * n_threads];
+      // Each from a place of its own: rows begin in the same bank of shared memory.
+      std::int32_t best = shared[x * n_threads + x];
       for (int t = 1; t < n_threads; ++t) {
-        const std::int32_t other = shared[x * n_threads + t];
+        const std::int32_t other = shared[x * n_threads + (x + t) % n_threads];
         best = (x < corners) == (other < best) ? other : best;
       }
-      found[block * row + static_cast<std::size_t>(x)] = best;
+      found[block * static_cast<std::size_t>(n_found) + static_cast<std::size_t>(x)] = best;
     }
   }
 };
@@ -292,7 +294,7 @@ struct LinkNeighbours {
   KeyLayout layout;
   std::uint32_t n_vertices;
   const std::uint64_t* vertex_keys;  // [M, n_words]
-  std::uint32_t* neighbours;         // [d + 1, M, 2]: one step down, one step up; `absent` beforehand
+  Link* links;                       // [d + 1, M]; `absent` beforehand
 
   CRFASRNN_HD void operator()(std::size_t v, int axis) const {
     // One step along the axis: +1 in every coordinate but -d in its own. No field overflows.
@@ -322,9 +324,9 @@ struct LinkNeighbours {
               wanted[w];
     }
     if (!found) return;
-    std::uint32_t* own_axis = neighbours + static_cast<std::size_t>(axis) * n_vertices * 2;
-    own_axis[2 * v + 1] = first;
-    own_axis[2 * static_cast<std::size_t>(first)] = static_cast<std::uint32_t>(v);
+    Link* own_axis = links + static_cast<std::size_t>(axis) * n_vertices;
+    own_axis[v].next = first;
+    own_axis[first].previous = static_cast<std::uint32_t>(v);
   }
 };
 

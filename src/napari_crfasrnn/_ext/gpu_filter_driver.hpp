@@ -75,7 +75,7 @@ void GpuLattice<Device>::filter(const float* values, float* out, std::size_t n_v
       for (int i = 0; i <= n_dims_; ++i) {
         const auto axis = static_cast<std::size_t>(transpose ? n_dims_ - i : i);
         device.for_each(n_vertices_, packs,
-                        Blur<P>{tables_.neighbours + axis * n_vertices_ * 2, vertices.rows[i % 2],
+                        Blur<P>{tables_.links + axis * n_vertices_, vertices.rows[i % 2],
                                 vertices.rows[(i + 1) % 2], width});
       }
       const Corners corners{geometry_.vertex_of, geometry_.weight_of, vertices.rows[(n_dims_ + 1) % 2],
@@ -100,67 +100,61 @@ GpuMeanField<Device>::GpuMeanField(const GpuLattice<Device>& spatial, const GpuL
   bilateral.require(bilateral.stage_ == GpuLattice<Device>::Stage::linked);
 }
 
-namespace detail {
-template <class Lattice, class C>
-float* carve_mean_field(C& carver, const Lattice* const* lattices, int width, VertexRows* vertices) {
+template <class Device>
+struct GpuMeanField<Device>::Parts {
+  VertexRows vertices[2];
+  float* logits;     // [N, width]
+  float* marginals;  // [N, width]
+  float* maps;       // [2, L, width]
+  std::int32_t* is_diagonal;
+};
+
+template <class Device>
+template <class C>
+typename GpuMeanField<Device>::Parts GpuMeanField<Device>::carve(C& carver) const {
+  const auto w = static_cast<std::size_t>(width());
+  const std::size_t n = lattices_[0]->n_points();
+  Parts parts{};
   for (int k = 0; k < 2; ++k) {
-    vertices[k] = VertexRows::carve(carver, lattices[k]->n_vertices(), lattices[k]->n_segments(), width);
+    parts.vertices[k] = VertexRows::carve(carver, lattices_[k]->n_vertices(), lattices_[k]->n_segments(), width());
   }
-  return carver.template take<float>(lattices[0]->n_points() * static_cast<std::size_t>(width));
+  parts.logits = carver.template take<float>(n * w);
+  parts.marginals = carver.template take<float>(n * w);
+  parts.maps = carver.template take<float>(2 * static_cast<std::size_t>(n_labels_) * w);
+  parts.is_diagonal = carver.template take<std::int32_t>(1);
+  return parts;
 }
-}  // namespace detail
 
 template <class Device>
 std::size_t GpuMeanField<Device>::workspace_bytes() const {
   Carver carver;
-  VertexRows vertices[2];
-  detail::carve_mean_field(carver, lattices_, width(), vertices);
+  carve(carver);
   return carver.used();
 }
 
+// Everything between the logits that came in and the last pass over the points.
 template <class Device>
-template <int P>
-void GpuMeanField<Device>::queue(Device& device, const Arguments& a, Memory workspace) const {
-  Carver carver(workspace);
-  VertexRows vertices[2];
+template <int P, class Update>
+void GpuMeanField<Device>::iterate(Device& device, const Setting& setting, const Parts& parts,
+                                   const Update& update) const {
   const int w = width();
-  float* marginals = detail::carve_mean_field(carver, lattices_, w, vertices);
-  carver.check();
   const int packs = w / P;
-  const std::size_t n = lattices_[0]->n_points();
-  constexpr int threads = 256;
-  const int block_rows = std::max(1, threads / packs);
-  const std::size_t n_blocks = (n + static_cast<std::size_t>(block_rows) - 1) / static_cast<std::size_t>(block_rows);
-
-  const auto corners = [&](int k) {
-    const GpuLattice<Device>& l = *lattices_[k];
-    return Corners{l.geometry_.vertex_of, l.geometry_.weight_of, vertices[k].rows[l.n_corners() % 2], l.n_corners(),
-                   1.0F / (1.0F + std::ldexp(1.0F, -l.n_dims())), w};
-  };
-  const auto update = [&](bool is_first, bool is_last) {
-    const UpdateMarginals<P> item{corners(0), corners(1), a.after[0],  a.after[1],  a.unary, a.maps, a.is_diagonal,
-                                  a.state,    marginals,  n,           n_labels_,   w,       packs,  block_rows,
-                                  is_first,   is_last};
-    device.blocks(n_blocks, packs, block_rows, item.n_scratch(), item);
-  };
   const auto splat = [&](int k) {
     const GpuLattice<Device>& l = *lattices_[k];
     return Splat<P, true>{l.tables_.segment_begin, l.tables_.segment_target, l.geometry_.entries,
-                          InputRows<P, true>{marginals, static_cast<std::size_t>(w), w}, a.before[k],
-                          vertices[k].rows[0], vertices[k].rows[1], w};
+                          InputRows<P, true>{parts.marginals, static_cast<std::size_t>(w), w}, setting.before[k],
+                          parts.vertices[k].rows[0], parts.vertices[k].rows[1], w};
   };
   const auto add_long = [&](int k) {
-    return AddLong<P>{lattices_[k]->tables_.long_vertices, vertices[k].rows[1], vertices[k].rows[0], w};
+    return AddLong<P>{lattices_[k]->tables_.long_vertices, parts.vertices[k].rows[1], parts.vertices[k].rows[0], w};
   };
   const auto blur = [&](int k, int axis) {
     const GpuLattice<Device>& l = *lattices_[k];
-    return Blur<P>{l.tables_.neighbours + static_cast<std::size_t>(axis) * l.n_vertices_ * 2,
-                   vertices[k].rows[axis % 2], vertices[k].rows[(axis + 1) % 2], w};
+    return Blur<P>{l.tables_.links + static_cast<std::size_t>(axis) * l.n_vertices_,
+                   parts.vertices[k].rows[axis % 2], parts.vertices[k].rows[(axis + 1) % 2], w};
   };
-
   // Both kernels share every launch: the small spatial lattice hides behind the bilateral one.
-  update(true, false);
-  for (int i = 0; i < a.n_iterations; ++i) {
+  for (int i = 0; i < setting.n_iterations; ++i) {
     device.for_each_two(lattices_[0]->n_segments_, splat(0), lattices_[1]->n_segments_, splat(1), packs);
     device.blocks_two(lattices_[0]->n_long_, add_long(0), lattices_[1]->n_long_, add_long(1), packs, AddLong<P>::lanes,
                       static_cast<std::size_t>(AddLong<P>::lanes * w));
@@ -172,34 +166,67 @@ void GpuMeanField<Device>::queue(Device& device, const Arguments& a, Memory work
       device.for_each_two(rows[0], blur(0, std::min(axis, n_axes[0] - 1)), rows[1],
                           blur(1, std::min(axis, n_axes[1] - 1)), packs);
     }
-    update(false, i + 1 == a.n_iterations);
+    if (i + 1 < setting.n_iterations) update();
   }
 }
 
 template <class Device>
-void GpuMeanField<Device>::queue(Device& device, const Arguments& arguments, Memory workspace) const {
-  by_pack(static_cast<std::size_t>(n_labels_), [&]<int P>() { queue<P>(device, arguments, workspace); });
-}
+template <int P>
+void GpuMeanField<Device>::run(Device& device, const Arguments& a, const Parts& parts, const Setting& setting) {
+  constexpr int threads = 256;
+  const int w = width();
+  const int packs = w / P;
+  const std::size_t n = lattices_[0]->n_points();
+  const RowsOfBlock rows{n, n_labels_, w, packs, std::max(1, threads / packs)};
+  const auto block_rows = static_cast<std::size_t>(rows.block_rows);
+  const std::size_t n_blocks = (n + block_rows - 1) / block_rows;
+  const auto n_pixels = static_cast<std::uint32_t>(n / a.n_images);
 
-template <class Device>
-void GpuMeanField<Device>::run(const Arguments& arguments, Memory workspace, const Where& where) {
-  if (arguments.n_iterations < 1) throw std::invalid_argument("n_iterations must be at least 1");
-  if (workspace.n_bytes < workspace_bytes()) throw std::invalid_argument("run needs a block of workspace_bytes()");
-  if (lattices_[0]->n_points() == 0) return;
-  Device device(where);
-  const bool is_repeated = arguments == last_ && workspace.data == last_workspace_ && where.device == last_device_;
+  const auto corners = [&](int k) {
+    const GpuLattice<Device>& l = *lattices_[k];
+    return Corners{l.geometry_.vertex_of, l.geometry_.weight_of, parts.vertices[k].rows[l.n_corners() % 2],
+                   l.n_corners(), 1.0F / (1.0F + std::ldexp(1.0F, -l.n_dims())), w};
+  };
+  const auto update = [&](float* out) {
+    const UpdateMarginals<P> item{corners(0),  corners(1),        a.after[0], a.after[1],      parts.logits,
+                                  parts.maps,  parts.is_diagonal, rows,       parts.marginals, {out, n_pixels, n_labels_},
+                                  a.output_scale};
+    device.blocks(n_blocks, packs, rows.block_rows, item.n_scratch(), item);
+  };
+  const auto iterate_all = [&] { iterate<P>(device, setting, parts, [&] { update(nullptr); }); };
+
+  const LoadLogits<P> load{{a.unary, n_pixels, n_labels_}, a.unary_scale, rows, parts.logits, parts.marginals};
+  const LoadMaps load_maps{a.maps[0], a.maps[1], rows, parts.maps, parts.is_diagonal};
+  device.blocks_two(1, load_maps, n_blocks, load, packs, rows.block_rows, load.n_scratch());
+  const bool is_repeated = setting == last_;
   if (!is_repeated) {
     graph_.reset();
-    last_ = arguments;
-    last_workspace_ = workspace.data;
-    last_device_ = where.device;
+    last_ = setting;
+  } else if (graph_ == nullptr && !device.is_capturing()) {
+    graph_ = device.record(iterate_all);
   }
-  if (device.is_capturing() || !is_repeated) return queue(device, arguments, workspace);
-  if (graph_ == nullptr) {
-    graph_ = device.record([&] { queue(device, arguments, workspace); });
+  if (graph_ != nullptr && !device.is_capturing()) {
+    device.replay(graph_.get());
+  } else {
+    iterate_all();
   }
-  if (graph_ == nullptr) return queue(device, arguments, workspace);
-  device.replay(graph_.get());
+  update(a.out);
+}
+
+template <class Device>
+void GpuMeanField<Device>::run(const Arguments& a, Memory workspace, const Where& where) {
+  if (a.n_iterations < 1) throw std::invalid_argument("n_iterations must be at least 1");
+  if (a.n_images < 1 || lattices_[0]->n_points() % a.n_images != 0) {
+    throw std::invalid_argument("the points must be those of n_images images of one size");
+  }
+  Carver carver(workspace);
+  const Parts parts = carve(carver);
+  carver.check();
+  if (lattices_[0]->n_points() == 0) return;
+  Device device(where);
+  const Setting setting{{a.before[0], a.before[1]}, {a.after[0], a.after[1]}, a.n_iterations, workspace.data,
+                        where.device};
+  by_pack(static_cast<std::size_t>(n_labels_), [&]<int P>() { run<P>(device, a, parts, setting); });
 }
 
 }  // namespace crfasrnn::gpu

@@ -99,20 +99,19 @@ struct AddLong {
 // out = centre + (previous + next) / 2 along one axis.
 template <int P>
 struct Blur {
-  const std::uint32_t* neighbours;  // [M, 2]
-  const float* vertices;            // [M, width]
-  float* out;                       // [M, width]
+  const Link* links;      // [M]
+  const float* vertices;  // [M, width]
+  float* out;             // [M, width]
   int width;
 
   CRFASRNN_HD void operator()(std::size_t v, int q) const {
-    const std::uint32_t previous = neighbours[2 * v];
-    const std::uint32_t next = neighbours[2 * v + 1];
+    const Link link = links[v];
     const std::size_t at = static_cast<std::size_t>(q * P);
     const auto w = static_cast<std::size_t>(width);
     Pack<P> centre = load_pack<P>(vertices + v * w + at);
     Pack<P> around = zero_pack<P>();
-    if (previous != absent) around = load_pack<P>(vertices + previous * w + at);
-    if (next != absent) add(around, load_pack<P>(vertices + next * w + at));
+    if (link.previous != absent) around = load_pack<P>(vertices + link.previous * w + at);
+    if (link.next != absent) add(around, load_pack<P>(vertices + link.next * w + at));
     add_scaled(centre, 0.5F, around);
     store_pack<P>(out + v * w + at, centre);
   }

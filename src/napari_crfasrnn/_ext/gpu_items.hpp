@@ -61,6 +61,12 @@ struct alignas(8) Entry {
   float weight;
 };
 
+// The vertices one step down and up an axis, or `absent`; read in one instruction.
+struct alignas(8) Link {
+  std::uint32_t previous;
+  std::uint32_t next;
+};
+
 // A vertex whose entries fill several segments.
 struct LongVertex {
   std::uint32_t vertex;

@@ -57,36 +57,23 @@ __global__ void __launch_bounds__(512) blocks_kernel(Item item) {
   run_phases<0>(blockIdx.x, item, local, reinterpret_cast<float*>(shared));
 }
 
-template <class Item>
-__global__ void __launch_bounds__(512) blocks_two_kernel(Item first, unsigned n_first, Item second) {
+template <class First, class Second>
+__global__ void __launch_bounds__(512) blocks_two_kernel(First first, unsigned n_first, Second second) {
   extern __shared__ float4 shared[];
-  typename Item::Local local;
   float* scratch = reinterpret_cast<float*>(shared);
   if (blockIdx.x < n_first) {
+    typename First::Local local;
     run_phases<0>(blockIdx.x, first, local, scratch);
   } else {
+    typename Second::Local local;
     run_phases<0>(blockIdx.x - n_first, second, local, scratch);
   }
 }
 
-// The device of the caller's stream is current while this lives.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int device) : device_(device) {
-    check(cudaGetDevice(&previous_));
-    // Always: torch has a runtime of its own, and what this one remembers may be out of date.
-    check(cudaSetDevice(device_));
-  }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-  ~CurrentDevice() {
-    if (previous_ != device_) cudaSetDevice(previous_);
-  }
-
- private:
-  int device_;
-  int previous_ = 0;
-};
+// Torch has a runtime of its own beside this static one, and has made the device current. What this one
+// remembers may be out of date: it is told, always, and nothing is put back afterwards, since that
+// would take torch's device away from it.
+void make_current(int device) { check(cudaSetDevice(device)); }
 
 struct Stream {
   cudaStream_t handle = nullptr;
@@ -100,8 +87,9 @@ struct Stream {
 
 class CudaDevice {
  public:
-  explicit CudaDevice(const Where& where)
-      : current_(where.device), stream_(reinterpret_cast<cudaStream_t>(where.stream)) {}
+  explicit CudaDevice(const Where& where) : stream_(reinterpret_cast<cudaStream_t>(where.stream)) {
+    make_current(where.device);
+  }
 
   template <class Item>
   void for_each(std::size_t n_rows, int n_packs, const Item& item) {
@@ -130,9 +118,9 @@ class CudaDevice {
     check(cudaGetLastError());
   }
 
-  template <class Item>
-  void blocks_two(std::size_t n_first, const Item& first, std::size_t n_second, const Item& second, int n_x, int n_y,
-                  std::size_t n_scratch) {
+  template <class First, class Second>
+  void blocks_two(std::size_t n_first, const First& first, std::size_t n_second, const Second& second, int n_x,
+                  int n_y, std::size_t n_scratch) {
     if (n_first + n_second == 0) return;
     const dim3 block(static_cast<unsigned>(n_x), static_cast<unsigned>(n_y));
     blocks_two_kernel<<<static_cast<unsigned>(n_first + n_second), block, n_scratch * sizeof(float), stream_>>>(
@@ -231,7 +219,6 @@ class CudaDevice {
     return static_cast<unsigned>((n_rows + rows_per_block - 1) / rows_per_block);
   }
 
-  CurrentDevice current_;
   cudaStream_t stream_;
 };
 
@@ -248,7 +235,7 @@ int n_devices() {
 }
 
 bool can_run_on(int device) {
-  const CurrentDevice current(device);
+  make_current(device);
   cudaFuncAttributes attributes;
   const bool found = cudaFuncGetAttributes(&attributes, for_each_kernel<Iota>) == cudaSuccess;
   cudaGetLastError();

@@ -24,6 +24,7 @@ namespace crfasrnn::gpu {
 class CudaDevice;
 class HostDevice;
 
+// The caller has made the device current.
 struct Where {
   int device;
   std::uintptr_t stream;
@@ -42,7 +43,7 @@ class DeviceError : public std::runtime_error {
 
 // How many devices there are; 0 where there is no driver.
 int n_devices();
-// Whether this was compiled for the device's generation.
+// Whether this was compiled for the generation of the device, which the caller has made current.
 bool can_run_on(int device);
 // Name and version of what compiled this.
 std::string toolkit();
@@ -113,7 +114,7 @@ class GpuLattice {
     std::uint32_t* segment_begin;   // [S + 1]
     std::uint32_t* segment_target;  // [S]
     LongVertex* long_vertices;      // [n_long]
-    std::uint32_t* neighbours;      // [d + 1, M, 2]
+    Link* links;                    // [d + 1, M]
   };
 
   std::size_t n_entries() const { return n_points_ * static_cast<std::size_t>(n_corners()); }
@@ -147,34 +148,47 @@ class GpuMeanField {
   GpuMeanField(const GpuLattice<Device>& spatial, const GpuLattice<Device>& bilateral, int n_labels);
 
   struct Arguments {
-    const float* unary;               // [N, width]; the floats past L do not matter
-    const float* maps;                // [2, L, width], see UpdateMarginals; zeros past L
-    const std::int32_t* is_diagonal;  // [1]
-    const float* before[2];           // [N] or null: factors on what is splat, spatial and bilateral
-    const float* after[2];            // [N] or null: factors on what is sliced
-    float* state;                     // [N, width]: the result, logits
-    int n_iterations;                 // at least 1
-
-    bool operator==(const Arguments&) const = default;
+    const float* unary;      // [B, L, N / B] logits
+    float unary_scale;
+    const float* maps[2];    // [L, L]: spatial, bilateral; from the column's label to what the row's logit loses
+    const float* before[2];  // [N] or null: factors on what is splat, spatial and bilateral
+    const float* after[2];   // [N] or null: factors on what is sliced
+    float output_scale;
+    float* out;              // [B, L, N / B]: output_scale times the logits after the iterations
+    std::size_t n_images;    // B
+    int n_iterations;        // at least 1
   };
 
-  int width() const { return row_width(static_cast<std::size_t>(n_labels_)); }
   std::size_t workspace_bytes() const;
-  // The first call with new arguments queues kernel by kernel; from the second on, where the device
-  // can, one recorded graph. Inside a capture of the caller's own it always queues kernel by kernel.
+  // The first call with a workspace queues kernel by kernel; from the second on, where the device can, the
+  // iterations are one recorded graph. Inside a capture of the caller's own it always queues kernel by kernel.
   void run(const Arguments& arguments, Memory workspace, const Where& where);
   bool has_graph() const { return graph_ != nullptr; }
 
  private:
+  // What the iterations depend on: a graph of them serves as long as this stays.
+  struct Setting {
+    const float* before[2];
+    const float* after[2];
+    int n_iterations;
+    const std::byte* workspace;
+    int device;
+
+    bool operator==(const Setting&) const = default;
+  };
+  struct Parts;
+
+  int width() const { return row_width(static_cast<std::size_t>(n_labels_)); }
+  template <class Carver>
+  Parts carve(Carver& carver) const;
   template <int P>
-  void queue(Device& device, const Arguments& arguments, Memory workspace) const;
-  void queue(Device& device, const Arguments& arguments, Memory workspace) const;
+  void run(Device& device, const Arguments& arguments, const Parts& parts, const Setting& setting);
+  template <int P, class Update>
+  void iterate(Device& device, const Setting& setting, const Parts& parts, const Update& update) const;
 
   const GpuLattice<Device>* lattices_[2];
   int n_labels_;
-  Arguments last_{};
-  const std::byte* last_workspace_ = nullptr;
-  int last_device_ = -1;
+  Setting last_{};
   std::shared_ptr<void> graph_;
 };
 

@@ -46,9 +46,9 @@ class HostDevice {
     }
   }
 
-  template <class Item>
-  void blocks_two(std::size_t n_first, const Item& first, std::size_t n_second, const Item& second, int n_x, int n_y,
-                  std::size_t n_scratch) {
+  template <class First, class Second>
+  void blocks_two(std::size_t n_first, const First& first, std::size_t n_second, const Second& second, int n_x,
+                  int n_y, std::size_t n_scratch) {
     blocks(n_first, n_x, n_y, n_scratch, first);
     blocks(n_second, n_x, n_y, n_scratch, second);
   }
