@@ -1,7 +1,7 @@
 """The CUDA backend on a GPU: what host loops cannot show (test_cuda_items.py shows the rest).
 
 Where a GPU is, tests/ext/test_lattice.py runs its suite on "cuda", too. Needs neither a network nor Qt;
-`python benchmarks/cuda.py` runs these tests on a machine that has only CUDA, torch and the sources.
+`python benchmarks/cuda.py` runs these tests on a machine that has only CUDA, torch, pytest and the sources.
 """
 
 from __future__ import annotations
