@@ -236,7 +236,9 @@ class TestPanel:
         read = {group for each in learner.panel.config.perceptrons for group in each.groups}
         assert (read & set(AROUND) == set(AROUND)) is are_dense
 
-    def test_a_head_judges_as_its_network_does(self, starter: SegmentationModel) -> None:
+    def test_a_head_judges_an_image_and_its_mirror_image_as_its_network_does(
+        self, starter: SegmentationModel
+    ) -> None:
         torch.manual_seed(0)
         head = loud_head(3)
         image = torch.from_numpy(data.astronaut()[:70, :90]).movedim(-1, 0).float()[None]
@@ -246,7 +248,10 @@ class TestPanel:
         network.load_state_dict(head.state_dict(), strict=False)
         network.encoder.load_state_dict(starter.network.encoder.state_dict())
         with torch.no_grad():
-            expected = network(stretched(seen)).softmax(1)[0]
+            plain, mirrored = (
+                network(each).softmax(1)[0] for each in (stretched(seen), stretched(seen).flip(-1))
+            )
+        expected = (plain + mirrored.flip(-1)) / 2
         sieve = Sieve((4, 6, 70, 90), 2)
         judged = Panel.of([head], [1.0], 3).judge(maps, sieve)
         y, x = sieve.pixels()

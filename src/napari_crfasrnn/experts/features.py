@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from napari_crfasrnn.encoder import fill_up
+from napari_crfasrnn.encoder import FINE_BLOCKS, fill_up
 from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
 from napari_crfasrnn.experts.sampling import Grid, Lay, around, locate_cells, values_at
-from napari_crfasrnn.fcn import LiteNetwork
+from napari_crfasrnn.fcn import Features, LiteNetwork
 from napari_crfasrnn.progress import Cancel
 
 CLASSIC = 1
@@ -80,15 +81,16 @@ class FeatureMaps:
     def __init__(
         self, network: LiteNetwork, seen: Tensor, image_size: tuple[int, int], cancel: Cancel | None = None
     ) -> None:
+        self._network, self._cancel = network, cancel
         self.grid = Grid(image_size, (int(seen.shape[-2]), int(seen.shape[-1])))
         with torch.no_grad():
-            seen = stretched(seen)
+            self._seen = seen = stretched(seen)
             narrow, wide = (each.cpu() for each in classic_maps(seen[0], cancel))
             self._layers: dict[int, list[Layer]] = {
                 stride: [Layer(values.movedim(0, -1).contiguous(), Lay.of_encoder(self.grid, stride))]
                 for stride, values in _encoded(network, seen, cancel).items()
             }
-        half = Lay(2, 0.5, (wide.shape[-2], wide.shape[-1]))
+        half = Lay(2, (0.5, 0.5), (wide.shape[-2], wide.shape[-1]))
         self._layers[CLASSIC] = [
             Layer(narrow.movedim(0, -1).contiguous(), Lay.of_encoder(self.grid, 1)),
             Layer(wide.movedim(0, -1).contiguous(), half),
@@ -121,6 +123,21 @@ class FeatureMaps:
         (layer,) = self._layers_of([group])
         return layer
 
+    @cached_property
+    def mirrored(self) -> Features:
+        """The encoder's maps of the strides 2 to 16 of the image's mirror image, left to right.
+
+        Made when first asked for, by heads only.
+
+        Raises
+        ------
+        Cancelled
+            When asked to stop.
+        """
+        whole = fill_up(self._seen.flip(-1)).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            return self._network.encoder.maps(whole, FINE_BLOCKS, self._cancel)
+
     def spread(
         self,
         layer: Layer,
@@ -148,7 +165,7 @@ class FeatureMaps:
                 [
                     torch.from_numpy(each)
                     for each in layer.lay.between(
-                        finest.lay.first + finest.lay.stride * np.arange(finest.lay.size[axis]), axis
+                        finest.lay.first[axis] + finest.lay.stride * np.arange(finest.lay.size[axis]), axis
                     )
                 ]
                 for axis in (0, 1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from napari_crfasrnn.encoder import FINE_BLOCKS
 from napari_crfasrnn.experts.features import STRIDES, FeatureMaps, Layer
 from napari_crfasrnn.experts.sampling import Lay, locate_cells, values_at
+from napari_crfasrnn.fcn import Features
 from napari_crfasrnn.fcn_fine import FcnFine
 
 NEVER = -20.0
@@ -36,18 +37,29 @@ class Head(FcnFine):
         super().__init__(n_labels, has_encoder=False)
 
     @torch.no_grad()
-    def judge(self, maps: FeatureMaps) -> Layer:
-        """Return the logits of a whole image, at stride 2."""
+    def judge(self, maps: FeatureMaps) -> tuple[Layer, Layer]:
+        """Return the logits of a whole image, at stride 2: as it is, and as its mirror image shows it.
+
+        The marginals of the two, averaged, are the head's: they err in different places.
+        """
+        seen = tuple(maps.layer(group).values.movedim(-1, 0)[None] for group in _GROUPS)
+        mirrored = self._scores(maps.mirrored).flip(-1)
+        return (
+            Layer(self._scores(seen).movedim(0, -1).contiguous(), Lay.of_encoder(maps.grid, self.stride)),
+            Layer(mirrored.movedim(0, -1).contiguous(), Lay.of_mirrored(maps.grid, self.stride)),
+        )
+
+    def _scores(self, features: Features) -> Tensor:  # [L, h/2, w/2]
         device = self.context.weight.device
-        features = [maps.layer(group).values.movedim(-1, 0)[None].to(device) for group in _GROUPS]
-        scores = self.decode_coarse(tuple(features))[0].cpu()
-        return Layer(scores.movedim(0, -1).contiguous(), Lay.of_encoder(maps.grid, self.stride))
+        return self.decode_coarse(tuple(each.to(device) for each in features))[0].cpu()
 
     def marginals(self, maps: FeatureMaps, y: NDArray[np.integer], x: NDArray[np.integer]) -> Tensor:
         """Return what the head thinks of some pixels of an image, [N, L]."""
-        layer = self.judge(maps)
-        positions = locate_cells(maps.grid, y, x, layer.lay)
-        return values_at(layer.values.movedim(-1, 0), positions).softmax(1)
+        total = torch.zeros(len(y), self.n_labels)
+        for layer in self.judge(maps):
+            positions = locate_cells(maps.grid, y, x, layer.lay)
+            total += values_at(layer.values.movedim(-1, 0), positions).softmax(1)
+        return total / 2
 
     @torch.no_grad()
     def with_origin(self, origin: Sequence[int | None]) -> Head:

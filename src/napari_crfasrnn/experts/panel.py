@@ -183,9 +183,10 @@ class Panel(nn.Module):
             members = zip(votes[len(self.forests) : n_pixelwise], self._perceptrons(), parts, strict=True)
             for vote, perceptrons, part in members:
                 total.add_(perceptrons.on_grid(maps, part, band, columns, on_device), alpha=vote)
-            for vote, layer in zip(votes[n_pixelwise:], scores, strict=True):
-                seen = maps.spread(layer, band, columns).flatten(0, 1).softmax(1)
-                total.add_(seen.to(total.device), alpha=vote)
+            for vote, layers in zip(votes[n_pixelwise:], scores, strict=True):
+                for layer in layers:
+                    seen = maps.spread(layer, band, columns).flatten(0, 1).softmax(1)
+                    total.add_(seen.to(total.device), alpha=vote / len(layers))
             found.append(total / self.votes.sum())
         return torch.cat(found)
 

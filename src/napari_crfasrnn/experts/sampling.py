@@ -67,27 +67,35 @@ class Lay:
     stride
         Pixels from a cell to the next.
     first
-        Where the centre of the first cell is, in pixels.
+        Where the centre of the first cell is, row and column in pixels.
     size
         Rows and columns of cells.
     """
 
     stride: int
-    first: float
+    first: tuple[float, float]
     size: tuple[int, int]
 
     @classmethod
     def of_encoder(cls, grid: Grid, stride: int) -> Lay:
         """Return the lay of a map of the `LiteNetwork` encoder, stride 2 to 32; 1 is the input itself."""
         height, width = (_n_cells(side, stride) for side in grid.input_size)
-        return cls(stride, stride - 1, (height, width))  # cell i sits at its last pixel, see `fcn.enlarge`
+        last = stride - 1  # cell i sits at its last pixel, see `fcn.enlarge`
+        return cls(stride, (last, last), (height, width))
+
+    @classmethod
+    def of_mirrored(cls, grid: Grid, stride: int) -> Lay:
+        """Return the lay of such a map of the input's mirror image, its columns put back in their order."""
+        lay = cls.of_encoder(grid, stride)
+        # The last of n columns sits s n - 1 pixels from the left of the mirror image.
+        return cls(stride, (lay.first[0], grid.input_size[1] - stride * lay.size[1]), lay.size)
 
     def between(
         self, at: NDArray[np.floating], axis: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Return the cells before and after pixels of the input, and how far each is from the former."""
         last = self.size[axis] - 1
-        place = np.clip((at - self.first) / self.stride, 0, last)
+        place = np.clip((at - self.first[axis]) / self.stride, 0, last)
         before = np.floor(place).astype(np.int64)
         return before, np.minimum(before + 1, last), place - before
 

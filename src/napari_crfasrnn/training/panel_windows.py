@@ -5,6 +5,7 @@ The encoder does not learn, so each window goes through it once, and an iteratio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ _SCALE = (0.75, 1.4)  # factor on the sides, drawn evenly in its logarithm
 _BANDS = 8  # of rows
 _UPRIGHT = 0.25  # of the labels' variance is explained by the row: micrographs stay below, road scenes above
 _BRIGHTNESS = 0.15  # deviation of the logarithm of the contrast, and of the brightness (values span 2)
+_GAMMA = 0.2  # deviation of its logarithm
+_COLOUR = 0.1  # as of the brightness, of each channel by itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +96,7 @@ def draw_windows(
         part, known = _cut(seen, labels, factor, random)
         if not is_first:
             part, known = _turned(part, known, int(random.integers(ways)))
-            contrast, brightness = np.exp(random.normal(0, _BRIGHTNESS)), random.normal(0, _BRIGHTNESS)
-            part = (part * float(contrast) + float(brightness)).clamp(*VALUES)
+            part = _relit(part, random)
         found.append(Window(_encoded(network, part, cancel), known))
     return found
 
@@ -162,6 +164,18 @@ def _turned(part: Tensor, labels: Tensor, how: int) -> tuple[Tensor, Tensor]:
     axes = [axis for axis, bit in ((-1, 1), (-2, 2)) if how & bit]
     part, labels = part.flip(axes), labels.flip(axes)
     return (part.transpose(-1, -2), labels.T) if how & 4 else (part, labels)
+
+
+def _relit(part: Tensor, random: np.random.Generator) -> Tensor:
+    """Return a window as another lamp, camera or stain would show it; what is grey stays grey."""
+    contrast, brightness, gamma = random.normal(0, (_BRIGHTNESS, _BRIGHTNESS, _GAMMA))
+    colours = random.normal(0, _COLOUR, (2, 3))
+    if bool((part[:, :1] == part).all()):
+        colours[:] = 0
+    gain, offset = torch.from_numpy(colours).to(part)[:, None, :, None, None]
+    part = (part * math.exp(contrast) + brightness) * gain.exp() + offset
+    part = 2 * ((part + 1) / 2).clamp_min(0) ** math.exp(gamma) - 1
+    return part.clamp(*VALUES)
 
 
 def _encoded(network: LiteNetwork, part: Tensor, cancel: Cancel | None) -> Features:
