@@ -243,15 +243,19 @@ def _measure_in_one_process(pending: list[str], env: dict[str, str], deadline: f
     return started
 
 
-def test_command() -> list[str]:
-    """Return how to run the tests of the lattice on this GPU."""
+def test_command(*files: str) -> list[str]:
+    """Return how to run the tests in these files that are about the GPU."""
     # Without the project's pytest settings: they name plugins that a bare machine lacks.
     settings = ["-q", "-rfE", "-c", os.devnull, f"--rootdir={ROOT}", "-p", "no:cacheprovider"]
-    files = ["tests/ext/test_cuda.py", "tests/ext/test_lattice.py"]
-    if importlib.util.find_spec("pydantic") is not None:  # which CrfRnn's configuration needs
-        files += ["tests/ext/test_cuda_items.py", "tests/core/test_crf.py"]
-    paths = [str(ROOT / name) for name in files]
-    return [sys.executable, "-m", "pytest", *settings, "-k", "cuda", *paths]
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        *settings,
+        "-k",
+        "cuda",
+        *[str(ROOT / "tests" / name) for name in files],
+    ]
 
 
 def sanitise_command(tool: str) -> list[str]:
@@ -332,7 +336,10 @@ def main() -> int:
         measure(arguments.rows or list(ROWS), env, deadline, report)
     commands = {}
     if "test" in steps:
-        commands["tests"] = (test_command(), env, TEST_S)
+        commands["tests"] = (test_command("ext/test_cuda.py", "ext/test_lattice.py"), env, TEST_S)
+        if importlib.util.find_spec("pydantic") is not None:  # which CrfRnn's configuration needs
+            of_layer = test_command("ext/test_cuda_items.py", "core/test_crf.py")
+            commands["tests of CrfRnn"] = (of_layer, env, TEST_S)
     if "sanitise" in steps and shutil.which("compute-sanitizer") is None:
         report.note("compute-sanitizer", "NOT DONE: it is not here")
     elif "sanitise" in steps:

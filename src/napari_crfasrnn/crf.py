@@ -346,13 +346,15 @@ class CrfRnn(nn.Module):
                 and self.n_labels <= MeanField.MAX_LABELS
                 and not _has_tangents(unary, *self.parameters())
             )
-            if is_plain and needs_gradient and prepared.fused_training is not None:
-                fields = prepared.fused_training
-                refined = self._trained_mean_field(logits, prepared, fields, n_iterations, on_iteration)
-            elif needs_gradient or not is_plain or prepared.fused is None:
-                refined = self._mean_field(logits, prepared, n_iterations, on_iteration, potentials)
+            before = _before_iterations(on_iteration, n_iterations * len(prepared.bilateral))
+            training = prepared.training(before) if is_plain and needs_gradient else None
+            inference = prepared.inference(before) if is_plain and not needs_gradient else None
+            if training is not None:
+                refined = self._trained_mean_field(logits, prepared, training, n_iterations, on_iteration)
+            elif inference is not None:
+                refined = self._fused_mean_field(logits, inference, n_iterations, on_iteration)
             else:
-                refined = self._fused_mean_field(logits, prepared.fused, n_iterations, on_iteration)
+                refined = self._mean_field(logits, prepared, n_iterations, on_iteration, potentials)
         return refined.to(unary.dtype)
 
     def _kernels(self, image: Tensor, extra_features: Tensor | None) -> PreparedImage:
@@ -450,6 +452,11 @@ class CrfRnn(nn.Module):
 
     def _log_scales(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.log_unary_scale.to(dtype), self.log_output_scale.to(dtype)
+
+
+def _before_iterations(on_iteration: OnIteration | None, total: int) -> OnIteration | None:
+    """Return what work calls that comes before the first iteration."""
+    return None if on_iteration is None else lambda _done, _total: on_iteration(0, total)
 
 
 def _has_tangents(*tensors: Tensor) -> bool:

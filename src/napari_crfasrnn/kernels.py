@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -161,6 +161,7 @@ class PreparedImage:
     """For each bilateral kernel the pixel at each of its points, int32 ``[N]``; None: they are in order."""
     mass: Tensor | None = None
     """How many pixels each point stands for, ``[N]``; None: one."""
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def n_images(self) -> int:
@@ -172,23 +173,34 @@ class PreparedImage:
         """The lattice backend in use."""
         return self.bilateral[0].lattice.backend
 
-    @functools.cached_property
+    @property
     def fused(self) -> tuple[MeanField, ...] | None:
         """The compiled inference of each bilateral kernel, or None where there is none."""
-        if self.backend == "reference" or self.is_differentiable:
-            return None
-        return self._mean_fields(MeanField)
+        return self.inference()
 
-    @functools.cached_property
+    @property
     def fused_training(self) -> tuple[DifferentiableMeanField, ...] | None:
         """The compiled training of each bilateral kernel, or None where there is none."""
+        return self.training()
+
+    def inference(self, on_step: Progress | None = None) -> tuple[MeanField, ...] | None:
+        """Return `fused`, which the first call makes; for a large image that calls `on_step` every 50 ms."""
+        if self.backend == "reference" or self.is_differentiable:
+            return None
+        return self._mean_fields(MeanField, on_step)
+
+    def training(self, on_step: Progress | None = None) -> tuple[DifferentiableMeanField, ...] | None:
+        """Return `fused_training`, as `inference` does `fused`."""
         if self.backend != "cpu" or self.is_differentiable:
             return None
-        return self._mean_fields(DifferentiableMeanField)
+        return self._mean_fields(DifferentiableMeanField, on_step)
 
-    def _mean_fields(self, kind: Callable[..., _Field]) -> tuple[_Field, ...]:
+    def _mean_fields(self, kind: Callable[..., _Field], on_step: Progress | None) -> tuple[_Field, ...]:
+        kept: tuple[_Field, ...] | None = self._made.get(kind)
+        if kept is not None:
+            return kept
         pixel_of = self.pixel_of or (None,) * len(self.bilateral)
-        return tuple(
+        fields = tuple(
             kind(
                 spatial.lattice,
                 bilateral.lattice,
@@ -197,9 +209,12 @@ class PreparedImage:
                 pixel_of=order,
                 space=self.space,
                 averages=self.averages,
+                on_step=on_step,
             )
             for spatial, bilateral, order in zip(self.spatial, self.bilateral, pixel_of, strict=True)
         )
+        self._made[kind] = fields
+        return fields
 
     def bilateral_sums(
         self,

@@ -51,6 +51,9 @@ class MeanField:
         Size of the space axes, of which `pixel_of` is an order.
     averages
         Whether the factors make every row of both kernels sum to 1.
+    on_step
+        On the CPU called with (0, 1) about every 50 ms while factors and order of a large image are taken
+        over; what it raises ends that.
     """
 
     MAX_LABELS = 64
@@ -66,6 +69,7 @@ class MeanField:
         pixel_of: Tensor | None = None,
         space: Sequence[int] = (),
         averages: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self._native: Any
         self._on_cuda = bilateral.backend == "cuda"
@@ -82,6 +86,7 @@ class MeanField:
                 pixel_of=pixel_of,
                 space=space,
                 averages=averages,
+                on_step=on_step,
             )
 
     def run(
@@ -159,6 +164,9 @@ class DifferentiableMeanField:
         Size of the space axes, of which `pixel_of` is an order.
     averages
         Whether the factors make every row of both kernels sum to 1.
+    on_step
+        Called with (0, 1) about every 50 ms while factors and order of a large image are taken over; what it
+        raises ends that.
     """
 
     def __init__(
@@ -171,6 +179,7 @@ class DifferentiableMeanField:
         pixel_of: Tensor | None = None,
         space: Sequence[int] = (),
         averages: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self._native = _compiled(
             _lattice.MeanFieldTraining,
@@ -181,6 +190,7 @@ class DifferentiableMeanField:
             pixel_of=pixel_of,
             space=space,
             averages=averages,
+            on_step=on_step,
         )
 
     def run(
@@ -229,6 +239,7 @@ def _compiled(
     pixel_of: Tensor | None,
     space: Sequence[int],
     averages: bool,
+    on_step: Callable[[int, int], None] | None,
 ) -> _Native:
     """Return a mean field on the CPU, of a kind of the extension; the parameters are those of `MeanField`."""
     factors = _factors_by_name(spatial_factors, bilateral_factors)
@@ -239,6 +250,7 @@ def _compiled(
         pixel_of=None if pixel_of is None else as_order(pixel_of),
         space=list(space),
         averages=averages,
+        on_step=on_step,
     )
 
 

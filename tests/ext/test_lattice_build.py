@@ -11,7 +11,7 @@ import torch
 from napari_crfasrnn._ext import _lattice
 from napari_crfasrnn._reference import ReferenceLattice
 from napari_crfasrnn.lattice import Lattice, order_pixels, set_num_threads
-from napari_crfasrnn.mean_field import MeanField
+from napari_crfasrnn.mean_field import DifferentiableMeanField, MeanField
 
 
 @pytest.fixture
@@ -120,6 +120,12 @@ def test_long_work_asks_in_between_whether_to_go_on(n_threads: int) -> None:
             near.row_sums(on_step=stop)
     assert set(asked) == {(0, 1)}
     after = 1.0 / near.row_sums().flatten()
+    if n_threads == 1:
+        asked.clear()
+        for kind in (MeanField, DifferentiableMeanField):
+            with pytest.raises(KeyboardInterrupt):
+                kind(near, near, (after, after), (after, after), pixel_of=order, space=space, on_step=stop)
+        assert asked == [(0, 1)] * 2
     field = MeanField(near, near, (None, after), (None, after), pixel_of=order, space=space, averages=True)
     for n_labels in (2, 3):
         unary = torch.zeros(n_labels, len(order))

@@ -61,13 +61,14 @@ class Lattice:
 class MeanField:
     """Mean-field inference with two kernels, without gradients."""
 
-    def __init__(self, spatial: Lattice, bilateral: Lattice, *, spatial_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, spatial_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, space: Sequence[int] = [], averages: bool = False) -> None:
+    def __init__(self, spatial: Lattice, bilateral: Lattice, *, spatial_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, spatial_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, space: Sequence[int] = [], averages: bool = False, on_step: Callable[[int, int], None] | None = None) -> None:
         """
         Join two lattices of the same N points.
 
         The factors, float32 [N], multiply what goes into and comes out of a filter. pixel_of, uint32 [N],
         tells where each point lies in the planes of run: what order_pixels gave for an image of that space.
-        averages tells that the factors make every row of both kernels sum to 1.
+        averages tells that the factors make every row of both kernels sum to 1. on_step(0, 1) is called
+        again and again; what it raises ends that.
         """
 
     @property
@@ -87,7 +88,7 @@ class MeanField:
 class MeanFieldTraining:
     """The mean field with a backward run."""
 
-    def __init__(self, spatial: Lattice, bilateral: Lattice, *, spatial_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, spatial_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, space: Sequence[int] = [], averages: bool = False) -> None:
+    def __init__(self, spatial: Lattice, bilateral: Lattice, *, spatial_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, spatial_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_before: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, bilateral_after: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, pixel_of: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, space: Sequence[int] = [], averages: bool = False, on_step: Callable[[int, int], None] | None = None) -> None:
         """As MeanField."""
 
     @property

@@ -124,31 +124,38 @@ template <class Field>
 std::unique_ptr<Field> mean_field(SharedLattice spatial, SharedLattice bilateral,
                                   std::optional<Factors> spatial_before, std::optional<Factors> spatial_after,
                                   std::optional<Factors> bilateral_before, std::optional<Factors> bilateral_after,
-                                  std::optional<Order> pixel_of, const std::vector<std::size_t>& space, bool averages) {
+                                  std::optional<Order> pixel_of, const std::vector<std::size_t>& space, bool averages,
+                                  std::optional<Hook> on_step) {
   if (spatial->n_points() != bilateral->n_points()) {
     throw nb::value_error("spatial and bilateral must be lattices of the same points");
   }
   if (averages && (spatial_before || bilateral_before || !spatial_after || !bilateral_after)) {
     throw nb::value_error("kernels that average have factors after the filter, and none before");
   }
-  std::optional<crfasrnn::PixelOrder> order;
   if (pixel_of) {
     std::size_t product = space.empty() ? 0 : 1;
     for (const std::size_t size : space) product *= size;
     if (pixel_of->size() != spatial->n_points() || product != spatial->n_points()) {
       throw nb::value_error("pixel_of must be [N], and space must multiply to N");
     }
-    order = crfasrnn::PixelOrder::of({pixel_of->data(), pixel_of->size()}, space);
-    if (!order) throw nb::value_error("pixel_of must be a permutation of 0..N-1 that leaves pixels in their squares");
-  } else {
-    order.emplace(spatial->n_points());
   }
   const crfasrnn::MeanField::Kernel first{spatial, factors_for(spatial_before, *spatial),
                                           factors_for(spatial_after, *spatial), averages};
   const crfasrnn::MeanField::Kernel second{bilateral, factors_for(bilateral_before, *bilateral),
                                            factors_for(bilateral_after, *bilateral), averages};
-  const nb::gil_scoped_release unlocked;
-  return std::make_unique<Field>(first, second, std::move(*order));
+  const crfasrnn::OnStep hook = hook_of(on_step);
+  {
+    const nb::gil_scoped_release unlocked;
+    const crfasrnn::Pauses pauses = pauses_for(hook);
+    std::optional<crfasrnn::PixelOrder> order;
+    if (pixel_of) {
+      order = crfasrnn::PixelOrder::of({pixel_of->data(), pixel_of->size()}, space);
+    } else {
+      order.emplace(spatial->n_points());
+    }
+    if (order) return std::make_unique<Field>(first, second, std::move(*order));
+  }
+  throw nb::value_error("pixel_of must be a permutation of 0..N-1 that leaves pixels in their squares");
 }
 
 crfasrnn::MeanField::Weights weights_of(const Matrix& spatial, const Matrix& bilateral, float unary_scale,
@@ -351,10 +358,12 @@ NB_MODULE(_lattice, m) {
       .def(nb::new_(&mean_field<crfasrnn::MeanField>), "spatial"_a, "bilateral"_a, nb::kw_only(), "spatial_before"_a.noconvert() = nb::none(),
            "spatial_after"_a.noconvert() = nb::none(), "bilateral_before"_a.noconvert() = nb::none(),
            "bilateral_after"_a.noconvert() = nb::none(), "pixel_of"_a.noconvert() = nb::none(), "space"_a = std::vector<std::size_t>{}, "averages"_a = false,
+           "on_step"_a = nb::none(),
            "Join two lattices of the same N points.\n\n"
            "The factors, float32 [N], multiply what goes into and comes out of a filter. pixel_of, uint32 [N],\n"
            "tells where each point lies in the planes of run: what order_pixels gave for an image of that space.\n"
-           "averages tells that the factors make every row of both kernels sum to 1.")
+           "averages tells that the factors make every row of both kernels sum to 1. on_step(0, 1) is called\n"
+           "again and again; what it raises ends that.")
       .def_prop_ro("n_points", &crfasrnn::MeanField::n_points, "N")
       .def("run", &run, "unary"_a.noconvert(), nb::kw_only(), "spatial"_a.noconvert(),
            "bilateral"_a.noconvert(), "unary_scale"_a, "output_scale"_a, "n_iterations"_a,
@@ -369,7 +378,8 @@ NB_MODULE(_lattice, m) {
       .def(nb::new_(&mean_field<crfasrnn::MeanFieldTraining>), "spatial"_a, "bilateral"_a, nb::kw_only(),
            "spatial_before"_a.noconvert() = nb::none(), "spatial_after"_a.noconvert() = nb::none(),
            "bilateral_before"_a.noconvert() = nb::none(), "bilateral_after"_a.noconvert() = nb::none(),
-           "pixel_of"_a.noconvert() = nb::none(), "space"_a = std::vector<std::size_t>{}, "averages"_a = false, "As MeanField.")
+           "pixel_of"_a.noconvert() = nb::none(), "space"_a = std::vector<std::size_t>{}, "averages"_a = false,
+           "on_step"_a = nb::none(), "As MeanField.")
       .def_prop_ro("n_points", &crfasrnn::MeanFieldTraining::n_points, "N")
       .def("forward", &forward, "unary"_a.noconvert(), nb::kw_only(), "spatial"_a.noconvert(),
            "bilateral"_a.noconvert(), "unary_scale"_a, "output_scale"_a, "n_iterations"_a, "with_vertices"_a,

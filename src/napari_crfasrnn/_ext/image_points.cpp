@@ -121,11 +121,13 @@ bool PixelPoints::find_box(FeatureBox& box) const {
       high[l] = high[l] < x ? x : high[l];
       strange[l] += x - x;
     };
-    std::size_t i = 0;
-    for (; i + lanes <= n; i += lanes) {
-      for (std::size_t l = 0; l < lanes; ++l) take(i + l, l);
-    }
-    for (; i < n; ++i) take(i, 0);
+    in_pieces(n, pause, [&](std::size_t begin, std::size_t end) {
+      std::size_t i = begin;
+      for (; i + lanes <= end; i += lanes) {
+        for (std::size_t l = 0; l < lanes; ++l) take(i + l, l);
+      }
+      for (; i < end; ++i) take(i, 0);
+    });
     for (std::size_t l = 0; l < lanes; ++l) {
       if (strange[l] != 0.0F) return false;
     }

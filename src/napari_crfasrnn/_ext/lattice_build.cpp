@@ -287,6 +287,8 @@ std::optional<BuildError> Lattice::build(const PointSource& points, std::unique_
   lattice->n_points_ = n_points;
   lattice->n_dims_ = n_dims;
   if (n_points != 0) {
+    const Steps nothing_yet((n_points + run_points - 1) / run_points, on_step);
+    const Pauses pauses([&nothing_yet] { nothing_yet.tell(); });
     const Scales scales(n_dims);
     FeatureBox box;
     Bounds bounds{};

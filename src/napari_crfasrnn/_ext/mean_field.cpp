@@ -16,7 +16,9 @@ constexpr std::size_t grain = 1 << 11;
 template <class T>
 Buffer<T> copied(std::span<const T> source) {
   Buffer<T> copy(source.size());
-  std::copy(source.begin(), source.end(), copy.data());
+  in_pieces(source.size(), pause, [&](std::size_t begin, std::size_t end) {
+    std::copy(source.data() + begin, source.data() + end, copy.data() + begin);
+  });
   return copy;
 }
 

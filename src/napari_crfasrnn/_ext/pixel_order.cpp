@@ -45,10 +45,11 @@ std::optional<PixelOrder> PixelOrder::of(std::span<const std::uint32_t> pixel_of
   parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
     std::fill(point_of + begin, point_of + end, static_cast<std::uint32_t>(n));
   });
-  for (std::size_t p = 0; p < n; ++p) {
-    if (pixel_of[p] >= n) return std::nullopt;
-    point_of[pixel_of[p]] = static_cast<std::uint32_t>(p);
-  }
+  in_pieces(n, pause, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t p = begin; p < end; ++p) {
+      if (pixel_of[p] < n) point_of[pixel_of[p]] = static_cast<std::uint32_t>(p);
+    }
+  });
   // If every pixel is some point of its square, then no two points were the same pixel.
   parallel_for(order.squares_.size(), 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t s = begin; s < end; ++s) {

@@ -27,7 +27,8 @@ class PixelOrder {
  public:
   // Point p is pixel p.
   explicit PixelOrder(std::size_t n_points);
-  // Nothing if `pixel_of` is no permutation that leaves every pixel in its square. Throws std::bad_alloc.
+  // Nothing if `pixel_of` is no permutation that leaves every pixel in its square. Throws std::bad_alloc; takes
+  // pauses.
   static std::optional<PixelOrder> of(std::span<const std::uint32_t> pixel_of, std::span<const std::size_t> space);
 
   Planes planes(int n_labels) const;
