@@ -3,7 +3,8 @@
 set(CRFASRNN_CUDA "auto" CACHE STRING "Build the CUDA backend: auto (where a CUDA compiler is found), on, off")
 set_property(CACHE CRFASRNN_CUDA PROPERTY STRINGS auto on off)
 # One architecture with its PTX, which newer GPUs compile for themselves: quick to build, and enough for
-# one's own machine. Wheels for everyone: "75;80;86;89;90;100;120", what current torch supports.
+# one's own machine. Wheels for everyone take those that current torch supports, see pyproject.toml; PTX of
+# the last two generations serves all that come after.
 set(CRFASRNN_CUDA_ARCHITECTURES "90" CACHE STRING "Compute capabilities to compile for, as CMAKE_CUDA_ARCHITECTURES")
 
 function(crfasrnn_add_gpu_module name)

@@ -45,6 +45,8 @@ void GpuLattice<Device>::filter(const float* values, float* out, std::size_t n_v
                                 Memory workspace, const Where& where) const {
   require(stage_ == Stage::linked);
   if (n_points_ == 0 || n_values == 0) return;
+  const auto stride = static_cast<int>(n_values);
+  if (n_values > static_cast<std::size_t>(INT32_MAX)) throw std::invalid_argument("values must be [N, V] with V < 2**31");
   Device device(where);
   for (std::size_t first = 0; first < n_values; first += max_width) {
     const std::size_t count = std::min<std::size_t>(n_values - first, max_width);
@@ -62,7 +64,7 @@ void GpuLattice<Device>::filter(const float* values, float* out, std::size_t n_v
       const auto splat = [&]<bool Whole>() {
         device.for_each(n_segments_, packs,
                         Splat<P, Whole>{tables_.segment_begin, tables_.segment_target, geometry_.entries,
-                                        InputRows<P, Whole>{in, n_values, static_cast<int>(count)}, nullptr,
+                                        InputRows<P, Whole>{in, stride, static_cast<int>(count)}, nullptr,
                                         vertices.rows[0], vertices.rows[1], width});
       };
       if (is_whole(in)) {
@@ -81,9 +83,9 @@ void GpuLattice<Device>::filter(const float* values, float* out, std::size_t n_v
       const Corners corners{geometry_.vertex_of, geometry_.weight_of, vertices.rows[(n_dims_ + 1) % 2],
                             n_corners(), 1.0F / (1.0F + std::ldexp(1.0F, -n_dims_)), width};
       if (is_whole(target)) {
-        device.for_each(n_points_, packs, Slice<P, true>{corners, target, n_values, static_cast<int>(count)});
+        device.for_each(n_points_, packs, Slice<P, true>{corners, target, stride, static_cast<int>(count)});
       } else {
-        device.for_each(n_points_, packs, Slice<P, false>{corners, target, n_values, static_cast<int>(count)});
+        device.for_each(n_points_, packs, Slice<P, false>{corners, target, stride, static_cast<int>(count)});
       }
     });
   }
@@ -142,7 +144,7 @@ void GpuMeanField<Device>::iterate(Device& device, const Setting& setting, const
   const auto splat = [&](int k) {
     const GpuLattice<Device>& l = *lattices_[k];
     return Splat<P, true>{l.tables_.segment_begin, l.tables_.segment_target, l.geometry_.entries,
-                          InputRows<P, true>{parts.marginals, static_cast<std::size_t>(w), w}, setting.before[k],
+                          InputRows<P, true>{parts.marginals, w, w}, setting.before[k],
                           parts.vertices[k].rows[0], parts.vertices[k].rows[1], w};
   };
   const auto add_long = [&](int k) {

@@ -9,11 +9,11 @@ namespace crfasrnn::gpu {
 template <int P, bool Whole>
 struct InputRows {
   const float* rows;
-  std::size_t stride;
+  int stride;
   int n_values;
 
-  CRFASRNN_HD Pack<P> load(std::size_t row, int q) const {
-    const float* p = rows + row * stride + q * P;
+  CRFASRNN_HD Pack<P> load(std::uint32_t row, int q) const {
+    const float* p = rows + row_offset(row, stride) + q * P;
     if constexpr (Whole) {
       return load_pack<P>(p);
     } else {
@@ -54,8 +54,7 @@ struct Splat {
       add_scaled(sum, entry.weight, x);
     }
     const std::uint32_t target = segment_target[s];
-    float* row = (target & long_mark) != 0 ? parts + s * static_cast<std::size_t>(width)
-                                           : vertices + target * static_cast<std::size_t>(width);
+    float* row = (target & long_mark) != 0 ? parts + row_offset(s, width) : vertices + row_offset(target, width);
     store_pack<P>(row + q * P, sum);
   }
 };
@@ -79,7 +78,7 @@ struct AddLong {
       Pack<P> sum = zero_pack<P>();
       CRFASRNN_UNROLL_BY_4
       for (std::uint32_t i = static_cast<std::uint32_t>(lane); i < own.n_segments; i += lanes) {
-        add(sum, load_pack<P>(parts + (own.first_segment + i) * static_cast<std::size_t>(width) + q * P));
+        add(sum, load_pack<P>(parts + row_offset(own.first_segment + i, width) + q * P));
       }
       store_pack<P>(mine, sum);
       return;
@@ -91,7 +90,7 @@ struct AddLong {
     if (k + 1 < n_phases) {
       store_pack<P>(mine, sum);
     } else {
-      store_pack<P>(vertices + own.vertex * static_cast<std::size_t>(width) + q * P, sum);
+      store_pack<P>(vertices + row_offset(own.vertex, width) + q * P, sum);
     }
   }
 };
@@ -106,14 +105,14 @@ struct Blur {
 
   CRFASRNN_HD void operator()(std::size_t v, int q) const {
     const Link link = links[v];
-    const std::size_t at = static_cast<std::size_t>(q * P);
-    const auto w = static_cast<std::size_t>(width);
-    Pack<P> centre = load_pack<P>(vertices + v * w + at);
+    const int at = q * P;
+    const std::size_t own = row_offset(v, width);
+    Pack<P> centre = load_pack<P>(vertices + own + at);
     Pack<P> around = zero_pack<P>();
-    if (link.previous != absent) around = load_pack<P>(vertices + link.previous * w + at);
-    if (link.next != absent) add(around, load_pack<P>(vertices + link.next * w + at));
+    if (link.previous != absent) around = load_pack<P>(vertices + row_offset(link.previous, width) + at);
+    if (link.next != absent) add(around, load_pack<P>(vertices + row_offset(link.next, width) + at));
     add_scaled(centre, 0.5F, around);
-    store_pack<P>(out + v * w + at, centre);
+    store_pack<P>(out + own + at, centre);
   }
 };
 
@@ -128,12 +127,13 @@ struct Corners {
 
   template <int P>
   CRFASRNN_HD Pack<P> slice(std::size_t p, int q) const {
-    const std::uint32_t* vertex = vertex_of + p * static_cast<std::size_t>(n_corners);
-    const float* weight = weight_of + p * static_cast<std::size_t>(n_corners);
+    const std::size_t first = row_offset(p, n_corners);
+    const std::uint32_t* vertex = vertex_of + first;
+    const float* weight = weight_of + first;
     Pack<P> sum = zero_pack<P>();
     CRFASRNN_UNROLL_BY_4
     for (int k = 0; k < n_corners; ++k) {
-      add_scaled(sum, gain * weight[k], load_pack<P>(vertices + vertex[k] * static_cast<std::size_t>(width) + q * P));
+      add_scaled(sum, gain * weight[k], load_pack<P>(vertices + row_offset(vertex[k], width) + q * P));
     }
     return sum;
   }
@@ -143,12 +143,12 @@ template <int P, bool Whole>
 struct Slice {
   Corners corners;
   float* out;  // [N, V]
-  std::size_t stride;
+  int stride;
   int n_values;
 
   CRFASRNN_HD void operator()(std::size_t p, int q) const {
     const Pack<P> sum = corners.slice<P>(p, q);
-    float* row = out + p * stride + q * P;
+    float* row = out + row_offset(p, stride) + q * P;
     if constexpr (Whole) {
       store_pack<P>(row, sum);
     } else {

@@ -74,6 +74,12 @@ struct LongVertex {
   std::uint32_t n_segments;
 };
 
+// Where a row begins. From 32 bits each, which one instruction multiplies: rows are fewer than 2^31.
+template <class Row>
+CRFASRNN_HD std::size_t row_offset(Row row, int width) {
+  return static_cast<std::size_t>(static_cast<std::uint32_t>(row)) * static_cast<std::uint32_t>(width);
+}
+
 // P floats that move in one instruction.
 template <int P>
 struct alignas(4 * P) Pack {

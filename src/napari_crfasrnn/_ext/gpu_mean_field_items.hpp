@@ -170,7 +170,7 @@ struct LoadLogits {
     if (p >= rows.n_points) return;
     float* highest = scratch + rows.block_rows * rows.tile_stride() + y * rows.n_packs;  // [block_rows, n_packs]
     const RowSoftmax<P> softmax{rows.n_labels, rows.n_packs, highest, highest + rows.block_rows * rows.n_packs};
-    const std::size_t at = p * static_cast<std::size_t>(rows.width) + static_cast<std::size_t>(q * P);
+    const std::size_t at = row_offset(p, rows.width) + static_cast<std::size_t>(q * P);
     if (k == 1) {
       CRFASRNN_UNROLL
       for (int i = 0; i < P; ++i) {
@@ -245,7 +245,7 @@ struct UpdateMarginals {
       softmax.exponentiate(q, own.state);
     } else {
       softmax.normalise(own.state);
-      store_pack<P>(marginals + p * static_cast<std::size_t>(width) + q * P, own.state);
+      store_pack<P>(marginals + row_offset(p, width) + q * P, own.state);
     }
   }
 
@@ -267,7 +267,7 @@ struct UpdateMarginals {
                                 const float* bilateral_tile) const {
     const int width = rows.width;
     const int n_labels = rows.n_labels;
-    own.state = load_pack<P>(logits + p * static_cast<std::size_t>(width) + q * P);
+    own.state = load_pack<P>(logits + row_offset(p, width) + q * P);
     const float* bilateral_map = maps + n_labels * width;
     Pack<P> message = zero_pack<P>();
     if (*is_diagonal != 0) {
