@@ -315,6 +315,22 @@ def test_arrays_of_the_cpu_come_back_to_it() -> None:
     suite.assert_close(on_cpu.cpu().numpy(), expected)
 
 
+def test_a_mean_field_takes_factors_and_logits_of_the_cpu() -> None:
+    features = suite.image_features(photograph(40))
+    unary = 3 * torch.randn(5, 1600, generator=torch.Generator().manual_seed(1))
+    eye = -torch.eye(5)
+    results = []
+    for backend in ("cpu", "cuda"):
+        lattices = [Lattice(features[k], backend=backend) for k in ("spatial", "bilateral")]
+        factors = [(None, 1.0 / lattice.row_sums().flatten()) for lattice in lattices]
+        assert not any(after.is_cuda for _, after in factors)
+        maps = {"spatial_map": 3 * eye, "bilateral_map": 5 * eye}
+        field = MeanField(lattices[0], lattices[1], *factors)
+        results.append(field.run(unary, **maps, unary_scale=1.0, output_scale=1.0, n_iterations=5))
+        assert results[-1].device.type == "cpu"
+    assert float((results[0].softmax(0) - results[1].softmax(0)).abs().max()) <= 1e-4
+
+
 def test_millions_of_equal_points() -> None:
     # One vertex with all points: 2^21 entries over 2^15 segments.
     features = torch.full((1 << 21, 3), 0.2, device="cuda")

@@ -196,7 +196,7 @@ class CudaMeanField:
     spatial, bilateral
         Lattices around the same N points in the same groups.
     spatial_before, spatial_after, bilateral_before, bilateral_after
-        ``[N]`` float32 factors on what goes into and comes out of a filter, or None.
+        ``[N]`` factors on what goes into and comes out of a filter, on any device, or None.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class CudaMeanField:
         self._spatial = spatial
         self._bilateral = bilateral
         self._factors = {
-            name: None if factors is None else factors.reshape(-1).contiguous()
+            name: None if factors is None else _floats(factors, bilateral.device).reshape(-1)
             for name, factors in (
                 ("spatial_before", spatial_before),
                 ("spatial_after", spatial_after),
