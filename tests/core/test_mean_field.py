@@ -413,3 +413,50 @@ def test_there_is_no_other_marginal_dtype() -> None:
     crf = layer(3).eval()
     with pytest.raises(ValueError, match=r"marginal_dtype must be \"float32\" or \"uint16\", got 'int8'"):
         refined(crf, noise(1, 3, 6, 7), crf.prepare(patches(1, 3, 6, 7)), "int8")
+
+
+# --- Tile by tile ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("n_labels", [1, 3, 5, 21])
+def test_many_points_on_few_vertices_agree_with_the_definition(n_labels: int, instruction_set: str) -> None:
+    # From 131072 points on, and with fewer than a fourth as many vertices, they are splatted tile by tile.
+    # Squares of 64 x 64 pixels at the border, and so tiles, have odd sizes.
+    space = (359, 371)
+    _lattice.use_instruction_set(instruction_set)
+    crf = CrfRnn(n_labels, CrfConfig(theta_alpha=91.7, theta_beta=21.3)).eval()
+    image = patches(1, 3, 6, 7).repeat_interleave(60, 2).repeat_interleave(53, 3)
+    prepared = crf.prepare(image[..., :359, :])
+    lattice = prepared.bilateral[0].lattice
+    assert lattice.n_points >= 2**17
+    assert 4 * lattice.n_vertices < lattice.n_points
+    unary = 2 * noise(1, n_labels, *space)
+    set_num_threads(1)
+    with torch.inference_mode():
+        ours = crf(unary, prepared=prepared, n_iterations=3)
+        definition = crf._mean_field(unary, prepared, 3)
+        torch.testing.assert_close(ours.softmax(1), definition.softmax(1), rtol=0, atol=2e-5)
+        set_num_threads(2)
+        assert torch.equal(crf(unary, prepared=prepared, n_iterations=3), ours)
+
+
+def test_tiles_refuse_what_is_not_finite() -> None:
+    crf = CrfRnn(3, CrfConfig(theta_alpha=91.7, theta_beta=21.3)).eval()
+    unary = noise(1, 3, 400, 400)
+    unary[0, 1, 399, 7] = torch.nan
+    with pytest.raises(ValueError, match="unary must be finite"), torch.inference_mode():
+        crf(unary, torch.zeros(1, 3, 400, 400))
+
+
+def test_a_flat_image_keeps_its_precision_in_tiles() -> None:
+    # Every vertex has points in many tiles, and none of its sums may lose digits.
+    crf = CrfRnn(2, CrfConfig(theta_alpha=400.0, theta_beta=3.0)).eval()
+    crf3 = CrfRnn(3, CrfConfig(theta_alpha=400.0, theta_beta=3.0)).eval()
+    unary = noise(1, 2, 400, 400)
+    # The third label never wins: three labels then are two, which take another path.
+    padded = torch.cat([unary, torch.full((1, 1, 400, 400), -80.0)], 1)
+    image = torch.full((1, 3, 400, 400), 128.0)
+    with torch.inference_mode():
+        two, three = crf(unary, image).softmax(1), crf3(padded, image).softmax(1)
+    torch.testing.assert_close(three[:, :2], two, rtol=0, atol=2e-5)

@@ -133,6 +133,52 @@ void splat_shares_rows(const std::uint32_t* start, const SplatEntry* entries, co
   splat_each<N>(start, entries, row_of, vertices, begin, end);
 }
 
+// The sum of add(i, sum) for i in [begin, end), in pieces.
+template <int N, class Add>
+inline Row<N> summed(std::uint32_t begin, std::uint32_t end, Add add) {
+  Row<N> sum = Row<N>::zero();
+  std::uint32_t i = begin;
+  for (; end - i > piece;) {
+    Row<N> part = Row<N>::zero();
+    for (const std::uint32_t stop = i + piece; i < stop; ++i) add(i, part);
+    sum.add(part);
+  }
+  Row<N> part = Row<N>::zero();
+  for (; i < end; ++i) add(i, part);
+  sum.add(part);
+  return sum;
+}
+
+template <int N>
+void splat_tile_rows(const TileEntries& tile, const float* values, float* sums) {
+  std::uint32_t i = 0;
+  for (std::size_t s = 0; s < tile.n_sums; ++s) {
+    const std::uint32_t last = i + tile.lengths[s];
+    const auto add = [&](std::uint32_t at, Row<N>& sum) {
+      sum.add_scaled(tile.weights[at], values + static_cast<std::size_t>(tile.points[at]) * N);
+    };
+    summed<N>(i, last, add).store(sums + s * N);
+    i = last;
+  }
+}
+
+template <int N>
+void add_up_rows(const std::uint32_t* start, const std::uint32_t* sums_of, const float* sums, float* vertices,
+                 std::size_t begin, std::size_t end) {
+  [[maybe_unused]] const std::uint32_t end_of_range = start[end];
+  const auto row_of = [=](std::uint32_t i) { return sums + static_cast<std::size_t>(sums_of[i]) * N; };
+  for (std::size_t m = begin; m < end; ++m) {
+    const auto add = [=](std::uint32_t i, Row<N>& sum) {
+#if defined(__GNUC__)
+      constexpr std::uint32_t ahead = 32;
+      if (i + ahead < end_of_range) fetch_row<N>(row_of(i + ahead));
+#endif
+      sum.add(Row<N>::load(row_of(i)));
+    };
+    summed<N>(start[m], start[m + 1], add).store(vertices + m * N);
+  }
+}
+
 template <int N>
 void blur_rows(const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end) {
   // In place, without a branch at the ends of chains (they are short, a branch would guess wrong):
@@ -222,9 +268,9 @@ template <int N, class Marginal>
 bool pack_rows(const Planes& planes, const Square& square, const float* unary, float scale, float* rows, float* shift,
                Marginal* marginals) {
   Row<N> zeros = Row<N>::zero();  // unless something is not finite
-  const auto fetch = [rows, marginals](std::size_t p) {
+  const auto fetch = [&](std::size_t p) {
     prefetch_row<N>(rows + p * N);
-    prefetch_row<N>(marginals + p * N);
+    prefetch_row<N>(marginals + (p - square.first_point) * N);
   };
   read_square<N>(planes, square, unary, scale, far_below, fetch, [&](std::size_t p, Row<N> row) {
     Row<N> difference = row;
@@ -236,7 +282,7 @@ bool pack_rows(const Planes& planes, const Square& square, const float* unary, f
     row.store(rows + p * N);
     row.exponentiate(0.0F);
     row.multiply(whole<Marginal> / row.total());
-    store_marginals(row, marginals + p * N);
+    store_marginals(row, marginals + (p - square.first_point) * N);
   });
   return zeros.total() == 0.0F;
 }
@@ -246,8 +292,8 @@ template <int N>
 struct KeepSums {
   float* out;
 
-  void operator()(std::size_t, std::size_t p, const Row<N>& sum) const { sum.store(out + p * N); }
-  void finish(std::size_t, std::size_t) const {}
+  void operator()(std::size_t place, const Row<N>& sum) { sum.store(out + place * N); }
+  void finish(std::size_t count) { out += count * N; }
 };
 
 // Sums of a block first, then their softmax: the sums of one point do not wait for the exponentials of the
@@ -259,8 +305,8 @@ struct Softmax {
   bool bounded;
   alignas(64) float logits[block * N] = {};
 
-  void operator()(std::size_t place, std::size_t, const Row<N>& sum) { sum.store(logits + place * N); }
-  void finish(std::size_t p, std::size_t count) {
+  void operator()(std::size_t place, const Row<N>& sum) { sum.store(logits + place * N); }
+  void finish(std::size_t count) {
     constexpr std::size_t width = WidestPack::width;
     if constexpr (block * N % width == 0) {
       if (bounded) {
@@ -271,8 +317,9 @@ struct Softmax {
       Row<N> row = Row<N>::load(logits + place * N);
       if (block * N % width != 0 || !bounded) row.exponentiate(bounded ? 0.0F : row.highest());
       row.multiply(whole<Marginal> / row.total());
-      store_marginals(row, out + (p + place) * N);
+      store_marginals(row, out + place * N);
     }
+    out += count * N;
   }
 };
 
@@ -293,9 +340,9 @@ void update_corners(const float* unary, const Message& first, const Message& sec
       Row<N> state = Row<N>::load(unary + q * N);
       add_message<N, C1>(first, q, state);
       add_message<N, C2>(second, q, state);
-      finisher(place, q, state);
+      finisher(place, state);
     }
-    finisher.finish(p, count);
+    finisher.finish(count);
   }
 }
 
@@ -342,6 +389,15 @@ void splat(int width, const std::uint32_t* start, const SplatEntry* entries, con
 void splat_shares(int width, const std::uint32_t* start, const SplatEntry* entries, const Share* marginals,
                   float* vertices, std::size_t begin, std::size_t end) {
   CRFASRNN_BY_WIDTH(splat_shares_rows, start, entries, marginals, vertices, begin, end)
+}
+
+void splat_tile(int width, const TileEntries& tile, const float* values, float* sums) {
+  CRFASRNN_BY_WIDTH(splat_tile_rows, tile, values, sums)
+}
+
+void add_up(int width, const std::uint32_t* start, const std::uint32_t* sums_of, const float* sums, float* vertices,
+            std::size_t begin, std::size_t end) {
+  CRFASRNN_BY_WIDTH(add_up_rows, start, sums_of, sums, vertices, begin, end)
 }
 
 void blur(int width, const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end) {
@@ -408,8 +464,8 @@ void sigmoid(float* values, std::size_t begin, std::size_t end) {
 
 extern const TrainingKernels training_table;
 extern const Kernels table;
-const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat_ones, splat, splat_shares, splat_scalars,
-                    blur, slice, map_labels, pack, pack_shares, update, update_shares, unpack, sigmoid,
+const Kernels table{CRFASRNN_NAME(CRFASRNN_ISA), measure, simplices, splat_ones, splat, splat_shares, splat_tile, add_up,
+                    splat_scalars, blur, slice, map_labels, pack, pack_shares, update, update_shares, unpack, sigmoid,
                     &training_table};
 
 }  // namespace crfasrnn::CRFASRNN_ISA

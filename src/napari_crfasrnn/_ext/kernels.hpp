@@ -22,6 +22,14 @@ struct SplatEntry {
   float weight;
 };
 
+// What the points of a tile give to the vertices around them: sum after sum, of so many entries each.
+struct TileEntries {
+  const std::uint16_t* points;   // of each entry, counted in the tile
+  const float* weights;          // of each entry
+  const std::uint16_t* lengths;  // [n_sums]
+  std::size_t n_sums;
+};
+
 // The simplices around up to 16 points, one point per lane. Only the first d + 1 rows are used.
 struct SimplexBlock {
   std::int32_t origin[max_dims + 1][simplex_lanes];     // remainder-0 vertex
@@ -115,7 +123,12 @@ struct Kernels {
   // The same for marginals in shares, rows of `width`, in units of 1 / whole_share.
   void (*splat_shares)(int width, const std::uint32_t* start, const SplatEntry* entries, const Share* marginals,
                        float* vertices, std::size_t begin, std::size_t end);
-  // The same for single values, for the vertices at [begin, end) of `order`; null for 0, 1, 2 and so on.
+  // sums[s] = sum of weight * value over the entries of sum s; `values` are rows of the tile's points.
+  void (*splat_tile)(int width, const TileEntries& tile, const float* values, float* sums);
+  // vertices[m] = sum of the rows `sums_of` lists for vertex m, for m in [begin, end).
+  void (*add_up)(int width, const std::uint32_t* start, const std::uint32_t* sums_of, const float* sums,
+                 float* vertices, std::size_t begin, std::size_t end);
+  // As splat for single values, for the vertices at [begin, end) of `order`; null for 0, 1, 2 and so on.
   void (*splat_scalars)(const std::uint32_t* order, const std::uint32_t* start, const SplatEntry* entries,
                         const float* values, float* vertices, std::size_t begin, std::size_t end);
   // v += (previous + next) / 2 along the chains in [begin, end); both must be ends of chains.
@@ -129,18 +142,19 @@ struct Kernels {
   void (*map_labels)(int width, const LabelMap& map, const float* from, float* to, std::size_t begin,
                      std::size_t end);
   // rows[p] = scale * unary of point p - shift[p], padded with very low logits, such that its largest is 0;
-  // marginals[p] = softmax of that; for the points of a square. Returns whether all logits were finite.
+  // marginals[p - first point of the square] = softmax of that; for the points of a square. Returns whether all logits
+  // were finite.
   bool (*pack)(int width, const Planes& planes, const Square& square, const float* unary, float scale, float* rows,
                float* shift, float* marginals);
   bool (*pack_shares)(int width, const Planes& planes, const Square& square, const float* unary, float scale,
                       float* rows, float* shift, Share* marginals);
-  // out[p] = unary[p] + the two messages, or softmax of that; rows of `width`.
+  // out[p - begin] = unary[p] + the two messages, or softmax of that; rows of `width`.
   void (*update)(int width, const float* unary, const Message& first, const Message& second, Finish finish,
                  float* out, std::size_t begin, std::size_t end);
-  // marginals[p] = softmax of unary[p] + the two messages.
+  // marginals[p - begin] = softmax of unary[p] + the two messages.
   void (*update_shares)(int width, const float* unary, const Message& first, const Message& second, bool bounded,
                         Share* marginals, std::size_t begin, std::size_t end);
-  // out [L, N] = scale * (rows + shift) for the pixels of a square.
+  // out [L, N] = scale * (rows[p - first point of the square] + shift[p]) for the pixels of a square.
   void (*unpack)(int width, const Planes& planes, const Square& square, const float* rows, const float* shift,
                  float scale, float* out);
   // values[p] = 1 / (1 + exp(-values[p]))

@@ -9,7 +9,7 @@ struct TrainingKernels {
   // rows[p] = scale * what the planes hold for point p, padded with zeros; for the points of a square.
   void (*to_rows)(int width, const Planes& planes, const Square& square, const float* values, float scale,
                   float* rows);
-  // values [L, N] = scale * rows for the pixels of a square.
+  // values [L, N] = scale * rows[p - first point of the square] for the pixels of a square.
   void (*to_planes)(int width, const Planes& planes, const Square& square, const float* rows, float scale,
                     float* values);
   // sums[i, j] += left[m, i] * right[m, j] over m in [begin, end); [width, width].

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "label_matrix.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 
 namespace crfasrnn {
 namespace {
@@ -68,7 +70,26 @@ struct Rows<Share> {
   }
 };
 
+// Whether summing tile by tile is faster than gathering all marginals. A tile writes a row for every vertex that it
+// touches: these must be much fewer than the rows that would be gathered, and those must not lie in the cache anyway.
+bool tiles_pay(const Lattice& bilateral) {
+  constexpr std::size_t many_points = 1 << 17;
+  return bilateral.n_points() >= many_points && 4 * bilateral.n_vertices() < bilateral.n_points();
+}
+
 }  // namespace
+
+const TiledSplat* TiledPair::splats(const Lattice& first, const Lattice& second, const Tiles& tiles) const {
+  const std::lock_guard lock(mutex_);
+  if (splats_.empty()) {
+    TiledSplat of_first(first, tiles);
+    TiledSplat of_second(second, tiles);
+    splats_.reserve(2);
+    splats_.push_back(std::move(of_first));
+    splats_.push_back(std::move(of_second));
+  }
+  return splats_.data();
+}
 
 MeanField::Side::Side(const Kernel& kernel) : lattice(kernel.lattice), after(copied(kernel.after)), averages(kernel.averages) {
   if (kernel.before.empty()) return;
@@ -124,48 +145,76 @@ bool MeanField::run_rows(std::span<const float> unary, int n_labels, const Weigh
   const Kernels& k = kernels();
   const Planes planes = order_.planes(n_labels);
 
-  Buffer<float> logits(n * w);  // the scaled unary, its largest label at 0; at last the refined logits
-  Buffer<float> shift(n);       // what was taken away for that
-  Buffer<Marginal> marginals(n * w);
-  std::atomic<bool> finite{true};
-  order_.for_squares([&](const Square& square) {
-    if (!(k.*Rows::pack)(width, planes, square, unary.data(), weights.unary_scale, logits.data(), shift.data(),
-                         marginals.data())) {
-      finite.store(false, std::memory_order_relaxed);
-    }
-  });
-  if (!finite.load()) return false;
-
   const LabelMatrix maps[2] = {LabelMatrix(weights.spatial, n_labels, width),
                                LabelMatrix(weights.bilateral, n_labels, width)};
   const Side* sides[2] = {&spatial_, &bilateral_};
+  // Marginals exist tile by tile, or all of them at a time.
+  const bool in_tiles =
+      std::is_same_v<Marginal, float> && spatial_.averages && bilateral_.averages && tiles_pay(*bilateral_.lattice);
+  const Tiles tiles(order_.squares());
+  const TiledSplat* splats = in_tiles ? tiled_.splats(*spatial_.lattice, *bilateral_.lattice, tiles) : nullptr;
+  Buffer<Marginal> marginals(in_tiles ? 0 : n * w);
+  Buffer<float> sums[2];
   Buffer<float> vertices[2];
   Message messages[2];
   for (int i = 0; i < 2; ++i) {
+    if (in_tiles) sums[i] = Buffer<float>(splats[i].n_sums() * w);
     vertices[i] = Buffer<float>(sides[i]->lattice->n_vertices() * w);
     messages[i] = sides[i]->message(vertices[i].data(), maps[i].scale / Rows::whole);
   }
+  const auto splat_tile = [&]([[maybe_unused]] std::size_t tile, [[maybe_unused]] const Marginal* rows) {
+    if constexpr (std::is_same_v<Marginal, float>) {
+      for (int i = 0; i < 2; ++i) splats[i].splat(width, tile, rows, sums[i].data());
+    }
+  };
+
+  Buffer<float> logits(n * w);  // the scaled unary, its largest label at 0
+  Buffer<float> shift(n);       // what was taken away for that
+  std::atomic<bool> finite{true};
+  {
+    Scratch<Marginal> scratch(in_tiles ? order_.largest_square() * w : 0);
+    order_.for_squares([&](const Square& square) {
+      const typename Scratch<Marginal>::Loan own(scratch);
+      Marginal* rows = in_tiles ? own.data() : marginals.data() + square.first_point * w;
+      if (!(k.*Rows::pack)(width, planes, square, unary.data(), weights.unary_scale, logits.data(), shift.data(), rows)) {
+        finite.store(false, std::memory_order_relaxed);
+      }
+      if (!in_tiles) return;
+      tiles.for_square(square, [&](std::size_t tile, std::size_t first) { splat_tile(tile, rows + first * w); });
+    });
+  }
+  if (!finite.load()) return false;
+
   const bool bounded = spatial_.averages && bilateral_.averages &&
                        largest_row_sum(weights.spatial, n_labels) + largest_row_sum(weights.bilateral, n_labels) <= safe_bound;
-  for (int iteration = 0; iteration < n_iterations; ++iteration) {
+  Scratch<Marginal> scratch(in_tiles ? Tiles::most_points * w : 0);
+  for (int iteration = 0;; ++iteration) {
     for (int i = 0; i < 2; ++i) {
-      Rows::splat(*sides[i], width, marginals, maps[i].map, vertices[i].data());
+      if (in_tiles) {
+        splats[i].add_up(width, sums[i].data(), maps[i].map, vertices[i].data());
+      } else {
+        Rows::splat(*sides[i], width, marginals, maps[i].map, vertices[i].data());
+      }
       sides[i]->lattice->blur(width, vertices[i].data(), false);
     }
-    if (iteration + 1 < n_iterations) {
-      parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
-        Rows::update(width, logits.data(), messages, bounded, marginals.data(), begin, end);
-      });
-    } else {
-      // Rows become planes while they are in the cache.
-      order_.for_squares([&](const Square& square) {
-        k.update(width, logits.data(), messages[0], messages[1], Finish::nothing, logits.data(), square.first_point,
-                 square.first_point + square.n_points());
-        k.unpack(width, planes, square, logits.data(), shift.data(), weights.output_scale, out.data());
-      });
-    }
+    if (iteration + 1 >= n_iterations) break;
+    tiles.for_all([&](std::size_t tile, std::size_t begin, std::size_t end) {
+      const typename Scratch<Marginal>::Loan own(scratch);
+      Marginal* rows = in_tiles ? own.data() : marginals.data() + begin * w;
+      Rows::update(width, logits.data(), messages, bounded, rows, begin, end);
+      if (in_tiles) splat_tile(tile, rows);
+    });
     tell(iteration + 1, n_iterations);
   }
+  // Rows become planes while they are in the cache.
+  Scratch<float> refined(order_.largest_square() * w);
+  order_.for_squares([&](const Square& square) {
+    const Scratch<float>::Loan own(refined);
+    k.update(width, logits.data(), messages[0], messages[1], Finish::nothing, own.data(), square.first_point,
+             square.first_point + square.n_points());
+    k.unpack(width, planes, square, own.data(), shift.data(), weights.output_scale, out.data());
+  });
+  tell(n_iterations, n_iterations);
   return true;
 }
 
@@ -216,7 +265,7 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
     }
     if (iteration + 1 == n_iterations) break;
     parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
-      k.update(1, difference.data(), messages[0], messages[1], Finish::nothing, marginal.data(), begin, end);
+      k.update(1, difference.data(), messages[0], messages[1], Finish::nothing, marginal.data() + begin, begin, end);
       k.sigmoid(marginal.data(), begin, end);
     });
     after_iteration(iteration + 1, n_iterations);

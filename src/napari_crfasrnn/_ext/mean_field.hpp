@@ -6,11 +6,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
+#include <vector>
 
 #include "lattice.hpp"
 #include "memory.hpp"
 #include "pixel_order.hpp"
+#include "tiles.hpp"
 
 namespace crfasrnn {
 
@@ -20,6 +23,17 @@ using AfterIteration = std::function<void(int, int)>;
 // How marginals are stored between iterations, see shares.hpp. With two labels, and where a kernel does not
 // average, they are floats always.
 enum class MarginalStorage { floats, shares };
+
+// How two kernels over the same points splat tile by tile. Found when it is first asked for.
+class TiledPair {
+ public:
+  // Both of them.
+  const TiledSplat* splats(const Lattice& first, const Lattice& second, const Tiles& tiles) const;
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::vector<TiledSplat> splats_;
+};
 
 class MeanField {
  public:
@@ -73,6 +87,7 @@ class MeanField {
   Side spatial_;
   Side bilateral_;
   PixelOrder order_;
+  TiledPair tiled_;
 };
 
 }  // namespace crfasrnn

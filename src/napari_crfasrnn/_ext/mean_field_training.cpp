@@ -81,7 +81,8 @@ bool MeanFieldTraining::forward(std::span<const float> unary, int n_labels, cons
   Buffer<float> shift(n);
   std::atomic<bool> finite{true};
   order_.for_squares([&](const Square& square) {
-    if (!k.pack(width, planes, square, unary.data(), weights.unary_scale, logits.data(), shift.data(), trace.data())) {
+    if (!k.pack(width, planes, square, unary.data(), weights.unary_scale, logits.data(), shift.data(),
+                trace.data() + square.first_point * w)) {
       finite.store(false, std::memory_order_relaxed);
     }
   });
@@ -125,12 +126,13 @@ bool MeanFieldTraining::forward(std::span<const float> unary, int n_labels, cons
     const bool is_last = iteration + 1 == n_iterations;
     float* next = is_last ? logits.data() : marginals + size;
     parallel_for(n, point_grain, [&](std::size_t begin, std::size_t end) {
-      k.update(width, logits.data(), messages[0], messages[1], is_last ? Finish::nothing : softmax, next, begin, end);
+      k.update(width, logits.data(), messages[0], messages[1], is_last ? Finish::nothing : softmax, next + begin * w,
+               begin, end);
     });
     if (after_iteration) after_iteration(iteration + 1, n_iterations);
   }
   order_.for_squares([&](const Square& square) {
-    k.unpack(width, planes, square, logits.data(), shift.data(), weights.output_scale, out.data());
+    k.unpack(width, planes, square, logits.data() + square.first_point * w, shift.data(), weights.output_scale, out.data());
   });
   return true;
 }
@@ -204,7 +206,8 @@ void MeanFieldTraining::backward(std::span<const float> trace, bool with_vertice
   }
   if (!for_unary) return;
   order_.for_squares([&](const Square& square) {
-    k.training->to_planes(width, planes, square, total.data(), weights.unary_scale, wanted.unary.data());
+    k.training->to_planes(width, planes, square, total.data() + square.first_point * w, weights.unary_scale,
+                          wanted.unary.data());
   });
 }
 

@@ -1,6 +1,7 @@
 // In which order the pixels of an image are points, and how arrays go from one order to the other.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -32,6 +33,13 @@ class PixelOrder {
   static std::optional<PixelOrder> of(std::span<const std::uint32_t> pixel_of, std::span<const std::size_t> space);
 
   Planes planes(int n_labels) const;
+  const std::vector<Square>& squares() const { return squares_; }
+  // How many points the largest of them has.
+  std::size_t largest_square() const {
+    std::size_t most = 0;
+    for (const Square& square : squares_) most = std::max(most, square.n_points());
+    return most;
+  }
   // Call body(square) for parts of the image that together are all of it, in any order and on any thread.
   template <class Body>
   void for_squares(const Body& body) const {

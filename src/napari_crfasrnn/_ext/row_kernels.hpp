@@ -55,14 +55,14 @@ inline void read_square(const Planes& planes, const Square& square, const float*
   });
 }
 
-// Write the rows of a square's points into planes, each after change(point, row).
+// Write the rows of a square's points, of which `rows` has no others, into planes, each after change(point, row).
 template <int N, class Change>
 inline void write_square(const Planes& planes, const Square& square, const float* rows, float* values, Change change) {
   alignas(64) float block[turned][N];
   for_pieces(square, [&](std::size_t count, std::size_t pixel, std::size_t below) {
     for (std::size_t i = 0; i < count; ++i) {
       const std::size_t p = planes.point_at(pixel + i);
-      Row<N> row = Row<N>::load(rows + p * N);
+      Row<N> row = Row<N>::load(rows + (p - square.first_point) * N);
       change(p, row);
       row.store(block[i]);
     }
