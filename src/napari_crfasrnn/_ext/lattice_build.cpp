@@ -115,6 +115,7 @@ Run<typename Keys::Key> number_run(const PointSource& points, std::size_t begin,
   typename Keys::RunTable table = vertex_keys.run_table(end - begin);
   FeatureBlock features;
   SimplexBlock simplices;
+  Key origin[simplex_lanes];
   std::array<Key, simplex_lanes*(D > 0 ? D + 1 : max_dims + 1)> keys;
   for (std::size_t first = begin; first < end; first += block_points) {
     const std::size_t count = std::min(block_points, end - first);
@@ -122,8 +123,9 @@ Run<typename Keys::Key> number_run(const PointSource& points, std::size_t begin,
     for (std::size_t b = 0; b < count; b += simplex_lanes) {
       kernels().simplices(features, b, d, scales.of, simplices);
       const std::size_t n = std::min<std::size_t>(simplex_lanes, count - b);
+      vertex_keys.origins(simplices, origin);
       for (std::size_t l = 0; l < n; ++l) {
-        Key key = vertex_keys.origin(simplices, l);
+        Key key = origin[l];
         // From the corner of remainder c to the next one is a step along one axis.
         Key* own = keys.data() + l * corners;
         float* weight = weight_of + (first + b + l) * corners;

@@ -105,11 +105,14 @@ class PlaneKeys {
 
   std::size_t n_cells() const { return n_rows_ * n_columns_; }
 
-  // The corner of remainder 0.
-  Key origin(const SimplexBlock& simplices, std::size_t lane) const {
-    const auto row = static_cast<std::uint32_t>(simplices.origin[2][lane] - low_row_);
-    const std::int32_t column = (simplices.origin[1][lane] - simplices.origin[0][lane]) / 3;
-    return row * static_cast<std::uint32_t>(n_columns_) + static_cast<std::uint32_t>(column - low_column_);
+  // The corners of remainder 0, of all lanes.
+  void origins(const SimplexBlock& simplices, Key* keys) const {
+    const auto width = static_cast<std::uint32_t>(n_columns_);
+    for (int l = 0; l < simplex_lanes; ++l) {
+      const auto row = static_cast<std::uint32_t>(simplices.origin[2][l] - low_row_);
+      const std::int32_t column = (simplices.origin[1][l] - simplices.origin[0][l]) / 3;
+      keys[l] = row * width + static_cast<std::uint32_t>(column - low_column_);
+    }
   }
   // One step along axis j: +1 in every coordinate but -2 in coordinate j.
   Key step(int j) const {

@@ -212,14 +212,18 @@ class HashKeys {
   explicit HashKeys(const KeyLayout& layout) : layout_(layout) {}
 
   const KeyLayout& layout() const { return layout_; }
-  // The corner of remainder 0.
-  Key origin(const SimplexBlock& simplices, std::size_t lane) const {
-    Key key{};
+  // The corners of remainder 0, of all lanes.
+  void origins(const SimplexBlock& simplices, Key* keys) const {
+    std::fill_n(keys, simplex_lanes, Key{});
     for (int j = 0; j < layout_.n_dims; ++j) {
-      key.words[layout_.word[j]] += static_cast<std::uint64_t>(simplices.origin[j][lane] - layout_.low[j])
-                                    << layout_.shift[j];
+      const int word = layout_.word[j];
+      const int shift = layout_.shift[j];
+      const std::int32_t low = layout_.low[j];
+      for (int l = 0; l < simplex_lanes; ++l) {
+        const auto above_low = static_cast<std::uint32_t>(simplices.origin[j][l] - low);
+        keys[l].words[word] += static_cast<std::uint64_t>(above_low) << shift;
+      }
     }
-    return key;
   }
   Key step(int j) const { return layout_.template step<Words>(j); }
   RunTable run_table(std::size_t n_points) const { return RunTable(2 * n_points); }
