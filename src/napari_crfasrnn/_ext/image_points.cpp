@@ -1,6 +1,7 @@
 #include "image_points.hpp"
 
 #include <algorithm>
+#include <mutex>
 
 #include "memory.hpp"
 #include "parallel.hpp"
@@ -75,20 +76,28 @@ void order_pixels(std::span<const float> image, std::span<const std::size_t> spa
 
 void PixelPoints::read(std::size_t first, std::size_t count, FeatureBlock& block) const {
   const std::uint32_t* pixel = pixel_of_.data() + first;
-  std::int32_t rest[block_points];
-  for (std::size_t i = 0; i < count; ++i) rest[i] = static_cast<std::int32_t>(pixel[i]);
   std::size_t dim = 0;
-  for (std::size_t axis = space_.size(); axis-- > 0; ++dim) {
-    const auto size = static_cast<std::int32_t>(space_[axis]);
-    // Half a pixel more keeps multiples of the size from falling below: rounding is far finer. Integer
-    // division would go pixel by pixel.
-    const double share = axis == 0 ? 0.0 : 1.0 / static_cast<double>(size);
-    for (std::size_t i = 0; i < count; ++i) {
-      const auto above = static_cast<std::int32_t>((static_cast<double>(rest[i]) + 0.5) * share);
-      block.of[dim][i] = static_cast<float>(rest[i] - above * size);
-      rest[i] = above;
+  const auto find_positions = [&]<class Real>(Real) {
+    Real rest[block_points];
+    for (std::size_t i = 0; i < count; ++i) rest[i] = static_cast<Real>(static_cast<std::int32_t>(pixel[i]));
+    for (std::size_t axis = space_.size(); axis-- > 0; ++dim) {
+      const auto size = static_cast<Real>(space_[axis]);
+      // Half a pixel more keeps multiples of the size from falling below: rounding is finer. Integer division
+      // would go pixel by pixel.
+      const Real share = axis == 0 ? Real{0} : Real{1} / size;
+      float* position = block.of[dim];
+      for (std::size_t i = 0; i < count; ++i) {
+        const auto above = static_cast<Real>(static_cast<std::int32_t>((rest[i] + Real{0.5}) * share));
+        position[i] = static_cast<float>(rest[i] - above * size) / position_width_;
+        rest[i] = above;
+      }
     }
-    for (std::size_t i = 0; i < count; ++i) block.of[dim][i] /= position_width_;
+  };
+  // In float, the product is off by less than half a pixel's share up to 2^22 pixels.
+  if (pixel_of_.size() <= std::size_t{1} << 21) {
+    find_positions(float{});
+  } else {
+    find_positions(double{});
   }
   for (std::size_t c = 0; c < n_channels_; ++c, ++dim) {
     const float* plane = image_.data() + c * pixel_of_.size();
@@ -99,43 +108,50 @@ void PixelPoints::read(std::size_t first, std::size_t count, FeatureBlock& block
 }
 
 bool PixelPoints::find_box(FeatureBox& box) const {
-  constexpr std::size_t lanes = 16;
+  constexpr std::size_t lanes = 64;  // so many that compilers take them in a loop, several at a time
+  constexpr std::size_t grain = lanes << 10;
   const std::size_t n = pixel_of_.size();
   std::size_t dim = 0;
   for (std::size_t axis = space_.size(); axis-- > 0; ++dim) {
     box.low[dim] = 0.0F;
     box.high[dim] = static_cast<float>(space_[axis] - 1) / position_width_;
   }
-  for (std::size_t c = 0; c < n_channels_; ++c, ++dim) {
+  bool is_finite = true;
+  for (std::size_t c = 0; c < n_channels_ && is_finite; ++c, ++dim) {
     const float* plane = image_.data() + c * n;
-    float low[lanes];
-    float high[lanes];
-    float strange[lanes];  // NaN as soon as there is a value that is not finite
-    for (std::size_t l = 0; l < lanes; ++l) {
-      low[l] = high[l] = plane[0];
-      strange[l] = 0.0F;
-    }
-    const auto take = [&](std::size_t i, std::size_t l) {
-      const float x = plane[i];
-      low[l] = x < low[l] ? x : low[l];
-      high[l] = high[l] < x ? x : high[l];
-      strange[l] += x - x;
-    };
-    in_pieces(n, pause, [&](std::size_t begin, std::size_t end) {
+    float least = plane[0];
+    float greatest = plane[0];
+    std::mutex mutex;
+    parallel_for(n, grain, [&](std::size_t begin, std::size_t end) {
+      float low[lanes];
+      float high[lanes];
+      float strange[lanes] = {};  // NaN as soon as there is a value that is not finite
+      std::fill_n(low, lanes, plane[begin]);
+      std::fill_n(high, lanes, plane[begin]);
       std::size_t i = begin;
       for (; i + lanes <= end; i += lanes) {
-        for (std::size_t l = 0; l < lanes; ++l) take(i + l, l);
+        for (std::size_t l = 0; l < lanes; ++l) {
+          const float x = plane[i + l];
+          low[l] = x < low[l] ? x : low[l];
+          high[l] = high[l] < x ? x : high[l];
+          strange[l] += x - x;
+        }
       }
-      for (; i < end; ++i) take(i, 0);
+      for (; i < end; ++i) {
+        low[0] = std::min(low[0], plane[i]);
+        high[0] = std::max(high[0], plane[i]);
+        strange[0] += plane[i] - plane[i];
+      }
+      const std::lock_guard lock(mutex);
+      least = std::min(least, *std::min_element(low, low + lanes));
+      greatest = std::max(greatest, *std::max_element(high, high + lanes));
+      is_finite = is_finite && std::none_of(strange, strange + lanes, [](float x) { return x != 0.0F; });
     });
-    for (std::size_t l = 0; l < lanes; ++l) {
-      if (strange[l] != 0.0F) return false;
-    }
     // Dividing by a width keeps the order.
-    box.low[dim] = *std::min_element(low, low + lanes) / colour_width_;
-    box.high[dim] = *std::max_element(high, high + lanes) / colour_width_;
+    box.low[dim] = least / colour_width_;
+    box.high[dim] = greatest / colour_width_;
   }
-  return true;
+  return is_finite;
 }
 
 }  // namespace crfasrnn
