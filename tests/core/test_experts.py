@@ -376,6 +376,36 @@ class TestRounds:
             for name, value in starter.with_classes(classes).network.state_dict().items()
         )
 
+    @pytest.mark.parametrize("beside_a_new_class", [True, False])
+    def test_known_classes_are_corrected_and_others_not_forgotten(
+        self, starter: SegmentationModel, tmp_path: Path, beside_a_new_class: bool
+    ) -> None:
+        path = Path(data.__file__).parent / "motorcycle_left.png"
+        with Image.open(path) as whole:
+            photograph = np.asarray(whole.convert("RGB").resize((247, 166)))
+        coins, cat = data.coins()[:160, :160], np.ascontiguousarray(data.chelsea()[::2, ::2])
+        motorbike, bicycle = 14, 2
+        was = segment(starter, photograph) == motorbike
+        assert was.mean() > 0.15
+        labels = np.full(was.shape, 255, np.uint8)
+        row = np.indices(was.shape)[0]
+        labels[was & (row % 12 < 3)] = bicycle  # as somebody might see it
+        labels[~was & (row % 40 < 3)] = 0
+        coin = np.full(coins.shape, 255, np.uint8)
+        coin[30:70, 35:60] = 21
+        with Project.create(tmp_path / "project", [*starter.classes, "coin"]) as project:
+            project.add(photograph, labels=labels)
+            if beside_a_new_class:
+                project.add(coins, labels=coin)
+            report = fine_tune(starter, project, TrainConfig(seconds=None, max_iterations=100))
+        seen = segment(report.model, photograph)
+        assert (seen[was] == bicycle).mean() > 0.8
+        assert (seen[~was] == bicycle).mean() < 0.1
+        assert ((segment(report.model, coins) == 21).mean() > 0.05) == beside_a_new_class
+        # A photograph that is replayed, at another size (0.82 to 0.87 without); TestTenRounds has others.
+        assert (segment(report.model, cat) == segment(starter, cat)).mean() > 0.95
+        assert not any("still seen otherwise" in note for note in report.notes)
+
     def test_what_another_project_taught_is_not_forgotten(
         self, starter: SegmentationModel, tmp_path: Path
     ) -> None:

@@ -1,9 +1,10 @@
 """Learning the head of a network (and, thawed, its encoder) from labelled pixels.
 
-The loss has two parts. Labelled pixels: cross entropy, classes weighted by frequency^-1/2. Untouched
-pixels of the same planes: the divergence from what they should become (`teacher`). The weights are
-pulled to where they started (not to zero), which is the knowledge that a few strokes must not wash out.
-An exponential average of the weights is what is kept: it is good whenever the training is stopped.
+The loss has three parts. Labelled pixels: cross entropy, classes weighted by frequency^-1/2. Untouched
+pixels of the same planes: the divergence from what they should become (`teacher`). Pixels of other
+photographs: the divergence from what the network said of them before. The weights are pulled to where they
+started (not to zero), which is the knowledge that a few strokes must not wash out. An exponential average of
+the weights is what is kept: it is good whenever the training is stopped.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ class HeadLearner:
         Learning rate, seed, weight of the old predictions.
     advice
         For each plane, what its untouched pixels should become; empty if nobody knows.
+    replay
+        Views of other images with what their pixels should stay, one of which takes part in every iteration,
+        so that the network does not forget what these labels do not show (Robins, Connection Science 1995).
     half
         What a thawed encoder computes in beside 32 bits, as `half_precision` returns it.
 
@@ -82,6 +86,7 @@ class HeadLearner:
         locked: Sequence[tuple[View, PixelSample]],
         config: TrainConfig,
         advice: Sequence[Advice],
+        replay: Sequence[tuple[View, Advice]] = (),
         half: torch.dtype | None = None,
     ) -> None:
         self._model = model
@@ -107,6 +112,7 @@ class HeadLearner:
                 for view, w in zip(views, weights, strict=True)
             ]
         )
+        self._replay, self._next_replay = list(replay), 0
         self._order: list[int] = []
         self._measure_every = max(_MEASURE_EVERY, 2 * len(self._locked))
         self._loss_value, self._sound = math.nan, True  # of the latest iteration
@@ -143,6 +149,10 @@ class HeadLearner:
         self._optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             loss = self._loss(self._lessons[self._order.pop()])
+            if self._replay:
+                view, advice = self._replay[self._next_replay % len(self._replay)]
+                self._next_replay += 1
+                loss = loss + self._divergence(self._scores(view), view, advice)
             self._loss_value = float(loss.detach())
             self._sound = math.isfinite(self._loss_value)
             if self._sound:
@@ -231,13 +241,16 @@ class HeadLearner:
             positions, target, weight = positions.select(chosen), target[chosen], weight[chosen]
         losses = F.cross_entropy(values_at(scores, positions), target, reduction="none")
         loss = lesson.say * (losses * weight).sum() / weight.sum()
-        advice = lesson.advice
-        if advice is not None and len(advice.weight):
-            chosen = self._choose(len(advice.weight), _UNTOUCHED_BATCH)
-            now = values_at(scores, lesson.view.untouched.positions.select(chosen)).log_softmax(1)
-            divergence = F.kl_div(now, advice.marginals[chosen], reduction="none").sum(1)
-            loss = loss + (advice.weight[chosen] * divergence).mean()
+        if lesson.advice is not None and len(lesson.advice.weight):
+            loss = loss + self._divergence(scores, lesson.view, lesson.advice)
         return loss
+
+    def _divergence(self, scores: Tensor, view: View, advice: Advice) -> Tensor:
+        """Return how far untouched pixels are from what they should become."""
+        chosen = self._choose(len(advice.weight), _UNTOUCHED_BATCH)
+        now = values_at(scores, view.untouched.positions.select(chosen)).log_softmax(1)
+        divergence = F.kl_div(now, advice.marginals[chosen], reduction="none").sum(1)
+        return (advice.weight[chosen] * divergence).mean()
 
     def _choose(self, n: int, size: int) -> Tensor:
         chosen = self._random.choice(n, min(size, n), replace=False)

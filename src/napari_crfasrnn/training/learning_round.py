@@ -15,9 +15,11 @@ from napari_crfasrnn.experts import REST
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, Cancelled, raise_if_cancelled
 from napari_crfasrnn.project import Project
+from napari_crfasrnn.training.background import background_views
 from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
 from napari_crfasrnn.training.head import HeadLearner
+from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, with_classes_of
 from napari_crfasrnn.training.panel_round import PanelRound
 from napari_crfasrnn.training.panel_tiles import cautious_crf
 from napari_crfasrnn.training.pipeline import half_precision
@@ -37,7 +39,7 @@ from napari_crfasrnn.training.report import (
     TrainReport,
     TrainStep,
 )
-from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes
+from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes, advise_to_stay
 
 _FIRST_LOOK_SHARE = 0.5  # of the time limit at most goes into looking at every image once
 _LOOK_SHARE = 0.15  # and after this much, no further looks are taken: on a busy machine, steps matter more
@@ -46,12 +48,13 @@ _LEAST_LOOKS = 2  # at a plane
 _VARIED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
+_CORRECTIONS = 100  # iterations of the head beside experts
+_CORRECTION_SHARE = 0.4  # of the time that is left at most goes into them
 _FOREST_SHARE = 0.6  # of the time for experts at most goes into trees
 _CHOICES = 3.0  # a score on the tiles in the time that choosing a CRF takes: up to three are tried
 _TELL_EVERY = 0.15  # seconds without an iteration after which progress is told all the same
 _SCORES_AFTER = 2.0  # scores on all tiles that come after the last head iteration
 _TITLE = "Fine-tuned from "
-TAUGHT = "taught"  # in a model's provenance: the classes that it knows from the labels of one project only
 _DIVERGED = "the loss was no longer a number, so learning stopped and the best weights before that were kept"
 
 
@@ -123,9 +126,9 @@ class _Round:
         self.clock = _Clock(config.seconds, time.monotonic())
         self.project, self.config, self.progress = project, config, progress
         self.asked_cancel, self.told = cancel, self.clock.start
-        self.known = _known_classes(model, project)
+        self.known = known_classes(model, project)
         self.is_foreign = model.provenance.get(TAUGHT, {}).get("project") != project.id
-        self.student = _with_classes_of(model, project)
+        self.student = with_classes_of(model, project)
         if self.config.thaw:
             self.student = self.student.with_panel(None)  # what is trained must also speak
         self.planes: list[LabelledPlane] = []
@@ -208,7 +211,8 @@ class _Round:
         if self.clock.limit is not None:
             crf_seconds = min(crf_seconds, _CRF_SHARE * self.clock.limit)
         reserve = crf_seconds + _SCORES_AFTER * score_seconds
-        stopped_by = self._learn_head(self.planes, views, reserve)
+        advice = self._advice(self.planes, views)
+        stopped_by = self._learn_head(self.planes, views, advice, self.config.max_iterations, reserve)
         if stopped_by != "diverged" and self.config.crf_iterations:
             stopped_by = self._learn_crf(tuner, stopped_by, reserve=_SCORES_AFTER * score_seconds)
         if self.after is None:
@@ -245,17 +249,37 @@ class _Round:
         return stopped_by
 
     def _learn_beside(self, new: list[int]) -> StoppedBy:
-        """Teach experts the classes that the network does not know.
+        """Teach experts the classes that the network does not know, and the network where it is wrong.
 
-        The network stays as it is, and so does the CRF, which was learnt from more images than these.
+        The CRF stays as it is: it was learnt from more images than these.
         """
         work = self._read_for_panel((*new, REST))
+        if mistaken_classes(self.student, self.planes, self.known, self.cancel):
+            self._correct_head()
         stopped_by = self._teach_panel(work, self.score_seconds)
         self._note_unlearnt(mistaken_classes(self.student, self.planes, self.known, self.cancel))
         self.after = work.tiles.score(self.student)
         if not self.clock.is_over():
             self.found = work.contradictions(self.student)
         return stopped_by
+
+    def _correct_head(self) -> None:
+        """Teach the head labels of the classes that it knows; photographs are to look as they did."""
+        unknown = [value for value, is_known in enumerate(self.known) if not is_known]
+        planes = [plane for plane in (each.without(unknown) for each in self.planes) if plane.n_training]
+        reserve = (1 - _CORRECTION_SHARE) * ((self.clock.limit or 0.0) - self.clock.seconds())
+        views = self._draw_views(planes)
+        advice = advise_by_votes(self.student, views[: len(planes)], self.config, self.cancel)
+        iterations = min(_CORRECTIONS, self.config.max_iterations)
+        self.total += iterations
+        self._learn_head(planes, views, advice, iterations, reserve)
+
+    def _replay(self) -> list[tuple[View, Advice]]:
+        """Return views of photographs that are to look as they did, if the network knows any classes."""
+        if not self.knows or not isinstance(self.student.network, LiteNetwork):
+            return []
+        views = background_views(self.student, encode=not self.config.thaw, cancel=self.cancel)
+        return [(view, advise_to_stay(self.student, view, self.config)) for view in views]
 
     def _read_for_panel(self, speaks_for: tuple[int, ...] | None) -> PanelRound:
         """Read the planes for experts; and score the model as it is."""
@@ -277,6 +301,7 @@ class _Round:
 
     def _teach_panel(self, work: PanelRound, reserve: float) -> StoppedBy:
         """Teach experts, and give them to the student."""
+        corrections = len(self.history)
         until = _FOREST_SHARE * ((self.clock.limit or 0.0) - reserve)
         learner = work.start(lambda: self.clock.limit is not None and self.clock.seconds() >= until)
         try:
@@ -288,7 +313,8 @@ class _Round:
                 if not math.isfinite(loss):
                     self.notes.append(_DIVERGED)
                     return "diverged"
-                self._report(learner.iteration, loss, work.measure(learner.panel, learner.iteration))
+                miou = work.measure(learner.panel, learner.iteration)
+                self._report(corrections + learner.iteration, loss, miou)
         finally:
             learner.finish()
             if learner.iteration:
@@ -326,15 +352,23 @@ class _Round:
                 views.append(view)
         return views
 
-    def _learn_head(self, planes: list[LabelledPlane], views: list[View], reserve: float) -> StoppedBy:
+    def _learn_head(
+        self,
+        planes: list[LabelledPlane],
+        views: list[View],
+        advice: list[Advice],
+        iterations: int,
+        reserve: float,
+    ) -> StoppedBy:
+        """Teach the head what the views hold, of which the first ones are of the planes as they are."""
         locked = [
             (view, locked_sample(self.student, plane, view.grid))
             for view, plane in zip(views[: len(planes)], planes, strict=True)
         ]
         half = half_precision("auto", self.student.device)
-        learner = HeadLearner(self.student, views, locked, self.config, self._advice(planes, views), half)
+        learner = HeadLearner(self.student, views, locked, self.config, advice, self._replay(), half)
         try:
-            while learner.iteration < self.config.max_iterations:
+            while learner.iteration < iterations:
                 raise_if_cancelled(self.cancel)
                 if learner.iteration and self.clock.is_over(reserve):
                     return "time"
@@ -411,12 +445,12 @@ class _Round:
                 about[TAUGHT] = {"project": self.project.id, "classes": names}
 
     def _note_unlearnt(self, values: list[int]) -> None:
-        """Note the known classes of which the network, not taught beside experts, sees labels otherwise."""
+        """Note the known classes of which the network, taught carefully, still sees labels otherwise."""
         if values:
             names = ", ".join(repr(self.student.classes[value].name) for value in values)
             self.notes.append(
-                f"labels of {names} only showed what the new classes are not: beside new classes, "
-                "what the model knew already is not taught"
+                f"labels of {names} are still seen otherwise in places: beside new classes, what the model "
+                "knew already is taught carefully, so that it forgets nothing; another round teaches more"
             )
 
     def _note_untold(self) -> None:
@@ -451,44 +485,3 @@ class _Round:
                 f"only {names[0]!r} is labelled: label a little of what is not {names[0]!r}, too, "
                 "or it may spread over everything"
             )
-
-
-def _known_classes(model: SegmentationModel, project: Project) -> list[bool]:
-    """Return for each of a project's classes whether the network of a model knows it from elsewhere.
-
-    What it learnt from the labels of this very project does not count: they are all here, and say it better.
-    Nor does what experts speak for.
-    """
-    known = {spec.name for spec in model.classes}
-    if model.panel is not None:
-        own = range(model.n_labels) if model.panel.speaks_for is None else model.panel.speaks_for
-        known -= {model.classes[value].name for value in own if value != REST}
-    taught = model.provenance.get(TAUGHT, {})
-    if taught.get("project") == project.id:
-        known -= set(taught["classes"])
-    renamed = _renamed(model, project)
-    return [renamed.get(spec.name, spec.name) in known for spec in project.classes]
-
-
-def _with_classes_of(model: SegmentationModel, project: Project) -> SegmentationModel:
-    """Return a copy of a model with a project's classes."""
-    classes = project.classes
-    if [spec.name for spec in classes] == [spec.name for spec in model.classes]:
-        return model.copy()
-    # Growing a head draws random numbers; the caller's must not move on.
-    with torch.random.fork_rng(devices=[]):
-        return model.with_classes(classes, continues=_renamed(model, project))
-
-
-def _renamed(model: SegmentationModel, project: Project) -> dict[str, str]:
-    """Return the classes that the project has renamed: name in the project → name in the model."""
-    names = {spec.name for spec in project.classes}
-    continues: dict[str, str] = {}
-    for spec in model.classes:
-        name: str | None = spec.name
-        for event in project.events:
-            if event["action"] == "classes" and name is not None:
-                name = event["detail"]["mapping"].get(name, name)
-        if name is not None and name != spec.name and name in names:
-            continues.setdefault(name, spec.name)
-    return {new: old for new, old in continues.items() if new not in {spec.name for spec in model.classes}}

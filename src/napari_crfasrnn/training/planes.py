@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,6 +56,16 @@ class LabelledPlane:
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self.training.shape[0], self.training.shape[1]
+
+    def without(self, values: Sequence[int]) -> LabelledPlane:
+        """Return this plane with the labels of some classes put aside."""
+        aside = self.aside.copy()
+        parts = []
+        for labels in (self.training, self.locked):
+            left = np.isin(labels, values)
+            aside |= left
+            parts.append(np.where(left, labels.dtype.type(ignore_value(labels.dtype)), labels))
+        return replace(self, training=parts[0], locked=parts[1], aside=aside)
 
     @property
     def n_training(self) -> int:

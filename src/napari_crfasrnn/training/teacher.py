@@ -90,6 +90,14 @@ def advise_by_votes(
 
 
 @torch.no_grad()
+def advise_to_stay(model: SegmentationModel, view: View, config: TrainConfig) -> Advice:
+    """Return the advice that all pixels of a view stay what the model predicts now."""
+    scores = score_map(model.network, view.encoded(model), view.grid)
+    marginals = values_at(scores, view.untouched.positions).softmax(1)
+    return Advice(marginals, config.keep_weight * _certainty(marginals))
+
+
+@torch.no_grad()
 def advise_by_forest(
     model: SegmentationModel,
     planes: Sequence[LabelledPlane],
