@@ -49,7 +49,7 @@ _VARIED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
 _CORRECTIONS = 100  # iterations of the head beside experts
-_CORRECTION_SHARE = 0.4  # of the time that is left at most goes into them
+_CORRECTION_SHARE = 0.25  # of the time that is left at most goes into them
 _FOREST_SHARE = 0.6  # of the time for experts at most goes into trees
 _CHOICES = 3.0  # a score on the tiles in the time that choosing a CRF takes: up to three are tried
 _TELL_EVERY = 0.15  # seconds without an iteration after which progress is told all the same
@@ -254,10 +254,12 @@ class _Round:
         The CRF stays as it is: it was learnt from more images than these.
         """
         work = self._read_for_panel((*new, REST))
-        if mistaken_classes(self.student, self.planes, self.known, self.cancel):
+        is_wrong = bool(mistaken_classes(self.student, self.planes, self.known, self.cancel))
+        if is_wrong:
             self._correct_head()
         stopped_by = self._teach_panel(work, self.score_seconds)
-        self._note_unlearnt(mistaken_classes(self.student, self.planes, self.known, self.cancel))
+        if is_wrong:
+            self._note_unlearnt(mistaken_classes(self.student, self.planes, self.known, self.cancel))
         self.after = work.tiles.score(self.student)
         if not self.clock.is_over():
             self.found = work.contradictions(self.student)

@@ -3,10 +3,11 @@
 Where the network knows some of the classes, the experts learn the others only, and what is none of them: the
 rest. The network stays as it is, so nothing that it knows is lost: taught a few strokes of background in one
 kind of image, it soon sees background everywhere. That a pixel belongs to the rest is said by labels of
-known classes. It is also likely of pixels that nobody labelled, so a sample of them counts as rest, too, but
-less, and the less the less sure the network is of them. Lastly, the experts are told what else there is in
-the world (`background`): one kind of image does not tell how a class differs from all that other images
-show, where the network's classes are at home.
+known classes. Where there are hardly any, it is also likely of pixels that nobody labelled, so a sample of
+them counts as rest, too, but less, and the less the less sure the network is of them. Where there are enough,
+they count little: many of them are of the new classes, and would teach that they are not. Lastly, the experts
+are told what else there is in the world (`background`): one kind of image does not tell how a class differs
+from all that other images show, where the network's classes are at home.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ _MIN_PLANE_PIXELS = 200  # of each plane, however many planes there are
 _MAX_LOCKED = 4_000  # of all planes, for the scores on the way
 _MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims are always in doubt
 _MAX_UNTOUCHED = 3_000  # of all planes: examples of the rest that nobody labelled
-_UNTOUCHED_WEIGHT = 0.5  # of these together, where all labels of the rest count 1
+_UNTOUCHED_WEIGHT = 0.5  # of these together, where nothing of the rest is labelled and the base counts 1
 _BACKGROUND_WEIGHT = 3.0  # of what else there is in the world
 _LEAST_REST = 200.0  # pixels: what labels of the rest count at least, were there fewer or none
+_ENOUGH_REST = 50.0  # pixels: from so many labels of the rest on, pixels that nobody labelled say little:
+_LEAST_UNTOUCHED = 0.2  # of what they say where none are
 _REMEMBERED = 250  # pixels of each column that a panel takes along
 _ALL = tuple(GROUPS)
 _DRAW_STREAM = 4  # random stream, beside those of the head
@@ -227,7 +230,8 @@ class PanelRound:
         assert self.speaks_for is not None
         column, base = self.speaks_for.index(REST), max(_LEAST_REST, n_labelled)
         untouched = Pixels.joined(self._untouched)
-        sure = untouched.weight / untouched.weight.sum().clamp_min(1)
+        missing = max(_LEAST_UNTOUCHED, 1 - n_labelled / _ENOUGH_REST)
+        sure = missing * untouched.weight / untouched.weight.sum().clamp_min(1)
         rows = background_rows(self.model, self.cancel, is_late)
         return [
             Pixels(untouched.rows, untouched.column, sure * _UNTOUCHED_WEIGHT * base),
