@@ -277,8 +277,12 @@ class _Round:
         self._learn_head(planes, views, advice, iterations, reserve)
 
     def _replay(self) -> list[tuple[View, Advice]]:
-        """Return views of photographs that are to look as they did, if the network knows any classes."""
-        if not self.knows or not isinstance(self.student.network, LiteNetwork):
+        """Return views of photographs that are to look as they did, if the network knows their kind.
+
+        What a model of micrographs, which stretches them, says of everyday photographs is not worth keeping.
+        """
+        is_of_photographs = self.student.config.preprocessing.stretch is None
+        if not (self.knows and is_of_photographs and isinstance(self.student.network, LiteNetwork)):
             return []
         views = background_views(self.student, encode=not self.config.thaw, cancel=self.cancel)
         return [(view, advise_to_stay(self.student, view, self.config)) for view in views]
