@@ -66,11 +66,15 @@ class GroupWatch:
             group = self._group
             for signal, then in (
                 (layer.stroke_begun, group.begin_stroke),
-                (layer.covered, group.covered.emit),
+                (layer.covered, self._on_covered),
                 (layer.stroke_ended, group.end_stroke),
                 (layer.stroke_aborted, group.abort_stroke),
             ):
                 (signal.connect if watch else signal.disconnect)(then)
+
+    def _on_covered(self, part: Any, mask: Any, value: int) -> None:
+        # Were `emit` itself connected, psygnal would call it with numbers to find out how many it takes.
+        self._group.covered.emit(part, mask, value)
 
     def _on_class_layer_added(self, layer: ClassLayer) -> None:
         self._watch(layer)
