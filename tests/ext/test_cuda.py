@@ -187,11 +187,16 @@ def test_works_on_other_streams() -> None:
         # Its memory is the first stream's to hand out again, but not while the second one reads it.
         sizes = [block.numel() for block in lattice._native.blocks]
         del lattice
-        with torch.cuda.stream(first):
-            spoilt = [torch.empty(size, dtype=torch.uint8, device="cuda").fill_(255) for size in sizes]
-        torch.cuda.synchronize()
-        del spoilt
+        take_and_spoil(sizes, first)
         assert torch.equal(out, expected)
+
+
+def take_and_spoil(sizes: list[int], stream: torch.cuda.Stream) -> None:
+    """Let a stream have memory of these sizes again, in bytes, and write other values over it."""
+    with torch.cuda.stream(stream):
+        spoilt = [torch.empty(size, dtype=torch.uint8, device="cuda").fill_(255) for size in sizes]
+    torch.cuda.synchronize()
+    del spoilt
 
 
 def test_a_mean_field_works_on_a_stream_that_did_not_build_it() -> None:
@@ -217,10 +222,7 @@ def test_a_mean_field_works_on_a_stream_that_did_not_build_it() -> None:
             torch.cuda._sleep(LONG // 20)
             out = iterate(field, unary)
         del field, native, factors
-        with torch.cuda.stream(first):
-            spoilt = [torch.empty(size, dtype=torch.uint8, device="cuda").fill_(255) for size in sizes]
-        torch.cuda.synchronize()
-        del spoilt
+        take_and_spoil(sizes, first)
         assert torch.equal(out, expected)
 
 

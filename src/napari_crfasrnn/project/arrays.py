@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,8 @@ class ProjectArrays:
             Arrays by kind, [*stack, H, W], or [H, W] with an index.
         """
         staged: list[StagedPlane] = []
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.discard, staged)
             for kind, array in given.items():
                 fill = 0 if kind == "verified" else ignore_value(array.dtype)
                 stored = self._digests(item_id, kind)
@@ -165,9 +166,7 @@ class ProjectArrays:
                     if stored.get(number, "") != digest:
                         name = self._write_plane(f"{item_id:06d}_{kind}_{number:05d}", plane, digest)
                         staged.append(StagedPlane(item_id, kind, number, name, digest))
-        except BaseException:
-            self.discard(staged)
-            raise
+            undo.pop_all()
         return staged
 
     def _write_plane(self, stem: str, plane: Labels | Mask, digest: str) -> str | None:
@@ -186,7 +185,8 @@ class ProjectArrays:
         so it becomes verified; a pixel whose class is gone is no longer verified.
         """
         staged: list[StagedPlane] = []
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.discard, staged)
             for index in item.indices():
                 labels, baseline, verified = item.labels(index), item.baseline(index), item.verified(index)
                 remapped = remap_labels(labels, new_values, n_labels)
@@ -197,9 +197,7 @@ class ProjectArrays:
                     verified = verified | (edited_mask(labels, baseline) & ~edited_mask(remapped, moved))
                 given["verified"] = verified & (remapped != ignore_value(remapped.dtype))
                 staged += self.stage(item.id, given, item.stack_shape, index)
-        except BaseException:
-            self.discard(staged)
-            raise
+            undo.pop_all()
         return staged
 
     def record(self, staged: list[StagedPlane]) -> list[str]:

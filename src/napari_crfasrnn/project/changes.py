@@ -6,7 +6,7 @@ Callers hold the database's guard and translate errors (`files.saving`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,11 +166,10 @@ class ProjectItems:
     def _staging(self, *files: str) -> Iterator[list[StagedPlane]]:
         """Gather planes that were written aside, and remove them again if they do not get recorded."""
         staged: list[StagedPlane] = []
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._arrays.discard, staged, *files)
             yield staged
-        except BaseException:
-            self._arrays.discard(staged, *files)
-            raise
+            undo.pop_all()
 
 
 def _keeps_every_value(new_values: list[int | None], n_old: int, n_new: int) -> bool:

@@ -6,7 +6,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -153,13 +153,15 @@ class Database:
         """Make all statements inside durable together, or none of them."""
         with self.guard:
             self.execute("BEGIN IMMEDIATE")
-            try:
+            with ExitStack() as undo:
+                undo.callback(self._roll_back)
                 yield
                 self.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.OperationalError):  # a full disk may have rolled back already
-                    self.execute("ROLLBACK")
-                raise
+                undo.pop_all()
+
+    def _roll_back(self) -> None:
+        with suppress(sqlite3.OperationalError):  # a full disk may have rolled back already
+            self.execute("ROLLBACK")
 
     def execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Run one statement."""

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,17 +70,14 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def save_file(path: Path, save: Callable[[Path], None]) -> None:
     """Create a file with a function that takes a path, with the guarantees of `write_file`."""
     part = path.with_name(f"{path.stem}{PART_SUFFIX}{path.suffix}")
-    try:
+    with ExitStack() as undo:
+        undo.callback(remove_files, path.parent, [part.name, path.name])
         save(part)
         with part.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
         sync_folder(path.parent)
-    except BaseException:
-        for name in (part, path):
-            with suppress(OSError):
-                name.unlink(missing_ok=True)
-        raise
+        undo.pop_all()
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -111,7 +108,9 @@ def publish_folder(path: Path, fill: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{path.name}_{secrets.token_hex(6)}{PART_SUFFIX}"
     part.mkdir()
-    try:
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, path, ignore_errors=True)  # it was free before: what is there is ours
+        undo.callback(shutil.rmtree, part, ignore_errors=True)
         fill(part)
         for folder in (*(entry for entry in part.iterdir() if entry.is_dir()), part):
             sync_folder(folder)
@@ -119,10 +118,7 @@ def publish_folder(path: Path, fill: Callable[[Path], None]) -> None:
             path.rmdir()
         os.replace(part, path)
         sync_folder(path.parent)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(path, ignore_errors=True)  # it was free before, so what is there now is ours
-        raise
+        undo.pop_all()
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -48,11 +49,10 @@ class Project:
             if reason is not None:
                 self.notice = f"opened read-only, because {reason}"
                 _log.warning("project %s %s", path, self.notice)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._release)
             self._database = Database(path, read_only=self.read_only)
-        except BaseException:
-            self._release()
-            raise
+            undo.pop_all()
         self._arrays = ProjectArrays(path / ARRAYS, self._database)
         self._items = ProjectItems(self._database, self._arrays)
         self._rounds = ProjectRounds(path / MODELS, self._database)

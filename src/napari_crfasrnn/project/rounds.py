@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -95,16 +96,15 @@ class ProjectRounds:
         number = 1 + max((done.number for done in self.all()), default=0)
         path = self._folder / f"round_{number:03d}.safetensors"
         save_file(path, model.save)
-        try:
+        with ExitStack() as undo:
+            undo.callback(remove_files, path.parent, [path.name])
             with self._database.transaction():
                 self._database.execute(
                     "INSERT INTO rounds VALUES (?, ?, ?, ?)", (number, now(), text, path.name)
                 )
                 self._choose(number if use else current.number if current else 0)
                 write_event(self._database, "round", {"round": number, "used": use})
-        except BaseException:
-            remove_files(path.parent, [path.name])
-            raise
+            undo.pop_all()
         return self.get(number)
 
     def choose(self, number: int) -> Round | None:
