@@ -13,7 +13,7 @@ from napari_crfasrnn.config import TrainConfig
 
 def test_images_that_are_hardly_images(user) -> None:
     """NaN, infinity, constant, one pixel, one row: each is segmented or refused with a reason."""
-    grey = (0.5 + 0.01 * np.random.default_rng(0).random((40, 50))).astype(np.float32)
+    grey = np.random.default_rng(0).random((40, 50)).astype(np.float32)
     grey[3, 4], grey[5, 6] = np.nan, np.inf
     for image in (grey, np.full((30, 40), 7, np.uint16), np.zeros((1, 1), np.uint8), np.zeros((1, 37))):
         layer = user.viewer.add_image(image, name="odd", contrast_limits=(0, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from napari.components import ViewerModel
+from qtpy.QtGui import QOpenGLContext
 from qtpy.QtTest import QTest
 
 from napari_crfasrnn._qt.layers import axes_of, plane_index, read_image_layer, visible_region
@@ -139,3 +140,18 @@ def test_sixteen_bits_and_alpha_and_channels(user, photograph) -> None:
     assert user.labels.shape == (128, 128)
     assert (user.labels == 15).any()
     assert user.viewer.layers["channels · labels"].ndim == layer.ndim - 1
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_layers_go_in_the_canvas_of_their_window(user, floats) -> None:
+    """What drew them is deleted in the OpenGL context that drew it, not in Qt's own."""
+    user.dock.setFloating(floats)
+    layer = user.viewer.add_image(np.zeros((8, 9), np.uint8))
+    QTest.qWait(100)  # until it is drawn
+    canvas, contexts = user.viewer.window._qt_viewer.canvas.native, []
+    user.viewer.layers.events.removed.connect(
+        lambda event: contexts.append(QOpenGLContext.currentContext()), position="first"
+    )
+    canvas.doneCurrent()
+    user.viewer.layers.remove(layer)
+    assert contexts == [canvas.context()]

@@ -1,7 +1,7 @@
 """The label layers of an image stay in step.
 
 Most tests use napari's viewer model without its window: the layers, their slices and their events are the
-same ones, only faster. `test_canvas.py` paints with a real mouse in a real window.
+same ones, only faster. `test_loop.py` paints with a real mouse in a real window.
 """
 
 from __future__ import annotations

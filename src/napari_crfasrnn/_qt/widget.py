@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from qtpy.QtCore import QEvent, QSize, Qt, QTimer, Signal
+from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QFileDialog, QFrame, QMessageBox, QScrollArea, QVBoxLayout, QWidget
 
 from napari_crfasrnn._qt import present
@@ -63,6 +64,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self._wire()
         self._theme_name = ""
         self._refresh()
+        viewer.layers.events.removing.connect(self._enter_canvas)
         self.destroyed.connect(_Release(self))
 
     # --- for scripts --------------------------------------------------------------------------------
@@ -132,6 +134,19 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     def _go_if_orphaned(self) -> None:
         if self.parent() is None and not self.isVisible():
             self.deleteLater()
+
+    def _enter_canvas(self, event: Any = None) -> None:
+        """Make the canvas's OpenGL context the current one, before a layer goes.
+
+        napari deletes what drew the layer at once, in whichever context is current, and that may be Qt's own,
+        which puts windows together. Mesa then no longer knows which shader is bound in the canvas, so drawing
+        another layer ends the process.
+        """
+        window = self.window()
+        while (parent := window.parentWidget()) is not None:  # of a dock that floats
+            window = parent.window()
+        for canvas in window.findChildren(QOpenGLWidget):
+            canvas.makeCurrent()
 
     def _wire(self) -> None:
         bench = self._bench
@@ -311,5 +326,6 @@ class _Release:
         widget, (bench, self._bench) = self._widget(), (self._bench, None)
         if widget is not None:
             widget.bench = None  # nothing is shown any more
+            widget.viewer.layers.events.removing.disconnect(widget._enter_canvas)
         if bench is not None:
             bench.release()
