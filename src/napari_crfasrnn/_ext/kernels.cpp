@@ -4,6 +4,7 @@
 // The value loops use it where the instruction set has it.
 #include "kernels.hpp"
 
+#include "packing.hpp"
 #include "row_kernels.hpp"
 #include "simplex.hpp"
 
@@ -262,31 +263,6 @@ void map_labels_rows(const LabelMap& map, const float* from, float* to, std::siz
   }
 }
 
-constexpr float far_below = -1e30F;  // logit of the labels that only fill up a row
-
-template <int N, class Marginal>
-bool pack_rows(const Planes& planes, const Square& square, const float* unary, float scale, float* rows, float* shift,
-               Marginal* marginals) {
-  Row<N> zeros = Row<N>::zero();  // unless something is not finite
-  const auto fetch = [&](std::size_t p) {
-    prefetch_row<N>(rows + p * N);
-    prefetch_row<N>(marginals + (p - square.first_point) * N);
-  };
-  read_square<N>(planes, square, unary, scale, far_below, fetch, [&](std::size_t p, Row<N> row) {
-    Row<N> difference = row;
-    difference.subtract(row);
-    zeros.add(difference);
-    const float highest = row.highest();
-    shift[p] = highest;
-    row.subtract(highest);
-    row.store(rows + p * N);
-    row.exponentiate(0.0F);
-    row.multiply(whole<Marginal> / row.total());
-    store_marginals(row, marginals + (p - square.first_point) * N);
-  });
-  return zeros.total() == 0.0F;
-}
-
 // What update_rows does with the sums of a point that it is given one after the other.
 template <int N>
 struct KeepSums {
@@ -370,15 +346,6 @@ template <int N>
 void update_shares_rows(const float* unary, const Message& first, const Message& second, bool bounded,
                         Share* marginals, std::size_t begin, std::size_t end) {
   update_with<N>(unary, first, second, Softmax<N, Share>{marginals, bounded}, begin, end);
-}
-
-template <int N>
-void unpack_rows(const Planes& planes, const Square& square, const float* rows, const float* shift, float scale,
-                 float* out) {
-  write_square<N>(planes, square, rows, out, [&](std::size_t p, Row<N>& row) {
-    row.subtract(-shift[p]);
-    row.multiply(scale);
-  });
 }
 
 void splat(int width, const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values,

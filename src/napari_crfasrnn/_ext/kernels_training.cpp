@@ -2,20 +2,32 @@
 #include "kernels_training.hpp"
 
 #include "row_kernels.hpp"
+#include "turning.hpp"
 
 namespace crfasrnn::CRFASRNN_ISA {
 namespace {
 
 template <int N>
 void to_rows_of(const Planes& planes, const Square& square, const float* values, float scale, float* rows) {
-  read_square<N>(
-      planes, square, values, scale, 0.0F, [rows](std::size_t p) { prefetch_row<N>(rows + p * N); },
-      [rows](std::size_t p, const Row<N>& row) { row.store(rows + p * N); });
+  Piece<N> piece(0.0F);
+  for_pieces(square, [&](std::size_t count, std::size_t pixel, std::size_t below) {
+    for (std::size_t i = 0; i < count; ++i) prefetch_row<N>(rows + planes.point_at(below + i) * N);
+    read_piece(planes, values, scale, count, pixel, below, piece);
+    piece_to_rows(piece, count, [&](std::size_t i, std::size_t l, auto pack) {
+      pack.store(rows + planes.point_at(pixel + i) * N + l);
+    });
+  });
 }
 
 template <int N>
 void to_planes_of(const Planes& planes, const Square& square, const float* rows, float scale, float* values) {
-  write_square<N>(planes, square, rows, values, [scale](std::size_t, Row<N>& row) { row.multiply(scale); });
+  Piece<N> piece(0.0F);
+  for_pieces(square, [&](std::size_t count, std::size_t pixel, std::size_t below) {
+    const auto row_of = [&](std::size_t i) { return rows + (planes.point_at(pixel + i) - square.first_point) * N; };
+    rows_to_piece<N>(count, row_of, piece);
+    write_piece(planes, piece, count, pixel, below, values,
+                [scale](std::size_t, WidestPack pack) { return pack * WidestPack::all(scale); });
+  });
 }
 
 // So many rows of products are summed in registers at a time: a divisor of N that leaves a few free.

@@ -92,13 +92,18 @@ inline void add_scaled(AnyRow& sum, float scale, const Share* p) {
   if constexpr (AnyRow::has_tail) add_scaled(sum.tail, scale, p + Head::width);
 }
 
-template <class AnyRow>
-inline void store_marginals(const AnyRow& row, float* p) {
-  row.store(p);
+template <class Pack>
+inline void store_values(Pack pack, float* p) {
+  pack.store(p);
 }
-template <class AnyRow>
-inline void store_marginals(const AnyRow& row, Share* p) {
-  store_shares(row.head, p);
+template <class Pack>
+inline void store_values(Pack pack, Share* p) {
+  store_shares(pack, p);
+}
+
+template <class AnyRow, class Marginal>
+inline void store_marginals(const AnyRow& row, Marginal* p) {
+  store_values(row.head, p);
   if constexpr (AnyRow::has_tail) store_marginals(row.tail, p + AnyRow::Head::width);
 }
 
