@@ -231,7 +231,7 @@ class TestPanel:
     def test_only_whole_regions_teach_what_places_are_like_around(self, are_dense: bool) -> None:
         rows = torch.randn(60, sum(GROUPS.values()))
         pixels = Pixels(rows, torch.arange(60) % 3, torch.ones(60))
-        learner = PanelLearner(3, None, pixels, are_dense, (), QUICK, None)
+        learner = PanelLearner(3, None, pixels, are_dense, False, QUICK, None)
         assert np.isfinite(learner.step())
         read = {group for each in learner.panel.config.perceptrons for group in each.groups}
         assert (read & set(AROUND) == set(AROUND)) is are_dense
@@ -512,7 +512,7 @@ class TestHeads:
         strokes = np.full_like(mask, 255)
         strokes[40:44, 10:54] = 0
         strokes[40:44, 74:118] = 1
-        config = QUICK.model_copy(update={"max_iterations": 60})
+        config = QUICK.model_copy(update={"max_iterations": 100})
         reports = []
         for name, labels in (("whole", mask), ("whole again", mask), ("strokes", strokes)):
             with Project.create(tmp_path / name, ["long", "short"]) as project:

@@ -99,7 +99,7 @@ class Panel(nn.Module):
     @classmethod
     def of(
         cls,
-        experts: Sequence[Forest | Perceptrons | Head],
+        experts: Sequence[Forest | Perceptrons] | Sequence[Forest | Perceptrons | Head],
         votes: Sequence[float],
         n_labels: int,
         speaks_for: tuple[int, ...] | None = None,
@@ -122,6 +122,11 @@ class Panel(nn.Module):
             speaks_for=self.speaks_for,
             n_remembered=len(self.memory),
         )
+
+    @property
+    def experts(self) -> list[Forest | Perceptrons | Head]:
+        """Forests, perceptrons and heads, in the order of their votes."""
+        return [*self._forests(), *self._perceptrons(), *self._heads()]
 
     @property
     def n_columns(self) -> int:

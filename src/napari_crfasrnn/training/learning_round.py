@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from napari_crfasrnn.config import TrainConfig
-from napari_crfasrnn.experts import REST
+from napari_crfasrnn.experts import REST, Panel
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, Cancelled, raise_if_cancelled
 from napari_crfasrnn.project import Project
+from napari_crfasrnn.training import round_notes
+from napari_crfasrnn.training.aside import Aside
 from napari_crfasrnn.training.background import background_views
 from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
 from napari_crfasrnn.training.head import HeadLearner
 from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, with_classes_of
+from napari_crfasrnn.training.panel_head import HeadStudent, with_head
+from napari_crfasrnn.training.panel_lesson import PanelLesson
 from napari_crfasrnn.training.panel_round import PanelRound
 from napari_crfasrnn.training.panel_tiles import cautious_crf
 from napari_crfasrnn.training.pipeline import half_precision
@@ -39,6 +43,7 @@ from napari_crfasrnn.training.report import (
     TrainReport,
     TrainStep,
 )
+from napari_crfasrnn.training.round_clock import RoundClock
 from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes, advise_to_stay
 
 _FIRST_LOOK_SHARE = 0.5  # of the time limit at most goes into looking at every image once
@@ -49,13 +54,12 @@ _VARIED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
 _CORRECTIONS = 100  # iterations of the head beside experts
-_CORRECTION_SHARE = 0.25  # of the time that is left at most goes into them
+_HEAD_SHARE = 2  # iterations of perceptrons for one of a panel's head, which costs as much as several
+_CORRECTION_SHARE = 0.5  # of the time that is left at most goes into them; experts learn meanwhile
 _FOREST_SHARE = 0.6  # of the time for experts at most goes into trees
 _CHOICES = 3.0  # a score on the tiles in the time that choosing a CRF takes: up to three are tried
 _TELL_EVERY = 0.15  # seconds without an iteration after which progress is told all the same
 _SCORES_AFTER = 2.0  # scores on all tiles that come after the last head iteration
-_TITLE = "Fine-tuned from "
-_DIVERGED = "the loss was no longer a number, so learning stopped and the best weights before that were kept"
 
 
 @torch.no_grad()
@@ -98,20 +102,6 @@ def fine_tune(
     return _Round(model, project, config or TrainConfig(), progress, cancel).run()
 
 
-@dataclass
-class _Clock:
-    """Time since learning began, and the limit."""
-
-    limit: float | None
-    start: float
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
-
-    def is_over(self, reserve: float = 0.0) -> bool:
-        return self.limit is not None and self.seconds() >= self.limit - reserve
-
-
 class _Round:
     """The state of one call of `fine_tune`."""
 
@@ -123,7 +113,7 @@ class _Round:
         progress: Callable[[TrainStep], None] | None,
         cancel: Cancel | None,
     ) -> None:
-        self.clock = _Clock(config.seconds, time.monotonic())
+        self.clock = RoundClock(config.seconds, time.monotonic())
         self.project, self.config, self.progress = project, config, progress
         self.asked_cancel, self.told = cancel, self.clock.start
         self.known = known_classes(model, project)
@@ -163,10 +153,13 @@ class _Round:
             stopped_by = self._learn()
         except Cancelled:
             stopped_by = "cancelled"
-        self._note_provenance()
-        self._note_untold()
+        if self.history:
+            round_notes.write_provenance(self.student, self.project, self.known)
+        if self.after is not None:
+            self.notes += round_notes.untold(self.after, self.student.classes, self.labelled, self.known)
         if stopped_by == "time":
-            self._note_time()
+            assert self.clock.limit is not None
+            self.notes += round_notes.out_of_time(self.clock.limit, len(self.history), self.total)
         return TrainReport(
             model=self.student,
             before=self.before,
@@ -190,7 +183,7 @@ class _Round:
             raise ValueError(
                 "project must hold labelled pixels to learn from, got none: paint or accept some first"
             )
-        self._note_missing_classes()
+        self._find_labelled()
         if not self.config.thaw and isinstance(self.student.network, LiteNetwork):
             if not self.knows:
                 return self._learn_panel()
@@ -234,7 +227,11 @@ class _Round:
         work = self._read_for_panel(None)
         before = self.student.panel
         try:
-            stopped_by = self._teach_panel(work, _CHOICES * self.score_seconds)
+            if work.has_head:
+                stopped_by = self._teach_panel_with_head(work)
+            else:
+                self._score_before(work)
+                stopped_by = self._teach_panel(work, _CHOICES)
             assert self.student.panel is not None
             crf = work.tiles.choose_crf(self.student.panel)
         except Cancelled:
@@ -254,12 +251,13 @@ class _Round:
         The CRF stays as it is: it was learnt from more images than these.
         """
         work = self._read_for_panel((*new, REST))
-        is_wrong = bool(mistaken_classes(self.student, self.planes, self.known, self.cancel))
-        if is_wrong:
-            self._correct_head()
-        stopped_by = self._teach_panel(work, self.score_seconds)
-        if is_wrong:
-            self._note_unlearnt(mistaken_classes(self.student, self.planes, self.known, self.cancel))
+        self._score_before(work)
+        if mistaken_classes(self.student, self.planes, self.known, self.cancel):
+            stopped_by = self._teach_panel_beside_corrections(work)
+            wrong = mistaken_classes(self.student, self.planes, self.known, self.cancel)
+            self.notes += round_notes.unlearnt(self.student.classes, wrong)
+        else:
+            stopped_by = self._teach_panel(work, 1)
         self.after = work.tiles.score(self.student)
         if not self.clock.is_over():
             self.found = work.contradictions(self.student)
@@ -288,7 +286,7 @@ class _Round:
         return [(view, advise_to_stay(self.student, view, self.config)) for view in views]
 
     def _read_for_panel(self, speaks_for: tuple[int, ...] | None) -> PanelRound:
-        """Read the planes for experts; and score the model as it is."""
+        """Read the planes for experts."""
         work = PanelRound(
             self.student,
             self.planes,
@@ -296,44 +294,100 @@ class _Round:
             self.is_foreign,
             self.config,
             self.cancel,
-            self._is_late,
+            lambda: self.clock.is_past(_FIRST_LOOK_SHARE),
         )
         if work.n_read < len(self.planes):
             self._note_left_out(self.planes, work.n_read)
+        return work
+
+    def _score_before(self, work: PanelRound) -> None:
         begun = self.clock.seconds()
         self.before = work.tiles.score(self.student)
         self.score_seconds = self.clock.seconds() - begun
-        return work
 
-    def _teach_panel(self, work: PanelRound, reserve: float) -> StoppedBy:
+    def _lesson(self, work: PanelRound, n_scores: float) -> PanelLesson:
+        """Return what teaches experts, with time left for so many scores."""
+
+        def reserve() -> float:  # the first score may still be being measured
+            return n_scores * self.score_seconds
+
+        return PanelLesson(
+            work,
+            self.config.max_iterations,
+            lambda: self.clock.is_past(_FOREST_SHARE, reserve()),
+            lambda: self.clock.is_over(reserve()),
+        )
+
+    def _teach_panel(self, work: PanelRound, n_scores: float) -> StoppedBy:
         """Teach experts, and give them to the student."""
-        corrections = len(self.history)
-        until = _FOREST_SHARE * ((self.clock.limit or 0.0) - reserve)
-        learner = work.start(lambda: self.clock.limit is not None and self.clock.seconds() >= until)
+        lesson = self._lesson(work, n_scores)
         try:
-            while learner.iteration < self.config.max_iterations:
-                raise_if_cancelled(self.cancel)
-                if learner.iteration and self.clock.is_over(reserve):
-                    return "time"
-                loss = learner.step()
-                if not math.isfinite(loss):
-                    self.notes.append(_DIVERGED)
-                    return "diverged"
-                miou = work.measure(learner.panel, learner.iteration)
-                self._report(corrections + learner.iteration, loss, miou)
+            return self._ended(lesson.run(self.cancel, self._report))
         finally:
-            learner.finish()
-            if learner.iteration:
-                self.student = self.student.with_panel(learner.panel)
-        return "iterations" if learner.is_complete else "time"
+            if lesson.panel is not None:
+                self.student = self.student.with_panel(lesson.panel)
 
-    def _is_late(self) -> bool:
-        limit = self.clock.limit
-        return limit is not None and self.clock.is_over((1 - _FIRST_LOOK_SHARE) * limit)
+    def _teach_panel_beside_corrections(self, work: PanelRound) -> StoppedBy:
+        """Teach experts, and meanwhile the head what it sees otherwise of the classes that it knows."""
+        lesson = self._lesson(work, 1)
+        steps: deque[tuple[int, float, float | None]] = deque()
+        with Aside(lambda stop: lesson.run(stop, lambda *step: steps.append(step))) as aside:
+            try:
+                self._correct_head()
+                n_corrections = len(self.history)
+
+                def asked() -> bool:
+                    while steps:
+                        iteration, loss, miou = steps.popleft()
+                        self._report(n_corrections + iteration, loss, miou)
+                    return self.cancel()
+
+                stopped_by = aside.wait(asked)
+                asked()
+                return self._ended(stopped_by)
+            finally:
+                aside.stop()
+                if lesson.panel is not None:
+                    self.student = self.student.with_panel(lesson.panel)
+
+    def _teach_panel_with_head(self, work: PanelRound) -> StoppedBy:
+        """Teach a head, and meanwhile the experts for single pixels; score the model before."""
+        lesson = self._lesson(work, _CHOICES)
+        self.total = max(1, self.config.max_iterations // _HEAD_SHARE)
+        student: HeadStudent | None = None
+        with Aside(lesson.run) as aside:
+            try:
+                self._score_before(work)
+                windows = work.windows(lesson.trees_are_late)
+                student = HeadStudent(windows, self.student.n_labels, self.config, self.total)
+                stopped_by = self._teach_head(student, work, lesson.is_over)
+                ended = aside.wait(self.cancel)
+                return self._ended(ended if stopped_by == "iterations" else stopped_by)
+            finally:
+                aside.stop()
+                if student is not None and student.iteration and lesson.panel is not None:
+                    student.finish()
+                    self.student = self.student.with_panel(with_head(lesson.panel, student.head))
+
+    def _teach_head(self, student: HeadStudent, work: PanelRound, is_over: Callable[[], bool]) -> StoppedBy:
+        alone = Panel.of([student.head], [1.0], self.student.n_labels)
+        while student.iteration < self.total:
+            raise_if_cancelled(self.cancel)
+            if student.iteration and is_over():
+                return "time"
+            loss = student.step()
+            if not math.isfinite(loss):
+                return "diverged"
+            self._report(student.iteration, loss, work.measure(alone, student.iteration))
+        return "iterations"
+
+    def _ended(self, stopped_by: StoppedBy) -> StoppedBy:
+        if stopped_by == "diverged":
+            self.notes.append(round_notes.DIVERGED)
+        return stopped_by
 
     def _note_left_out(self, planes: list[LabelledPlane], n_read: int) -> None:
-        left_out = f"{len(planes) - n_read} of {len(planes)} labelled images"
-        self.notes.append(f"{left_out} were left out for lack of time: give it more seconds")
+        self.notes.append(round_notes.left_out(len(planes), n_read))
         del planes[n_read:]
 
     def _draw_views(self, planes: list[LabelledPlane]) -> list[View]:
@@ -380,7 +434,7 @@ class _Round:
                     return "time"
                 loss = learner.step()
                 if not math.isfinite(loss):
-                    self.notes.append(_DIVERGED)
+                    self.notes.append(round_notes.DIVERGED)
                     return "diverged"
                 self._report(learner.iteration, loss, learner.measure())
         finally:
@@ -416,7 +470,7 @@ class _Round:
                     break
                 loss = tuning.step()
                 if not math.isfinite(loss):
-                    self.notes.append(_DIVERGED)
+                    self.notes.append(round_notes.DIVERGED)
                     break
                 self._report(self.config.max_iterations + number, loss, None)
             learnt = tuner.score()
@@ -437,57 +491,10 @@ class _Round:
             self.told = time.monotonic()
             self.progress(step)
 
-    def _note_provenance(self) -> None:
-        """Write into the model where it comes from."""
-        about = self.student.provenance
-        title = str(about.get("title", "a model"))
-        if self.history:
-            about["title"] = title if title.startswith(_TITLE) else _TITLE + title
-            panel = self.student.panel
-            beside = () if panel is None or panel.speaks_for is None else panel.speaks_for
-            taught = [value for value in beside or range(self.student.n_labels) if not self.known[value]]
-            if beside or not self.knows:
-                names = [self.student.classes[value].name for value in taught if value != REST]
-                about[TAUGHT] = {"project": self.project.id, "classes": names}
-
-    def _note_unlearnt(self, values: list[int]) -> None:
-        """Note the known classes of which the network, taught carefully, still sees labels otherwise."""
-        if values:
-            names = ", ".join(repr(self.student.classes[value].name) for value in values)
-            self.notes.append(
-                f"labels of {names} are still seen otherwise in places: beside new classes, what the model "
-                "knew already is taught carefully, so that it forgets nothing; another round teaches more"
-            )
-
-    def _note_untold(self) -> None:
-        """Note the new classes of which nothing was held back: no score says how they do."""
-        if self.after is None:
-            return
-        for spec, held, is_there, is_known in zip(
-            self.student.classes, self.after.n_pixels, self.labelled, self.known, strict=True
-        ):
-            if is_there and not is_known and not held:
-                self.notes.append(f"nothing of {spec.name!r} was held back, so look at the image how it does")
-
-    def _note_time(self) -> None:
-        """Note how far learning came in its time."""
-        done, total = len(self.history), self.total
-        if done < total:
-            self.notes.append(
-                f"the limit of {self.clock.limit:g} s ended it after {done} of {total} steps; "
-                "more seconds may teach it better"
-            )
-
-    def _note_missing_classes(self) -> None:
+    def _find_labelled(self) -> None:
+        """See which classes are labelled."""
         present = set[int]()
         for plane in self.planes:
             present |= set(np.unique(plane.training).tolist())
         self.labelled = [value in present for value in range(self.student.n_labels)]
-        names = [
-            spec.name for spec, is_there in zip(self.student.classes, self.labelled, strict=True) if is_there
-        ]
-        if len(names) == 1:
-            self.notes.append(
-                f"only {names[0]!r} is labelled: label a little of what is not {names[0]!r}, too, "
-                "or it may spread over everything"
-            )
+        self.notes += round_notes.missing_classes(self.student.classes, self.labelled)

@@ -12,15 +12,25 @@ import torch
 import torch.nn.functional as F
 
 from napari_crfasrnn.config import TrainConfig
-from napari_crfasrnn.experts import Head
+from napari_crfasrnn.experts import Head, Panel
 from napari_crfasrnn.training.descent import Descent
 from napari_crfasrnn.training.panel_windows import IGNORE, Window
 
+_VOTE = 2.0  # where all forests together have one
 _BALANCE = 0.35  # classes weigh frequency to the power of minus this
 _DROPOUT = 0.2  # of the encoder's channels
 _MAX_GRADIENT = 5.0
 _AVERAGE = 0.95  # of the averaged weights stays in an iteration
 _ORDER_STREAM = 8  # random stream, beside those of the round
+
+
+def with_head(panel: Panel, head: Head) -> Panel:
+    """Return the experts of a panel for all classes, and a head that has learnt with them."""
+    joined = Panel.of(
+        [*panel.experts, head], [*panel.votes.tolist(), _VOTE], panel.n_labels, panel.speaks_for
+    )
+    joined.memory = panel.memory
+    return joined
 
 
 class HeadStudent:
@@ -36,6 +46,13 @@ class HeadStudent:
         Seed and learning rate.
     n_iterations
         After so many the learning rate is 0.
+
+    Attributes
+    ----------
+    head
+        What learns.
+    iteration
+        How many are done.
     """
 
     def __init__(
@@ -57,12 +74,14 @@ class HeadStudent:
         self._average = [parameter.detach().clone() for parameter in self._parameters]
         self._descent = Descent(self._parameters, config.learning_rate, n_iterations, _MAX_GRADIENT)
         self._order: list[int] = []
-        self._n_steps = 0
+        self.iteration = 0
+        self._n_averaged = 0
 
     def step(self) -> float:
         """Do one iteration and return its loss; when that is not finite, nothing was changed."""
         if not self._order:
             self._order = self._random.permutation(len(self._windows)).tolist()
+        self.iteration += 1
         window = self._windows[self._order.pop()]
         features = []
         for values in window.features:
@@ -78,8 +97,8 @@ class HeadStudent:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        self._n_steps += 1
-        memory = min(_AVERAGE, self._n_steps / (self._n_steps + 9))  # the first steps are forgotten
+        self._n_averaged += 1
+        memory = min(_AVERAGE, self._n_averaged / (self._n_averaged + 9))  # the first steps are forgotten
         for average, parameter in zip(self._average, self._parameters, strict=True):
             average.lerp_(parameter, 1 - memory)
 

@@ -20,12 +20,10 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from torch import Tensor
 
 from napari_crfasrnn.config import PerceptronsConfig, TrainConfig
-from napari_crfasrnn.experts import Forest, Head, Panel, Perceptrons
+from napari_crfasrnn.experts import Forest, Panel, Perceptrons
 from napari_crfasrnn.experts.features import AROUND, CLASSIC, FINE, GROUPS, columns
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.descent import Descent
-from napari_crfasrnn.training.panel_head import HeadStudent
-from napari_crfasrnn.training.panel_windows import Window
 
 _TREES = 32
 _LEAST_TREES = 2  # of each forest, however late it is
@@ -39,8 +37,6 @@ _DENSE_PERCEPTRONS = {FINE: 0.5, (*FINE, *AROUND): 0.5, (*FINE, 32, *AROUND): 0.
 # A head on windows makes more of them still, and beside it fewer others say the same.
 _FORESTS_BESIDE_HEAD = ((2, 4, 8), FINE)
 _PERCEPTRONS_BESIDE_HEAD = {(*FINE, *AROUND): 1.0}
-_HEAD_VOTE = 2.0
-_HEAD_EVERY = 2  # iterations: one of a head costs as much as several of the perceptrons
 _MEMBERS, _HIDDEN = 3, 64
 _BATCH = 128  # pixels of each member
 _FEATURE_DROPOUT, _GROUP_DROPOUT, _HIDDEN_DROPOUT = 0.1, 0.2, 0.3
@@ -89,8 +85,8 @@ class PanelLearner:
         What to learn.
     are_dense
         Whether they are from regions that are labelled as a whole.
-    windows
-        Parts of the images with these labels, for a head; without any, there is none.
+    beside_head
+        Whether a head learns from the same labels.
     config
         Seed, learning rate, number of iterations.
     cancel
@@ -115,13 +111,13 @@ class PanelLearner:
         speaks_for: tuple[int, ...] | None,
         pixels: Pixels,
         are_dense: bool,
-        windows: Sequence[Window],
+        beside_head: bool,
         config: TrainConfig,
         cancel: Cancel | None,
         is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         n_columns = n_labels if speaks_for is None else len(speaks_for)
-        kinds = _FORESTS_BESIDE_HEAD if windows else _FORESTS
+        kinds = _FORESTS_BESIDE_HEAD if beside_head else _FORESTS
         growing = [_Growing(pixels, groups, config.seed) for groups in kinds]
         self.is_complete = True
         for n_trees in range(1, _TREES + 1):
@@ -137,38 +133,27 @@ class PanelLearner:
             forests.append(each.planted(n_columns))
         generator = torch.Generator().manual_seed(config.seed)
         schools = _DENSE_PERCEPTRONS if are_dense else _PERCEPTRONS
-        if windows:
+        if beside_head:
             schools = _PERCEPTRONS_BESIDE_HEAD
         self._students: list[_Student] = []
         for groups in schools:
             raise_if_cancelled(cancel)
             self._students.append(_Student(pixels, groups, n_columns, config, generator))
         votes = [1 / len(forests)] * len(forests) + list(schools.values())
-        experts: list[Forest | Perceptrons | Head] = [*forests]
+        experts: list[Forest | Perceptrons] = [*forests]
         experts += [student.perceptrons for student in self._students]
-        self._head: HeadStudent | None = None
-        if windows:
-            n_iterations = max(1, config.max_iterations // _HEAD_EVERY)
-            self._head = HeadStudent(windows, n_columns, config, n_iterations)
-            experts.append(self._head.head)
-            votes.append(_HEAD_VOTE)
         self.panel = Panel.of(experts, votes, n_labels, speaks_for)
         self.iteration = 0
 
     def step(self) -> float:
         """Do one iteration and return its loss; when that is not finite, nothing was changed."""
         self.iteration += 1
-        losses = [student.step() for student in self._students]
-        if self._head is not None and self.iteration % _HEAD_EVERY == 0:
-            losses.append(self._head.step())
-        return float(np.mean(losses))
+        return float(np.mean([student.step() for student in self._students]))
 
     def finish(self) -> None:
         """Leave sound weights in the panel: the latest, or after a loss that is no number earlier ones."""
         for student in self._students:
             student.finish()
-        if self._head is not None:
-            self._head.finish()
 
 
 class _Student:

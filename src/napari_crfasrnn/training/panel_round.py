@@ -53,6 +53,7 @@ _ALL = tuple(GROUPS)
 _DRAW_STREAM = 4  # random stream, beside those of the head
 _UNTOUCHED_STREAM, _MEMORY_STREAM, _WINDOW_STREAM = 5, 6, 7
 _MEASURE_EVERY = 25  # iterations
+_MEASURE_HEAD_EVERY = 50  # a head looks at whole images
 _WINDOWS = 64  # of all planes together, for a head
 _SEEN_PIXELS = 150_000  # of planes that a head looks at as a whole in a measurement; of one in any case
 
@@ -137,7 +138,13 @@ class PanelRound:
             tiles += own
         self.tiles = PanelTiles(tiles, self.model, self.cancel)
 
-    def start(self, is_late: Callable[[], bool]) -> PanelLearner:
+    @property
+    def has_head(self) -> bool:
+        """Whether a head can learn all that the panel has to know."""
+        is_alone = self.speaks_for is None and not len(self._remembered())
+        return self._are_dense and is_alone and any(plane.n_training for plane in self._read_planes())
+
+    def start(self, is_late: Callable[[], bool], cancel: Cancel | None) -> PanelLearner:
         """Grow the forests until it is late, and get ready to teach the perceptrons step by step."""
         rows = torch.cat([each.rows for each in self._training])
         column = torch.from_numpy(self._column_of[np.concatenate([each.target for each in self._training])])
@@ -145,15 +152,15 @@ class PanelRound:
         remembered = self._remembered()
         parts = [own, Pixels(remembered.rows, remembered.column.long(), torch.ones(len(remembered)))]
         if self.speaks_for is not None:
-            parts += self._rest(float((own.column == self.speaks_for.index(REST)).sum()), is_late)
+            parts += self._rest(float((own.column == self.speaks_for.index(REST)).sum()), is_late, cancel)
         learner = PanelLearner(
             self.model.n_labels,
             self.speaks_for,
             Pixels.joined(parts),
             self._are_dense,
-            self._windows(remembered, is_late),
+            self.has_head,
             self.config,
-            self.cancel,
+            cancel,
             is_late,
         )
         learner.panel.memory = self._memory(own, remembered)
@@ -168,7 +175,7 @@ class PanelRound:
         if panel.heads:
             read = {number: read[number] for number in self._watched()}
         read = {number: each for number, each in read.items() if len(each.target)}
-        if iteration % _MEASURE_EVERY or not read:
+        if iteration % (_MEASURE_HEAD_EVERY if panel.heads else _MEASURE_EVERY) or not read:
             return None
         judged = [
             panel.marginals(each.rows, self._seen(panel, number, each)) for number, each in read.items()
@@ -199,13 +206,14 @@ class PanelRound:
             ]
         return tuple(found)
 
-    def _windows(self, remembered: Memory, is_late: Callable[[], bool]) -> list[Window]:
-        """Return what a head learns from, if it can learn all that the panel has to know."""
-        if not self._are_dense or self.speaks_for is not None or len(remembered):
-            return []
-        planes = [plane for plane in self.planes[: self.n_read] if plane.n_training]
+    def windows(self, is_late: Callable[[], bool]) -> list[Window]:
+        """Return what a head learns from."""
+        planes = self._read_planes()
         random = np.random.default_rng([self.config.seed, _WINDOW_STREAM])
         return draw_windows(self.model, planes, _WINDOWS, random, self.cancel, is_late)
+
+    def _read_planes(self) -> list[LabelledPlane]:
+        return [plane for plane in self.planes[: self.n_read] if plane.n_training]
 
     def _watched(self) -> list[int]:
         """Return the planes on which a panel with heads is measured."""
@@ -225,14 +233,14 @@ class PanelRound:
         maps = self._maps_of.get(number) or self._maps(self.planes[number])
         return [head.marginals(maps, read.y, read.x) for head in panel.heads if isinstance(head, Head)]
 
-    def _rest(self, n_labelled: float, is_late: Callable[[], bool]) -> list[Pixels]:
+    def _rest(self, n_labelled: float, is_late: Callable[[], bool], cancel: Cancel | None) -> list[Pixels]:
         """Return examples of the rest beside those that are labelled."""
         assert self.speaks_for is not None
         column, base = self.speaks_for.index(REST), max(_LEAST_REST, n_labelled)
         untouched = Pixels.joined(self._untouched)
         missing = max(_LEAST_UNTOUCHED, 1 - n_labelled / _ENOUGH_REST)
         sure = missing * untouched.weight / untouched.weight.sum().clamp_min(1)
-        rows = background_rows(self.model, self.cancel, is_late)
+        rows = background_rows(self.model, cancel, is_late)
         return [
             Pixels(untouched.rows, untouched.column, sure * _UNTOUCHED_WEIGHT * base),
             Pixels(

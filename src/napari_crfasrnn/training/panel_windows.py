@@ -81,7 +81,7 @@ def draw_windows(
     network = model.network
     assert isinstance(network, LiteNetwork)
     found: list[Window] = []
-    inputs: list[tuple[Tensor, NDArray[np.int64]]] = []
+    inputs: list[_Input] = []
     ways = 2 if are_upright([plane.training for plane in planes]) else 8
     for number in range(n):
         raise_if_cancelled(cancel)
@@ -89,11 +89,10 @@ def draw_windows(
             break
         place = number % len(planes)
         if place == len(inputs):
-            inputs.append(_input(model, planes[place]))
-        seen, labels = inputs[place]
+            inputs.append(_Input.of(model, planes[place]))
         is_first = number < len(planes)
         factor = 1.0 if is_first else float(np.exp(random.uniform(*np.log(_SCALE))))
-        part, known = _cut(seen, labels, factor, random)
+        part, known = _cut(inputs[place], factor, random)
         if not is_first:
             part, known = _turned(part, known, int(random.integers(ways)))
             part = _relit(part, random)
@@ -120,33 +119,59 @@ def are_upright(masks: Sequence[NDArray[np.integer]]) -> bool:
     return bool(variance > 0 and 1 - left / variance >= _UPRIGHT)
 
 
-def _input(model: SegmentationModel, plane: LabelledPlane) -> tuple[Tensor, NDArray[np.int64]]:
-    """Return what the experts see of a plane, [1, 3, h, w], and the labels to learn there."""
-    seen = stretched(model.preprocess(plane.image))
-    labels = plane.training.astype(np.int64)
-    labels[plane.training == ignore_value(plane.training.dtype)] = IGNORE
-    return seen, _resized(torch.from_numpy(labels), (seen.shape[-2], seen.shape[-1])).numpy()
+@dataclass(frozen=True, eq=False)
+class _Input:
+    """A plane to cut windows from.
 
+    Attributes
+    ----------
+    seen
+        [1, 3, h, w] what the experts see of it.
+    labels
+        [h, w] classes to learn; `IGNORE` elsewhere.
+    places
+        [n, 2] row and column of what is labelled.
+    share
+        [n] these with all before them, of all, where all pixels of a class together count as much as those of
+        another.
+    """
 
-def _cut(
-    seen: Tensor, labels: NDArray[np.int64], factor: float, random: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return a window that holds labels, and the labels, both with their sides times a factor."""
-    sides = [min(length, round(_SIDE / factor)) for length in labels.shape]
-    y, x = np.nonzero(labels != IGNORE)
-    if len(y):
+    seen: Tensor
+    labels: NDArray[np.int64]
+    places: NDArray[np.int64]
+    share: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, model: SegmentationModel, plane: LabelledPlane) -> _Input:
+        """Read a plane."""
+        seen = stretched(model.preprocess(plane.image))
+        whole = plane.training.astype(np.int64)
+        whole[plane.training == ignore_value(plane.training.dtype)] = IGNORE
+        labels = _resized(torch.from_numpy(whole), (seen.shape[-2], seen.shape[-1])).numpy()
+        y, x = np.nonzero(labels != IGNORE)
         target = labels[y, x]
-        chance = 1 / np.bincount(target)[target]
-        chosen = random.choice(len(y), p=chance / chance.sum())
-        centre = (int(y[chosen]), int(x[chosen]))
-    else:
-        centre = (labels.shape[0] // 2, labels.shape[1] // 2)
+        share = np.cumsum(1 / np.bincount(target)[target]) if len(y) else np.zeros(0)
+        return cls(seen, labels, np.stack([y, x], axis=1), share / share[-1:])
+
+    def draw_place(self, random: np.random.Generator) -> tuple[int, int]:
+        """Return a labelled pixel, or the middle where there is none."""
+        if not len(self.places):
+            return self.labels.shape[0] // 2, self.labels.shape[1] // 2
+        y, x = self.places[np.searchsorted(self.share, random.random(), side="right")]
+        return int(y), int(x)
+
+
+def _cut(source: _Input, factor: float, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Return a window that holds labels, and the labels, both with their sides times a factor."""
+    labels = source.labels
+    sides = [min(length, round(_SIDE / factor)) for length in labels.shape]
+    centre = source.draw_place(random)
     y0, x0 = (
         int(np.clip(random.integers(at - side + 1, at + 1), 0, length - side))
         for at, side, length in zip(centre, sides, labels.shape, strict=True)
     )
     cut = np.s_[..., y0 : y0 + sides[0], x0 : x0 + sides[1]]
-    part, known = seen[cut], torch.from_numpy(labels[cut].copy())
+    part, known = source.seen[cut], torch.from_numpy(labels[cut].copy())
     if factor == 1:
         return part, known
     size = (max(1, round(sides[0] * factor)), max(1, round(sides[1] * factor)))
