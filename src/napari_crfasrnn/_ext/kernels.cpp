@@ -31,43 +31,47 @@ void simplices(const FeatureBlock& features, std::size_t first, int d, const flo
 }
 
 // A long sum is taken in pieces: its rounding error grows with the length of a piece, not of the sum.
-constexpr std::uint32_t piece = 128;
+constexpr std::uint32_t piece = 128;  // a multiple of 4
 
-// Single values: four sums at a time, so that an addition need not wait for the one before.
-template <class Vertex, class Term>
-inline void sum_entries(Vertex vertex, const std::uint32_t* start, const SplatEntry* entries, Term term,
-                        float* vertices, std::size_t begin, std::size_t end) {
-  for (std::size_t at = begin; at < end; ++at) {
-    const std::size_t m = vertex(at);
-    std::uint32_t i = start[m];
-    const std::uint32_t last = start[m + 1];
-    float total = 0.0F;
-    while (last - i >= 4) {
-      const std::uint32_t stop = last - i > piece ? i + piece : last;
-      float sums[4] = {};
-      for (; i + 4 <= stop; i += 4) {
-        for (std::uint32_t j = 0; j < 4; ++j) sums[j] += term(entries[i + j]);
-      }
-      total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+// One vertex' sum of single values: four at a time, so that an addition need not wait for the one before.
+template <class Term>
+inline float sum_of(const SplatEntry* entry, const SplatEntry* last, Term term) {
+  float total = 0.0F;
+  while (last - entry >= 4) {
+    const SplatEntry* const stop = last - entry > piece ? entry + piece : last - (last - entry) % 4;
+    float sums[4] = {};
+    for (; entry != stop; entry += 4) {
+      for (int j = 0; j < 4; ++j) sums[j] += term(entry[j]);
     }
-    for (; i < last; ++i) total += term(entries[i]);
-    vertices[m] = total;
+    total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
+  // No loop, of which compilers would make vectors.
+  if (((last - entry) & 2) != 0) {
+    total += term(entry[0]) + term(entry[1]);
+    entry += 2;
+  }
+  return entry != last ? total + term(*entry) : total;
 }
 
 void splat_ones(const std::uint32_t* start, const SplatEntry* entries, float* vertices, std::size_t begin,
                 std::size_t end) {
-  sum_entries([](std::size_t m) { return m; }, start, entries, [](const SplatEntry& entry) { return entry.weight; },
-              vertices, begin, end);
+  for (std::size_t m = begin; m < end; ++m) {
+    vertices[m] = sum_of(entries + start[m], entries + start[m + 1], [](const SplatEntry& entry) { return entry.weight; });
+  }
 }
 
-void splat_scalars(const std::uint32_t* order, const std::uint32_t* start, const SplatEntry* entries,
-                   const float* values, float* vertices, std::size_t begin, std::size_t end) {
+void splat_scalars(const ScalarSum* sums, const SplatEntry* entries, const float* values, float* vertices,
+                   std::size_t begin, std::size_t end) {
   const auto term = [values](const SplatEntry& entry) { return entry.weight * values[entry.point]; };
-  if (order == nullptr) {
-    sum_entries([](std::size_t m) { return m; }, start, entries, term, vertices, begin, end);
-  } else {
-    sum_entries([order](std::size_t at) { return order[at]; }, start, entries, term, vertices, begin, end);
+  for (std::size_t i = begin; i < end; ++i) {
+#if defined(__GNUC__)
+    constexpr std::size_t ahead = 16;
+    if (i + ahead < end) {
+      __builtin_prefetch(entries + sums[i + ahead].first);
+      __builtin_prefetch(entries + sums[i + ahead].first + 8);
+    }
+#endif
+    vertices[sums[i].vertex] = sum_of(entries + sums[i].first, entries + sums[i].last, term);
   }
 }
 
@@ -114,8 +118,11 @@ template <int N>
 void splat_rows(const std::uint32_t* start, const SplatEntry* entries, const ValueRows& values, float* vertices,
                 std::size_t begin, std::size_t end) {
   if constexpr (N == 1) {
-    // One value wide rows never leave their array.
-    if (values.stride == 1) return splat_scalars(nullptr, start, entries, values.rows, vertices, begin, end);
+    if (values.stride == 1) {  // such rows never leave their array
+      const auto term = [&values](const SplatEntry& entry) { return entry.weight * values.rows[entry.point]; };
+      for (std::size_t m = begin; m < end; ++m) vertices[m] = sum_of(entries + start[m], entries + start[m + 1], term);
+      return;
+    }
   }
   if (values.stride == N && values.tail == nullptr) {  // so it is in the mean field
     const auto row_of = [rows = values.rows](std::uint32_t p) { return rows + static_cast<std::size_t>(p) * N; };
@@ -209,15 +216,17 @@ void blur_rows(const std::uint32_t* chain, float* vertices, std::size_t begin, s
   Row<N>::blurred(previous, centre, Row<N>::zero()).store(row);
 }
 
-template <int N>
-void slice_rows(const std::uint32_t* vertex_of, const float* weight_of, int n_corners, float scale,
-                const float* vertices, float* out, std::size_t out_stride, int n_values, std::size_t begin,
-                std::size_t end) {
+// C corners, or n_corners when C is 0.
+template <int N, int C>
+void slice_of_corners(const std::uint32_t* vertex_of, const float* weight_of, int n_corners, float scale,
+                      const float* vertices, float* out, std::size_t out_stride, int n_values, std::size_t begin,
+                      std::size_t end) {
+  const int corners = C > 0 ? C : n_corners;
   for (std::size_t p = begin; p < end; ++p) {
-    const std::uint32_t* vertex = vertex_of + p * static_cast<std::size_t>(n_corners);
-    const float* weight = weight_of + p * static_cast<std::size_t>(n_corners);
+    const std::uint32_t* vertex = vertex_of + p * static_cast<std::size_t>(corners);
+    const float* weight = weight_of + p * static_cast<std::size_t>(corners);
     Row<N> sum = Row<N>::zero();
-    for (int k = 0; k < n_corners; ++k) {
+    for (int k = 0; k < corners; ++k) {
       sum.add_scaled(scale * weight[k], vertices + static_cast<std::size_t>(vertex[k]) * N);
     }
     if (n_values == N) {
@@ -226,6 +235,20 @@ void slice_rows(const std::uint32_t* vertex_of, const float* weight_of, int n_co
       sum.store_part(out + p * out_stride, n_values);
     }
   }
+}
+
+template <int N>
+void slice_rows(const std::uint32_t* vertex_of, const float* weight_of, int n_corners, float scale,
+                const float* vertices, float* out, std::size_t out_stride, int n_values, std::size_t begin,
+                std::size_t end) {
+  const auto slice_with = [&](auto slice) {
+    slice(vertex_of, weight_of, n_corners, scale, vertices, out, out_stride, n_values, begin, end);
+  };
+  if constexpr (N == 1) {  // where loops over corners weigh most: those of images
+    if (n_corners == 3) return slice_with(slice_of_corners<1, 3>);
+    if (n_corners == 6) return slice_with(slice_of_corners<1, 6>);
+  }
+  slice_with(slice_of_corners<N, 0>);
 }
 
 template <int N>

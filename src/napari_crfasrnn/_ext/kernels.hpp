@@ -22,6 +22,13 @@ struct SplatEntry {
   float weight;
 };
 
+// The entries of one vertex, those in [first, last).
+struct ScalarSum {
+  std::uint32_t vertex;
+  std::uint32_t first;
+  std::uint32_t last;
+};
+
 // What the points of a tile give to the vertices around them: sum after sum, of so many entries each.
 struct TileEntries {
   const std::uint16_t* points;   // of each entry, counted in the tile
@@ -128,9 +135,9 @@ struct Kernels {
   // vertices[m] = sum of the rows `sums_of` lists for vertex m, for m in [begin, end).
   void (*add_up)(int width, const std::uint32_t* start, const std::uint32_t* sums_of, const float* sums,
                  float* vertices, std::size_t begin, std::size_t end);
-  // As splat for single values, for the vertices at [begin, end) of `order`; null for 0, 1, 2 and so on.
-  void (*splat_scalars)(const std::uint32_t* order, const std::uint32_t* start, const SplatEntry* entries,
-                        const float* values, float* vertices, std::size_t begin, std::size_t end);
+  // As splat for single values, for the sums in [begin, end).
+  void (*splat_scalars)(const ScalarSum* sums, const SplatEntry* entries, const float* values, float* vertices,
+                        std::size_t begin, std::size_t end);
   // v += (previous + next) / 2 along the chains in [begin, end); both must be ends of chains.
   void (*blur)(int width, const std::uint32_t* chain, float* vertices, std::size_t begin, std::size_t end);
   // out[p] = scale * sum over the simplex of point p, for p in [begin, end).

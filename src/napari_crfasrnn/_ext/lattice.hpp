@@ -82,10 +82,10 @@ class Lattice {
   void splat_shares(int width, const SplatEntry* entries, const Share* marginals, const LabelMap& map,
                     float* vertices) const;
   void blur(int width, float* vertices, bool transpose) const;
-  // For single values: the vertices [M] in an order in which those with equally many points follow one
-  // another, and splat in that order. The sums are the same; their loops can be predicted.
-  Buffer<std::uint32_t> order_by_points() const;
-  void splat_scalars(const std::uint32_t* order, const SplatEntry* entries, const float* values, float* vertices) const;
+  // For single values: the sums of all vertices [M] in an order in which those of equally many entries follow one
+  // another, and splat in that order. The ends of their loops can be predicted.
+  Buffer<ScalarSum> scalar_sums() const;
+  void splat_scalars(const Buffer<ScalarSum>& sums, const SplatEntry* entries, const float* values, float* vertices) const;
 
  private:
   Lattice() = default;

@@ -32,6 +32,9 @@ void for_vertices_by_entries(const std::uint32_t* start, std::size_t n_vertices,
   });
 }
 
+// Sums of single values are sorted and taken so many at a time.
+constexpr std::size_t scalars_at_once = 1 << 11;
+
 }  // namespace
 
 void Lattice::splat(int width, const SplatEntry* entries, const ValueRows& values, const LabelMap& map,
@@ -52,25 +55,26 @@ void Lattice::splat_shares(int width, const SplatEntry* entries, const Share* ma
   });
 }
 
-Buffer<std::uint32_t> Lattice::order_by_points() const {
-  static constexpr std::uint32_t most_points = 64;  // above, the loop is long and its end matters little
-  Buffer<std::uint32_t> order(n_vertices_);
+Buffer<ScalarSum> Lattice::scalar_sums() const {
+  static constexpr std::uint32_t most_entries = 64;  // above, the loop is long and its end matters little
+  Buffer<ScalarSum> sums(n_vertices_);
   const std::uint32_t* start = splat_start_.data();
-  for_vertices_by_entries(start, n_vertices_, [&](std::size_t first, std::size_t last) {
-    std::size_t cursor[most_points + 2] = {};
-    const auto n_points = [start](std::size_t v) { return std::min<std::uint32_t>(start[v + 1] - start[v], most_points); };
-    for (std::size_t v = first; v < last; ++v) ++cursor[n_points(v) + 1];
-    for (std::size_t n = 0; n <= most_points; ++n) cursor[n + 1] += cursor[n];
-    for (std::size_t v = first; v < last; ++v) order[first + cursor[n_points(v)]++] = static_cast<std::uint32_t>(v);
+  parallel_for(n_vertices_, scalars_at_once, [&](std::size_t first, std::size_t last) {
+    std::size_t cursor[most_entries + 2] = {};
+    const auto n_entries = [start](std::size_t v) { return std::min<std::uint32_t>(start[v + 1] - start[v], most_entries); };
+    for (std::size_t v = first; v < last; ++v) ++cursor[n_entries(v) + 1];
+    for (std::size_t n = 0; n <= most_entries; ++n) cursor[n + 1] += cursor[n];
+    for (std::size_t v = first; v < last; ++v) {
+      sums[first + cursor[n_entries(v)]++] = {static_cast<std::uint32_t>(v), start[v], start[v + 1]};
+    }
   });
-  return order;
+  return sums;
 }
 
-void Lattice::splat_scalars(const std::uint32_t* order, const SplatEntry* entries, const float* values,
+void Lattice::splat_scalars(const Buffer<ScalarSum>& sums, const SplatEntry* entries, const float* values,
                             float* vertices) const {
-  const std::uint32_t* start = splat_start_.data();
-  for_vertices_by_entries(start, n_vertices_, [&](std::size_t first, std::size_t last) {
-    kernels().splat_scalars(order, start, entries, values, vertices, first, last);
+  parallel_for(n_vertices_, scalars_at_once, [&](std::size_t first, std::size_t last) {
+    kernels().splat_scalars(sums.data(), entries, values, vertices, first, last);
   });
 }
 

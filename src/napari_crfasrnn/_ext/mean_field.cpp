@@ -256,11 +256,10 @@ bool MeanField::run_two_labels(std::span<const float> unary, const Weights& weig
   });
   if (!finite.load()) return false;
 
-  const Buffer<std::uint32_t> orders[2] = {sides[0]->lattice->order_by_points(), sides[1]->lattice->order_by_points()};
+  const Buffer<ScalarSum> sums[2] = {sides[0]->lattice->scalar_sums(), sides[1]->lattice->scalar_sums()};
   for (int iteration = 0; iteration < n_iterations; ++iteration) {
     for (int i = 0; i < 2; ++i) {
-      sides[i]->lattice->splat_scalars(orders[i].data(), sides[i]->splat_entries(), marginal.data(),
-                                       vertices[i].data());
+      sides[i]->lattice->splat_scalars(sums[i], sides[i]->splat_entries(), marginal.data(), vertices[i].data());
       sides[i]->lattice->blur(1, vertices[i].data(), false);
     }
     if (iteration + 1 == n_iterations) break;
