@@ -1,6 +1,7 @@
 """Measure what a person waits for in a round of learning: the result, signs of life, and Cancel.
 
     python benchmarks/rounds.py ../shared/data [--k 1 3] [--spread 8] [--clock cpu] [--write NAME]
+    python benchmarks/rounds.py ../shared/data --cases masks "one new" --no-cancels
 
 Images of the training splits, cut to their middle square and brought to ``--side``, with the strokes of a
 simulated annotator (learning/annotator.py), for three kinds of rounds: all classes are new to the model
@@ -54,8 +55,9 @@ PHASES = {  # function below `_Round` that is at work
     "labelled_planes": "reading labels",
     "__init__": "features",
     "score": "scores",
-    "start": "forests",
-    "step": "perceptrons",
+    "run": "forests and perceptrons",
+    "windows": "windows of a head",
+    "wait": "waiting for forests and perceptrons",
     "choose_crf": "choice of the CRF",
     "raise_if_cancelled": "between steps",
 }
@@ -108,8 +110,11 @@ def main() -> None:
     model = load_model("starter")
     lines = [_line(COLUMNS), "|" + "---|" * len(COLUMNS)]
     print("\n".join(lines), flush=True)
+    n_spread = None if options.no_cancels else options.spread
     for case in _cases(options, model):
-        lines.append(_line(_measure(case, model, options.spread, CLOCKS[options.clock])))
+        if not any(part in f"{case.name} {case.labels}" for part in options.cases):
+            continue
+        lines.append(_line(_measure(case, model, n_spread, CLOCKS[options.clock])))
         print(lines[-1], flush=True)
     if options.write:
         RESULTS.mkdir(exist_ok=True)
@@ -127,6 +132,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
     parser.add_argument("--k", type=int, nargs="+", default=[1, 3], help="labelled images")
     parser.add_argument("--spread", type=int, default=8, help="cancels beside those at the worst moments")
+    parser.add_argument("--cases", nargs="+", default=[""], help="only those with one of these in their name")
+    parser.add_argument(
+        "--no-cancels", action="store_true", help="leave out the cancels: minutes, not an hour"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--write", metavar="NAME", help="also write results/NAME.md")
@@ -176,7 +185,7 @@ def _renamed(photograph: Photograph, values: dict[int, int]) -> Photograph:
     return Photograph(photograph.name, photograph.image, table[photograph.mask])
 
 
-def _measure(case: Case, model: SegmentationModel, n_spread: int, clock: Clock) -> tuple[str, ...]:
+def _measure(case: Case, model: SegmentationModel, n_spread: int | None, clock: Clock) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "project"
         with Project.create(path, case.classes) as project:
@@ -188,16 +197,15 @@ def _measure(case: Case, model: SegmentationModel, n_spread: int, clock: Clock) 
             report = fine_tune(model, project, TrainConfig(), watch.progress, watch.cancel)
             ended, used = clock(), time.process_time() - used
             segmented = _segment(report, case, clock)
-            latencies = [
-                _cancel(model, project, number, clock) for number in _moments(watch, ended, n_spread)
-            ]
+            moments = [] if n_spread is None else _moments(watch, ended, n_spread)
+            latencies = [_cancel(model, project, number, clock) for number in moments]
     told = _longest([begun, *watch.told, ended])[0]
     asked, place = _longest([*watch.asked, ended])
     before = _score(model.with_classes(report.model.classes), case)
     return (
         case.name, case.labels, str(len(case.photographs)), f"{ended - begun:.1f}", f"{used:.1f}",
         f"{segmented:.1f}", f"{before:.2f} → {_score(report.model, case):.2f}",
-        f"{told:.2f}", f"{max(latencies):.2f}", f"{asked:.2f}", watch.phases[place],
+        f"{told:.2f}", f"{max(latencies):.2f}" if latencies else "–", f"{asked:.2f}", watch.phases[place],
     )  # fmt: skip
 
 

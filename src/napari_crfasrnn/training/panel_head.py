@@ -20,7 +20,8 @@ _VOTE = 2.0  # where all forests together have one
 _BALANCE = 0.35  # classes weigh frequency to the power of minus this
 _DROPOUT = 0.2  # of the encoder's channels
 _MAX_GRADIENT = 5.0
-_AVERAGE = 0.95  # of the averaged weights stays in an iteration
+_HASTE = 1.5  # times the learning rate of the other experts
+_AVERAGE = 0.93  # of the averaged weights stays in an iteration
 _ORDER_STREAM = 8  # random stream, beside those of the round
 
 
@@ -72,7 +73,7 @@ class HeadStudent:
         self._weight = torch.where(counts > 0, share.clamp_min(1e-9) ** -_BALANCE, 0.0)
         self._parameters = self.head.head_parameters()
         self._average = [parameter.detach().clone() for parameter in self._parameters]
-        self._descent = Descent(self._parameters, config.learning_rate, n_iterations, _MAX_GRADIENT)
+        self._descent = Descent(self._parameters, _HASTE * config.learning_rate, n_iterations, _MAX_GRADIENT)
         self._order: list[int] = []
         self.iteration = 0
         self._n_averaged = 0
@@ -87,10 +88,16 @@ class HeadStudent:
         for values in window.features:
             kept = torch.rand(1, values.shape[1], 1, 1, generator=self._generator) >= _DROPOUT
             features.append(values * kept / (1 - _DROPOUT))
-        height, width = window.labels.shape
+        labels = window.labels[1::2, 1::2]  # where the cells of stride 2 sit, see `fcn.enlarge`
+        if not bool((labels != IGNORE).any()):  # the few labels are between cells
+            labels = window.labels
+        height, width = labels.shape
         with torch.enable_grad():
-            scores = self.head.decode(tuple(features), (height, width))
-            loss = F.cross_entropy(scores, window.labels[None], self._weight, ignore_index=IGNORE)
+            if labels is window.labels:
+                scores = self.head.decode(tuple(features), (height, width))
+            else:
+                scores = self.head.decode_coarse(tuple(features))[..., :height, :width]
+            loss = F.cross_entropy(scores, labels[None], self._weight, ignore_index=IGNORE)
             if self._descent.step(loss):
                 self._follow()
         return float(loss.detach())

@@ -53,7 +53,7 @@ _ALL = tuple(GROUPS)
 _DRAW_STREAM = 4  # random stream, beside those of the head
 _UNTOUCHED_STREAM, _MEMORY_STREAM, _WINDOW_STREAM = 5, 6, 7
 _MEASURE_EVERY = 25  # iterations
-_MEASURE_HEAD_EVERY = 50  # a head looks at whole images
+_MEASURE_HEAD_EVERY = 25  # a head looks at whole images
 _WINDOWS = 64  # of all planes together, for a head
 _SEEN_PIXELS = 150_000  # of planes that a head looks at as a whole in a measurement; of one in any case
 
