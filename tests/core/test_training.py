@@ -546,7 +546,7 @@ class TestLockedScore:
     ) -> None:
         project = make_project(TWO)
         project.add(data.coins(), labels=(data.coins() > 110).astype(np.uint8))
-        report = fine_tune(starter, project, QUICK.model_copy(update={"max_iterations": 60}))
+        report = fine_tune(starter, project, QUICK.model_copy(update={"max_iterations": 200}))
         assert report.before is not None
         assert report.after is not None
         assert report.before.miou is not None
