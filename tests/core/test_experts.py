@@ -453,6 +453,25 @@ def strokes_in(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return labels
 
 
+class TestPaintedAlone:
+    def test_what_nobody_painted_over_is_found_where_it_looks_the_same(
+        self, starter: SegmentationModel, shared_dir: Path, tmp_path: Path
+    ) -> None:
+        folder, nucleus = shared_dir / "data" / "histo_gbm40", 21
+        image, mask = read_pair(folder, (folder / "train.txt").read_text().split()[0], 256)
+        is_nucleus = mask == 1
+        labels = np.full(mask.shape, 255, np.uint8)
+        regions, _ = ndimage.label(is_nucleus)
+        for region in np.argsort(-np.bincount(regions.ravel())[1:])[:3] + 1:
+            labels[strokes_in(np.where(regions == region, 0, 255).astype(np.uint8)) == 0] = nucleus
+        assert (labels == nucleus).sum() < 0.1 * is_nucleus.sum()
+        with Project.create(tmp_path / "project", [*starter.classes, "nucleus"]) as project:
+            project.add(image, labels=labels)
+            model = fine_tune(starter, project, TrainConfig(seconds=None)).model
+        seen = segment(model, image) == nucleus
+        assert (seen & is_nucleus).sum() > 0.4 * (seen | is_nucleus).sum()
+
+
 class TestTenRounds:
     def test_old_classes_stay_while_new_ones_are_learnt(
         self, starter: SegmentationModel, shared_dir: Path, tmp_path: Path

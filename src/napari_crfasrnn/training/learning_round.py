@@ -251,6 +251,7 @@ class _Round:
         The CRF stays as it is: it was learnt from more images than these.
         """
         work = self._read_for_panel((*new, REST))
+        self.total = work.n_iterations
         self._score_before(work)
         if mistaken_classes(self.student, self.planes, self.known, self.cancel):
             stopped_by = self._teach_panel_beside_corrections(work)
@@ -313,7 +314,6 @@ class _Round:
 
         return PanelLesson(
             work,
-            self.config.max_iterations,
             lambda: self.clock.is_past(_FOREST_SHARE, reserve()),
             lambda: self.clock.is_over(reserve()),
         )

@@ -24,8 +24,6 @@ class PanelLesson:
     ----------
     work
         The round.
-    n_iterations
-        Of the perceptrons.
     trees_are_late
         Whether there is no time to grow more trees.
     is_over
@@ -33,7 +31,6 @@ class PanelLesson:
     """
 
     work: PanelRound
-    n_iterations: int
     trees_are_late: Callable[[], bool]
     is_over: Callable[[], bool]
     _learner: PanelLearner | None = field(default=None, init=False)
@@ -53,7 +50,7 @@ class PanelLesson:
         """
         self._learner = learner = self.work.start(self.trees_are_late, cancel)
         try:
-            while learner.iteration < self.n_iterations:
+            while learner.iteration < self.work.n_iterations:
                 raise_if_cancelled(cancel)
                 if learner.iteration and self.is_over():
                     return "time"

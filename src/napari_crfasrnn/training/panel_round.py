@@ -48,6 +48,7 @@ _BACKGROUND_WEIGHT = 3.0  # of what else there is in the world
 _LEAST_REST = 200.0  # pixels: what labels of the rest count at least, were there fewer or none
 _ENOUGH_REST = 50.0  # pixels: from so many labels of the rest on, pixels that nobody labelled say little:
 _LEAST_UNTOUCHED = 0.2  # of what they say where none are
+_ITERATIONS_BESIDE = 60  # of perceptrons beside a network, at most: see `PanelRound.n_iterations`
 _REMEMBERED = 250  # pixels of each column that a panel takes along
 _ALL = tuple(GROUPS)
 _DRAW_STREAM = 4  # random stream, beside those of the head
@@ -144,6 +145,17 @@ class PanelRound:
         is_alone = self.speaks_for is None and not len(self._remembered())
         return self._are_dense and is_alone and any(plane.n_training for plane in self._read_planes())
 
+    @property
+    def n_iterations(self) -> int:
+        """How long the perceptrons learn.
+
+        Beside a network that is not long. A few strokes show little of what a class can look like, and the
+        examples of the rest much of what it may not; some of these even are of the class. Perceptrons that
+        learn on see it in the end only where it looks just like a stroke.
+        """
+        n = self.config.max_iterations
+        return n if self.speaks_for is None else min(n, _ITERATIONS_BESIDE)
+
     def start(self, is_late: Callable[[], bool], cancel: Cancel | None) -> PanelLearner:
         """Grow the forests until it is late, and get ready to teach the perceptrons step by step."""
         rows = torch.cat([each.rows for each in self._training])
@@ -159,7 +171,7 @@ class PanelRound:
             Pixels.joined(parts),
             self._are_dense,
             self.has_head,
-            self.config,
+            self.config.model_copy(update={"max_iterations": self.n_iterations}),
             cancel,
             is_late,
         )
