@@ -78,26 +78,57 @@ def corrections(mask: Labels, prediction: NDArray[np.integer], n: int, random: n
     return labels
 
 
+def wide_stroke(region: NDArray[np.bool_], widest: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    """Return the pixels of one stroke along the middle of a region, the brush as wide as fits in there.
+
+    Parameters
+    ----------
+    region
+        [H, W].
+    widest
+        Diameter of the largest brush, in pixels.
+    """
+    depth, path = _path(region, widest // 2, random)
+    y, x = np.round(path).astype(int).T
+    radius = max(min(float(np.median(depth[y, x])), widest / 2), 1.0)
+    off = np.ones(region.shape, bool)
+    off[y, x] = False
+    stroke: NDArray[np.bool_] = region & (ndimage.distance_transform_edt(off) < radius)
+    return stroke
+
+
 def _draw(labels: Labels, region: NDArray[np.bool_], value: int, random: np.random.Generator) -> None:
+    for y, x in np.round(_path(region, BRUSH, random)[1]).astype(int):
+        brush = np.s_[max(0, y - BRUSH) : y + BRUSH + 1, max(0, x - BRUSH) : x + BRUSH + 1]
+        labels[brush][region[brush]] = value
+
+
+def _path(
+    region: NDArray[np.bool_], radius: float, random: np.random.Generator
+) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """Return how far each pixel is from the border of a region [H, W], and places of a stroke's middle."""
     depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
     n_steps = int(np.clip(2 * np.sqrt(region.sum()), SHORTEST, LONGEST))
     starts = np.argwhere(depth >= INSIDE * depth.max())
     start = starts[random.integers(len(starts))].astype(float)
     angle = random.uniform(0, 2 * np.pi)
-    path = [start, *_walk(depth, start, angle, n_steps, random)]
+    path = [start, *_walk(depth, start, angle, n_steps, radius, random)]
     if len(path) < n_steps:
-        path += _walk(depth, start, angle + np.pi, n_steps - len(path), random)
-    for y, x in np.round(path).astype(int):
-        brush = np.s_[max(0, y - BRUSH) : y + BRUSH + 1, max(0, x - BRUSH) : x + BRUSH + 1]
-        labels[brush][region[brush]] = value
+        path += _walk(depth, start, angle + np.pi, n_steps - len(path), radius, random)
+    return depth, path
 
 
 def _walk(
-    depth: NDArray[np.float64], start: NDArray[np.float64], angle: float, n: int, random: np.random.Generator
+    depth: NDArray[np.float64],
+    start: NDArray[np.float64],
+    angle: float,
+    n: int,
+    radius: float,
+    random: np.random.Generator,
 ) -> list[NDArray[np.float64]]:
-    """Return up to n points, a pixel apart, that stay in the region and off its border where they can."""
+    """Return up to n points, a pixel apart, that stay in the region, a radius off its border if they can."""
     path: list[NDArray[np.float64]] = []
-    at, wanted = start, min(BRUSH + 1.5, 0.5 * depth.max())
+    at, wanted = start, min(radius + 1.5, 0.5 * depth.max())
     for _ in range(n):
         turns = random.normal(0, 0.25, 6) * np.arange(1, 7)
         best, best_depth = None, 0.0

@@ -11,6 +11,8 @@ another, with a tool that learns, and with none:
 3. They paint over the largest errors until the image is good, and accept it: a click. The tool learns
    what was accepted, errors and all.
 
+Ours follows the brush while they paint (Live, in the widget); the rivals have nothing like it.
+
 Each stroke counts, and each click: those that fill an outline, Learn, and Accept. painting.py says what
 painting takes; it is the same hand for all. All tools are shown the same images. Rivals get them stretched in
 brightness, as ours stretches them, and a dense CRF with the painted pixels put into it. The images are of the
@@ -35,7 +37,8 @@ import numpy as np
 import ours
 import torch
 from annotator import UNLABELLED, Labels, first_strokes
-from painting import Effort, paint, score
+from numpy.typing import NDArray
+from painting import Effort, Guide, paint, score
 from photographs import Photograph, PhotographSet
 from rivals import FeatureStore, dense_crf, forest
 
@@ -63,6 +66,10 @@ class Tool(ABC):
     def segment(self, photograph: Photograph, painted: Labels) -> Labels:
         """Return the labels [H, W] of an image, some pixels of which were painted."""
 
+    def guide(self, painted: Labels, random: np.random.Generator) -> Guide | None:
+        """Return what follows the brush on the image that was segmented last, if anything does."""
+        return None
+
 
 class Rival(Tool):
     """A random forest followed by a dense CRF, on images stretched in brightness."""
@@ -84,7 +91,11 @@ class Rival(Tool):
 
 
 class Ours(Tool):
-    """`fine_tune` from a model, round after round; what was painted is held while the CRF works."""
+    """`fine_tune` from a model, round after round; what was painted is held while the CRF works.
+
+    While somebody paints, labels follow the brush as in the widget with Live on: they change where the CRF
+    gives others with the stroke than without it.
+    """
 
     def __init__(self, model: SegmentationModel, classes: list[str], config: TrainConfig) -> None:
         self._model, self._classes, self._config = model, classes, config
@@ -101,6 +112,25 @@ class Ours(Tool):
             return labels
         labels = np.where(is_painted, painted, labels)
         return np.asarray(self._segmenter.refine(labels, clamp=is_painted).labels)
+
+    def guide(self, painted: Labels, random: np.random.Generator) -> Guide | None:
+        live = self._segmenter.live()
+
+        def follow(labels: Labels, now: Labels, before: Labels) -> Labels:
+            answer = live.exact(_box(now != before), now, before)
+            y0, x0, y1, x1 = answer.box
+            followed = labels.copy()
+            part = followed[y0:y1, x0:x1]
+            part[answer.changed] = answer.labels[answer.changed]
+            return np.where(now == UNLABELLED, followed, now)
+
+        return Guide(follow, painted, random)
+
+
+def _box(where: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return the box (y0, x0, y1, x1) around pixels, the end excluded."""
+    ends = [np.flatnonzero(where.any(axis)) for axis in (1, 0)]
+    return int(ends[0][0]), int(ends[1][0]), int(ends[0][-1]) + 1, int(ends[1][-1]) + 1
 
 
 def run(options: argparse.Namespace) -> None:
@@ -233,13 +263,16 @@ def _with_tool(
     for _ in range(LESSONS[bool(accepted)]):
         if score(mask, labels, n_labels) >= GOOD:
             break
-        corrected = paint(mask, labels, n_labels, effort, until=GOOD, at_most=CORRECTED)
-        changed = corrected != labels
-        painted[changed] = corrected[changed]
+        guide = tool.guide(painted, random)
+        corrected = paint(mask, labels, n_labels, effort, until=GOOD, at_most=CORRECTED, guide=guide)
+        if guide is None:
+            changed = corrected != labels
+            painted[changed] = corrected[changed]
         _learn(tool, [*accepted, (photograph, painted)], effort, found)
         again = tool.segment(photograph, painted)
         labels = max(corrected, again, key=lambda each: score(mask, each, n_labels))
-    return paint(mask, labels, n_labels, effort, until=GOOD), first
+    guide = tool.guide(painted, random)
+    return paint(mask, labels, n_labels, effort, until=GOOD, guide=guide), first
 
 
 def _learn(tool: Tool, lesson: Lesson, effort: Effort, found: dict[str, Any]) -> None:

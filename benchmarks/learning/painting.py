@@ -11,15 +11,21 @@ that are wrong and should be of one class). There are two ways to paint a region
   border of the image it is closed already.
 
 The hand is perfect: it paints what is wrong and nothing else, whichever tool made the labels.
+
+With a tool that follows the brush there is a third way, tried where the others take more than one stroke: a
+single stroke along the middle of the region, its brush up to `WIDEST_BRUSH` pixels wide. If what follows it
+puts right half as many pixels as the region has, it stays. Else it is undone, a click, and the region is
+painted by hand; that stroke has been drawn all the same.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from annotator import LONGEST, UNLABELLED, Labels
+from annotator import LONGEST, UNLABELLED, Labels, wide_stroke
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -28,6 +34,11 @@ from napari_crfasrnn import metrics
 WIDEST_BRUSH = 15  # pixels
 PIECE = 64  # pixels
 _DIAGONAL = math.pi / 4  # length of an outline, in sides of pixels that it passes
+_WORTH = 0.5  # of a region's pixels, put right by a single stroke and what follows it
+
+Follow = Callable[[Labels, Labels, Labels], Labels]
+"""Answers strokes: labels [H, W] as they are, all that is painted, and what was before this stroke (both
+`UNLABELLED` elsewhere) give the labels that follow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +74,25 @@ def score(mask: Labels, labels: NDArray[np.integer], n_labels: int) -> float:
     return metrics.miou(metrics.confusion(labels, mask, n_labels))
 
 
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """A tool that follows the brush.
+
+    Attributes
+    ----------
+    follow
+        What it makes of a stroke.
+    painted
+        [H, W], all that was painted on the image so far; painting adds to it.
+    random
+        Draws where the strokes run.
+    """
+
+    follow: Follow
+    painted: Labels
+    random: np.random.Generator
+
+
 def paint(
     mask: Labels,
     labels: Labels,
@@ -71,6 +101,7 @@ def paint(
     *,
     until: float = 1.0,
     at_most: int | None = None,
+    guide: Guide | None = None,
 ) -> Labels:
     """Return labels whose largest errors were painted over, and add what that took to the effort.
 
@@ -88,15 +119,46 @@ def paint(
         Mean IoU at which the image is good enough.
     at_most
         Regions to paint.
+    guide
+        The tool, if it follows the brush.
     """
     labels = labels.copy()
-    for number, region in enumerate(errors(mask, labels)):
-        if number == at_most or score(mask, labels, n_labels) >= until:
-            break
+    left = errors(mask, labels)
+    n_painted = 0
+    while left and n_painted != at_most and score(mask, labels, n_labels) < until:
+        region = left.pop(0)
+        n_painted += 1
+        if guide is not None and region.strokes > 1:
+            followed = _led(mask, labels, region, guide, effort)
+            if followed is not None:
+                labels = followed
+                left = errors(mask, labels)
+                continue
         labels.flat[region.pixels] = region.value
+        if guide is not None:
+            guide.painted.flat[region.pixels] = region.value
         effort.strokes += region.strokes
         effort.clicks += region.clicks
     return labels
+
+
+def _led(mask: Labels, labels: Labels, region: Region, guide: Guide, effort: Effort) -> Labels | None:
+    """Draw one stroke in a region and return the labels that follow; None if they are not worth keeping."""
+    inside = np.zeros(mask.shape, bool)
+    inside.flat[region.pixels] = True
+    stroke = wide_stroke(inside, WIDEST_BRUSH, guide.random)
+    before = guide.painted.copy()
+    guide.painted[stroke] = region.value
+    drawn = np.where(stroke, region.value, labels).astype(np.uint8)
+    followed = guide.follow(drawn, guide.painted, before)
+    effort.strokes += 1
+    known = mask != UNLABELLED
+    gained = np.count_nonzero((labels != mask) & known) - np.count_nonzero((followed != mask) & known)
+    if gained >= _WORTH * len(region.pixels):
+        return followed
+    guide.painted[...] = before
+    effort.clicks += 1  # Undo
+    return None
 
 
 def errors(mask: Labels, labels: NDArray[np.integer]) -> list[Region]:
