@@ -22,7 +22,7 @@ from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
 from napari_crfasrnn.training.head import HeadLearner
 from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, with_classes_of
-from napari_crfasrnn.training.panel_head import HeadStudent, with_head
+from napari_crfasrnn.training.panel_head import HeadStudent, n_steps, with_head
 from napari_crfasrnn.training.panel_lesson import PanelLesson
 from napari_crfasrnn.training.panel_round import PanelRound
 from napari_crfasrnn.training.panel_tiles import cautious_crf
@@ -54,7 +54,6 @@ _VARIED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
 _CORRECTIONS = 100  # iterations of the head beside experts
-_HEAD_SHARE = 4  # iterations of perceptrons for one of a panel's head, which costs as much as several
 _CORRECTION_SHARE = 0.5  # of the time that is left at most goes into them; experts learn meanwhile
 _FOREST_SHARE = 0.6  # of the time for experts at most goes into trees
 _CHOICES = 3.0  # a score on the tiles in the time that choosing a CRF takes: up to three are tried
@@ -353,7 +352,8 @@ class _Round:
     def _teach_panel_with_head(self, work: PanelRound) -> StoppedBy:
         """Teach a head, and meanwhile the experts for single pixels; score the model before."""
         lesson = self._lesson(work, _CHOICES)
-        self.total = max(1, self.config.max_iterations // _HEAD_SHARE)
+        n_images = sum(plane.n_training > 0 for plane in self.planes)
+        self.total = n_steps(self.config.max_iterations, n_images)
         student: HeadStudent | None = None
         with Aside(lesson.run) as aside:
             try:
