@@ -57,11 +57,8 @@ def untold(
 
 def out_of_time(limit: float, done: int, total: int) -> list[str]:
     """Return a note on how far learning came in its time."""
-    if done >= total:
-        return []
-    return [
-        f"the limit of {limit:g} s ended it after {done} of {total} steps; more seconds may teach it better"
-    ]
+    what = f"ended it after {done} of {total} steps" if done < total else "cut a part of it short"
+    return [f"the limit of {limit:g} s {what}; more seconds may teach it better"]
 
 
 def write_provenance(model: SegmentationModel, project: Project, known: Sequence[bool]) -> None:
