@@ -184,7 +184,7 @@ class Engine:
         """Teach a copy of a model what a project holds."""
         from napari_crfasrnn.training import fine_tune
 
-        model = self.model(request)
+        model = _with_names_of(request)
         raise_if_cancelled(cancel)
         return fine_tune(model, project, config, progress=report, cancel=cancel)
 
@@ -220,6 +220,26 @@ class Engine:
             self._segmenter.set_image(image.array, image.axes, image.spacing)
             self._image = image
         return self._segmenter
+
+
+def _with_names_of(request: ModelRequest) -> SegmentationModel:
+    """Return a model with the classes that it has by itself, under their names in the class table asked for.
+
+    What the table adds is not among them: experts learn what a model does not know, so it must not seem to.
+    """
+    model = request.source
+    if isinstance(model, Path):
+        model, _ = _load(model)
+    if not request.continues:
+        return model
+    name_of = {origin: name for name, origin in request.continues}
+    taken = set(name_of.values())
+    renamed = [
+        spec.model_copy(update={"name": name_of.get(spec.name, spec.name)})
+        for spec in model.classes
+        if spec.name in name_of or spec.name not in taken
+    ]
+    return model.with_classes(renamed, continues=dict(request.continues))
 
 
 def _load(path: Path) -> tuple[SegmentationModel, ImportReport | None]:
