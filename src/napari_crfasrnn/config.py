@@ -346,7 +346,8 @@ class TrainConfig(_Config):
     seconds: float | None = Field(20.0, gt=0)
     """Stop after this much time, in seconds; None trains all iterations."""
     max_iterations: int = Field(400, ge=1)
-    """Stop after this many optimiser iterations of the head."""
+    """Stop after this many optimiser iterations of the head, or of experts. These take 60 at most beside a
+    network, and a head among them a fourth to a half as many."""
     crf_iterations: int = Field(20, ge=0)
     """Optimiser iterations of the CRF after the head; 0 keeps the CRF as it is."""
     seed: int = 0

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from napari_crfasrnn._qt.state import Work
 from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.experts import REST
 from napari_crfasrnn.training.planes import labelled_planes
 
 PERSON = 15
@@ -100,7 +101,7 @@ def test_the_whole_loop(user, photograph, record_property) -> None:
     assert len(user.session.lessons.history) == LESSON.max_iterations
     panel = user.session.lessons.report.model.panel  # experts learn what the model does not know
     assert panel is not None
-    assert panel.speaks_for == (FLAG, -1)
+    assert panel.speaks_for == (FLAG, REST)
     painted = user.labels.copy()
     with StallSpy() as again:
         assert user.do(widget.segment) == "segment"

@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from napari_crfasrnn._qt.layers import ImageInput
-from napari_crfasrnn._qt.state.engine import Engine
+from napari_crfasrnn._qt.state import engine
+from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
 from napari_crfasrnn._qt.state.shelf import Shelf
 from napari_crfasrnn._qt.state.table import ClassTable
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.state.work import Work
 from napari_crfasrnn.classes import ClassSpec, class_table
+from napari_crfasrnn.config import ModelConfig
+from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.segmenter import Segmentation
 
 SHAPE = (3, 6, 7)
@@ -215,6 +218,16 @@ def test_a_renamed_class_goes_on_from_its_old_name() -> None:
     assert table.names == ("background", "human")
     assert table.origins == ("background", None)
     assert table.continues() == ()
+
+
+def test_what_a_table_adds_is_not_known_to_the_model_that_learns() -> None:
+    model = SegmentationModel(ModelConfig(classes=class_table(["soil", "cat", "dog"])))
+    grown = ModelRequest(model, class_table(["soil", "cat", "dog", "crop"]))
+    assert engine._with_names_of(grown) is model
+    # "cat" is called "dog" now, and the model's own "dog" is not in the table any more.
+    renamed = ModelRequest(model, class_table(["soil", "dog", "crop"]), (("dog", "cat"),))
+    taught = engine._with_names_of(renamed)
+    assert [spec.name for spec in taught.classes] == ["soil", "dog"]
 
 
 def test_a_table_needs_a_class_and_names_that_differ() -> None:

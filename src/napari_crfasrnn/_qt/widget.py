@@ -8,7 +8,7 @@ from weakref import ref
 
 from qtpy.QtCore import QEvent, QSize, Qt, QTimer, Signal
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
-from qtpy.QtWidgets import QFileDialog, QFrame, QMessageBox, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QFrame, QMainWindow, QMessageBox, QScrollArea, QVBoxLayout, QWidget
 
 from napari_crfasrnn._qt import present
 from napari_crfasrnn._qt.keys import HELP
@@ -145,8 +145,9 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         window = self.window()
         while (parent := window.parentWidget()) is not None:  # of a dock that floats
             window = parent.window()
-        for canvas in window.findChildren(QOpenGLWidget):
-            canvas.makeCurrent()
+        if isinstance(window, QMainWindow):  # its middle is napari's; docks may have canvases of their own
+            for canvas in window.centralWidget().findChildren(QOpenGLWidget):
+                canvas.makeCurrent()
 
     def _wire(self) -> None:
         bench = self._bench

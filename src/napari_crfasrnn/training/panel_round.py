@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ class PanelRound:
             tiles += own
         self.tiles = PanelTiles(tiles, self.model, self.cancel)
 
-    @property
+    @cached_property
     def has_head(self) -> bool:
         """Whether a head can learn all that the panel has to know."""
         is_alone = self.speaks_for is None and not len(self._remembered())
