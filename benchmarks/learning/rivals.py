@@ -29,7 +29,7 @@ FOREST = {"n_estimators": 40, "max_depth": 12, "class_weight": "balanced", "n_jo
 WIDEST_BLUR = 16.0
 BLOCKS = {0: 2, 2: 4, 4: 8}  # of the encoder: outputs of strides 2, 4 and 8
 DENSE_PIXELS = 4000  # of a whole mask; drawn by class frequency to the power -1/2
-REMEMBERED = 24  # feature images
+REMEMBERED = 72  # feature images: all that the runs of one set and seed use, some 20 MB each
 CRF = {"theta_alpha": 40.0, "theta_beta": 10.0, "compat": 4.0, "theta_gamma": 3.0, "smooth": 3.0, "n": 10}
 
 Features = NDArray[np.float32]  # [H, W, d]
