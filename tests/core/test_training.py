@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -531,6 +532,29 @@ class TestHonesty:
             assert report.after is not None
             assert (report.after.n_pixels[1] == 0) == is_noted
             assert any("nothing of 'thing' was held back" in note for note in report.notes) == is_noted
+
+    def test_a_score_of_few_places_says_that_it_tells_little(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        coins = data.coins()
+        project = make_project(TWO)
+        few = np.full(coins.shape, 255, np.uint8)
+        few[60:100], few[200:240] = 0, 1  # two strokes
+        project.add(coins, labels=few)
+        report = fine_tune(starter, project, QUICK)
+        assert report.n_locked_areas == 2
+        assert f"{report.n_locked_pixels:,} px, held back in 2 areas you labelled: too few" in report.verdict
+        assert report.as_dict()["verdict"] == report.verdict
+        many = make_project(TWO)
+        many.add(coins, labels=(coins > 110).astype(np.uint8))
+        report = fine_tune(starter, many, QUICK)
+        assert report.n_locked_areas >= 10
+        assert report.after is not None
+        assert f"→ {report.after.miou:.2f} on {report.n_locked_pixels:,} px, held back" in report.verdict
+        assert "too few" not in report.verdict
+        assert "was not measured" in replace(report, after=None).verdict
+        nothing = LockedScore(("background", "thing"), (None, None), (9, 9))
+        assert "Too few pixels were held back" in replace(report, after=nothing).verdict
 
 
 class TestLockedScore:

@@ -197,12 +197,7 @@ def describe(report: TrainReport) -> str:
             f"Cancelled after {last.iteration:,} of {last.total:,} steps: keep what was learnt so far, "
             "or discard it for the model from before."
         )
-    before, after = report.before, report.after
-    if before is None or after is None or before.miou is None or after.miou is None:
-        told = "too few pixels were held back to tell whether it is better"
-    else:
-        told = f"IoU {before.miou:.2f} → {after.miou:.2f} on held-back regions"
-    return f"{told[:1].upper()}{told[1:]}."
+    return report.verdict
 
 
 def _segment_action(bench: Workbench) -> Action:

@@ -57,7 +57,7 @@ def _miou(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> 
     values = [None if score is None else score.get("miou") for score in (before, after)]
     if None in values:
         return "too few held back to tell"
-    return f"IoU {values[0]:.2f} → {values[1]:.2f}"
+    return f"held-back IoU {values[0]:.2f} → {values[1]:.2f}"
 
 
 def _facts(report: Mapping[str, Any]) -> tuple[str, ...]:
@@ -68,6 +68,8 @@ def _facts(report: Mapping[str, Any]) -> tuple[str, ...]:
             f"Learnt from {report['n_training_pixels']:,} px in {n} image{'s' * (n != 1)}; "
             f"{report['n_locked_pixels']:,} px were held back."
         )
+    if "verdict" in report:  # rounds of earlier versions have none
+        facts.append(report["verdict"])
     if "stopped_by" in report:
         steps = len(report.get("history", ()))
         why = ENDED.get(report["stopped_by"], report["stopped_by"])

@@ -168,6 +168,7 @@ class _Round:
             n_planes=len(self.planes),
             n_training_pixels=sum(plane.n_training for plane in self.planes),
             n_locked_pixels=sum(plane.n_locked for plane in self.planes),
+            n_locked_areas=sum(plane.n_locked_areas for plane in self.planes),
             crf_learnt=self.crf_learnt,
             contradictions=self.found,
             notes=tuple(self.notes),

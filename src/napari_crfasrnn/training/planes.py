@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import ignore_value
-from napari_crfasrnn.edits import Labels, Mask, labelled_mask, split_locked
+from napari_crfasrnn.edits import Labels, Mask, label_regions, labelled_mask, split_locked
 from napari_crfasrnn.experts.sampling import Grid, Positions
 from napari_crfasrnn.imaging import open_image
 from napari_crfasrnn.network import Features, SegmentationModel
@@ -43,6 +43,8 @@ class LabelledPlane:
         [H, W] classes to learn and classes held back; the ignore value elsewhere.
     aside
         [H, W] labelled pixels in neither share, because they are next to the locked one.
+    n_locked_areas
+        Of how many connected areas of one class a part is held back.
     """
 
     item_id: int
@@ -51,6 +53,7 @@ class LabelledPlane:
     training: Labels
     locked: Labels
     aside: Mask
+    n_locked_areas: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -200,7 +203,9 @@ def labelled_planes(project: Project, locked_share: float, cancel: Cancel | None
             training, locked = split_locked(target, locked_share, seed=_LOCK_SEED, key=f"item {item.id}")
             image = torch.from_numpy(source.plane(index))[None]
             aside = known & (training != target) & (locked != target)
-            yield LabelledPlane(item.id, tuple(index), image, training, locked, aside)
+            held = locked != ignore_value(locked.dtype)
+            n_areas = len(np.unique(label_regions(target)[held])) if held.any() else 0
+            yield LabelledPlane(item.id, tuple(index), image, training, locked, aside, n_areas)
 
 
 def draw_pixels(plane: LabelledPlane, generator: np.random.Generator) -> PlanePixels:

@@ -17,6 +17,9 @@ StoppedBy = Literal["iterations", "time", "cancelled", "diverged"]
 
 MIN_LOCKED_PIXELS = 50  # of a class; IoU on fewer is an accident
 
+# A score on fewer than these is true of these few places, whose other parts were learnt, and of nothing else.
+_TELLING_AREAS, _TELLING_PIXELS = 10, 1000
+
 
 @dataclass(frozen=True)
 class TrainStep:
@@ -106,6 +109,8 @@ class TrainReport:
         longer a number: the best weights from before that were kept).
     n_planes, n_training_pixels, n_locked_pixels
         What it learnt from, and what it held back.
+    n_locked_areas
+        Of how many labelled areas (a stroke is one) a part is held back: what the scores rest upon.
     crf_learnt
         Whether the CRF was changed, too: only if that made the held-back pixels no worse.
     contradictions
@@ -124,11 +129,26 @@ class TrainReport:
     n_planes: int
     n_training_pixels: int
     n_locked_pixels: int
+    n_locked_areas: int
     crf_learnt: bool
     contradictions: tuple[PlaceOfContradiction, ...]
     notes: tuple[str, ...]
     config: TrainConfig
     seconds: float = field(default=0.0)
+
+    @property
+    def verdict(self) -> str:
+        """What the scores say, in a sentence that nobody can take for a score of whole images."""
+        if self.before is None or self.after is None:
+            return "Whether it is better was not measured."
+        before, after = self.before.miou, self.after.miou
+        if before is None or after is None:
+            return "Too few pixels were held back to tell whether it is better."
+        areas = f"{self.n_locked_areas:,} area{'s' * (self.n_locked_areas != 1)} you labelled"
+        said = f"IoU {before:.2f} → {after:.2f} on {self.n_locked_pixels:,} px, held back in {areas}"
+        if self.n_locked_areas < _TELLING_AREAS or self.n_locked_pixels < _TELLING_PIXELS:
+            said += ": too few to tell of the rest"
+        return f"{said}."
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the model in JSON values, as a project stores it."""
@@ -143,6 +163,8 @@ class TrainReport:
             "n_planes": self.n_planes,
             "n_training_pixels": self.n_training_pixels,
             "n_locked_pixels": self.n_locked_pixels,
+            "n_locked_areas": self.n_locked_areas,
+            "verdict": self.verdict,
             "crf_learnt": self.crf_learnt,
             "contradictions": [asdict(place) for place in self.contradictions],
             "notes": list(self.notes),
