@@ -394,6 +394,7 @@ def test_models_list(run, models):
     finally:
         (models / "broken.safetensors").unlink()
     assert "three" in shown
+    assert "starter: everyday photographs, the 21 PASCAL VOC classes\n" in shown
     assert "3 classes: background, kind 1, kind 2" in shown
     assert "cannot be loaded" in shown
     by_name = {entry["name"]: entry for entry in listed}

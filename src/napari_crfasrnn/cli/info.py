@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_crfasrnn.cli.models import model_facts
+from napari_crfasrnn.cli.models import model_facts, without_name
 from napari_crfasrnn.cli.reporting import one_sentence, print_json
 
 PACKAGES = (
@@ -29,7 +29,11 @@ def info(as_json: AsJson = False) -> None:
         return
     for title, entries in facts.items():
         typer.echo(title)
-        lines = entries.items() if isinstance(entries, dict) else ((e["name"], e["title"]) for e in entries)
+        lines = (
+            entries.items()
+            if isinstance(entries, dict)
+            else ((e["name"], without_name(e["title"], e["name"])) for e in entries)
+        )
         for name, value in lines:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             typer.echo(f"  {name}: {'-' if shown in (None, '') else shown}")

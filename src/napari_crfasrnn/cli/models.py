@@ -23,7 +23,7 @@ def models_list(as_json: AsJson = False) -> None:
         print_json(entries)
         return
     for entry in entries:
-        typer.echo(f"{entry['name']}: {entry['title']}")
+        typer.echo(f"{entry['name']}: {without_name(entry['title'], entry['name'])}")
         if not entry["here"]:
             typer.echo(f"  not here yet: napari-crfasrnn models download {entry['name']}")
         else:
@@ -137,6 +137,11 @@ def model_facts(*, downloadable: bool = False) -> list[dict[str, Any]]:
         }
         for entry in list_models(downloadable=downloadable)
     ]
+
+
+def without_name(title: str, name: str) -> str:
+    """Return a title that stands behind a name: without the name, if it begins with that."""
+    return title[len(name) + 2 :] if title.lower().startswith(f"{name.lower()}: ") else title
 
 
 def _whose(is_published: bool) -> str:
