@@ -195,6 +195,27 @@ def test_it_fits_a_small_laptop(user, photograph) -> None:
     assert user.widget.scroll.verticalScrollBar().maximum() == 0
 
 
+def test_names_are_whole_or_end_in_an_ellipsis(user, photograph) -> None:
+    user.viewer.window._qt_window.resize(1366, 740)
+    QTest.qWait(50)
+    title = user.dock.titleBarWidget().title
+    assert title.text() == "CRF-RNN (napari-crfasrnn)"
+    assert title.fontMetrics().horizontalAdvance(title.text()) <= title.width()
+
+    combo, long = user.widget.start.model, "Electron micrographs of nervous tissue: membranes, synapses, glia"
+    drawn = []
+    for name in (long, f"{long[:60]}ITES"):
+        user.widget.start.show_state(StartState(models=(("m", name, ""),), model="m"))
+        drawn.append(combo.grab().toImage())
+    assert combo.toolTip() == name
+    assert drawn[0] == drawn[1]  # what differs is behind the ellipsis
+    user.widget.start.show_state(StartState(models=(("m", f"{long[:12]}!{long[13:]}", ""),), model="m"))
+    assert combo.grab().toImage() != drawn[0]
+    combo.showPopup()
+    assert combo.view().width() >= combo.fontMetrics().horizontalAdvance(combo.currentText())
+    combo.hidePopup()
+
+
 def test_keys_of_the_canvas(user, photograph) -> None:
     image = user.viewer.add_image(photograph, name="photo")
     canvas = user.viewer.window._qt_viewer.canvas.native

@@ -17,6 +17,7 @@ from qtpy.QtWidgets import (
 
 from napari_crfasrnn._qt.panels.look import GAP
 from napari_crfasrnn._qt.panels.parts import (
+    ElidedCombo,
     MessageLine,
     TaskButton,
     button,
@@ -148,7 +149,7 @@ class StartPanel(QWidget):  # type: ignore[misc]
 
 
 def _combo(name: str, tooltip: str) -> QComboBox:
-    combo = QComboBox()
+    combo = ElidedCombo()
     combo.setAccessibleName(name)
     combo.setToolTip(tooltip)
     combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
