@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
-Color = tuple[int, int, int]
+from napari_crfasrnn.palette import Color, Palette
 
 MAX_CLASSES = 65535  # the largest uint16 value is the ignore label
 
@@ -73,21 +73,6 @@ VOC_CLASSES: tuple[ClassSpec, ...] = tuple(
     ClassSpec(name=name, color=voc_color(value)) for value, name in enumerate(_VOC_NAMES)
 )
 
-# Okabe and Ito (2008), "Color Universal Design": eight colours that colour-blind people tell apart.
-# Black comes first because the first class is the background.
-_OKABE_ITO: tuple[Color, ...] = (
-    (0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115),
-    (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
-)  # fmt: skip
-
-
-def default_color(value: int) -> Color:
-    """Return a colour for a class that has none: Okabe-Ito first, then the VOC palette.
-
-    The VOC palette is read from value 8 on, so that its dark first entries are not repeated.
-    """
-    return _OKABE_ITO[value] if value < len(_OKABE_ITO) else voc_color(value + 8)
-
 
 def class_table(classes: Iterable[str | ClassSpec]) -> tuple[ClassSpec, ...]:
     """Make a class table of names and specs, giving a colour to each class without one.
@@ -95,8 +80,8 @@ def class_table(classes: Iterable[str | ClassSpec]) -> tuple[ClassSpec, ...]:
     Parameters
     ----------
     classes
-        Names or `ClassSpec`; names of PASCAL VOC classes get their VOC colours, others the
-        first default colour that no class of the table has.
+        Names or `ClassSpec`; names of PASCAL VOC classes get their VOC colours, others colours far from
+        those of all other classes of the table.
 
     Raises
     ------
@@ -117,15 +102,16 @@ def class_table(classes: Iterable[str | ClassSpec]) -> tuple[ClassSpec, ...]:
     voc = {spec.name: spec.color for spec in VOC_CLASSES}
     taken = {entry.color for entry in entries if isinstance(entry, ClassSpec)}
     taken |= {voc[entry] for entry in entries if isinstance(entry, str) and entry in voc}
+    palette: Palette | None = None  # made for the first that needs a colour
     table: list[ClassSpec] = []
-    for entry in entries:
+    for value, entry in enumerate(entries):
         if isinstance(entry, ClassSpec):
             spec = entry
         elif entry in voc:
             spec = ClassSpec(name=entry, color=voc[entry])
         else:
-            color = next(c for v in range(MAX_CLASSES) if (c := default_color(v)) not in taken or v >= 255)
-            taken.add(color)
+            palette = palette or Palette(taken)
+            color = palette.next() or voc_color(value % 256)  # of hundreds of classes, some look alike
             spec = ClassSpec(name=entry, color=color)
         if any(spec.name == other.name for other in table):
             raise ValueError(f"class names must differ, got {spec.name!r} twice: rename one of them")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table, ignore_value, label_dtype, voc_color
 
@@ -29,6 +30,45 @@ def test_given_colours_are_kept_and_not_given_twice() -> None:
     table = class_table(["soil", ClassSpec(name="crop", color=(230, 159, 0)), "weed"])
     assert table[1].color == (230, 159, 0)
     assert len({spec.color for spec in table}) == 3
+
+
+def nearest(colors: list[tuple[int, int, int]], others: list[tuple[int, int, int]]) -> float:
+    """Return the smallest CIEDE2000 distance of two sets of colours."""
+    one, other = (rgb2lab(np.array(c, np.uint8)[None])[0] for c in (colors, others))
+    return float(deltaE_ciede2000(one[:, None], other[None]).min())
+
+
+@pytest.mark.parametrize("given", [(), VOC_CLASSES], ids=["none", "voc"])
+def test_thirty_new_colours_are_far_from_all_in_use(given: tuple[ClassSpec, ...]) -> None:
+    table = class_table([*given, *(f"class {i}" for i in range(30))])
+    colors = [spec.color for spec in table]
+    for place in range(max(len(given), 1), len(colors)):
+        assert nearest([colors[place]], colors[:place]) > 13, place
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 255)] * 3), max_size=24, unique=True),
+    st.integers(1, 12),
+)
+def test_new_colours_are_far_from_any_in_use(used: list[tuple[int, int, int]], n_new: int) -> None:
+    # An eye tells 2 apart side by side; labels lie over an image, half transparent.
+    specs = [ClassSpec(name=f"used {i}", color=color) for i, color in enumerate(used)]
+    new = [spec.color for spec in class_table([*(f"new {i}" for i in range(n_new)), *specs])[:n_new]]
+    for place, color in enumerate(new):
+        others = [*used, *new[:place], *new[place + 1 :]]
+        assert not others or nearest([color], others) > 10
+
+
+def test_okabe_and_itos_colours_come_first_where_none_is_like_them() -> None:
+    orange, sky_blue = (230, 159, 0), (86, 180, 233)
+    assert [spec.color for spec in class_table("abc")] == [(0, 0, 0), orange, sky_blue]
+    close = ClassSpec(name="close to orange", color=(236, 150, 10))
+    assert class_table([VOC_CLASSES[0], close, "new"])[2].color == sky_blue
+
+
+def test_hundreds_of_classes_have_colours_too() -> None:
+    table = class_table([f"class {i}" for i in range(700)])
+    assert len({spec.color for spec in table}) > 400
 
 
 def test_voc_names_get_voc_colours() -> None:

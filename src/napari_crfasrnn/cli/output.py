@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from napari_crfasrnn.classes import Color
+from napari_crfasrnn.palette import Color
 
 IGNORE_COLOR: Color = (224, 224, 192)  # of unlabelled pixels, as PASCAL VOC draws them
 OVERLAY_OPACITY = 0.5

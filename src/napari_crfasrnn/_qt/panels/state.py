@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from napari_crfasrnn.classes import Color
+from napari_crfasrnn.palette import Color
 
 
 @dataclass(frozen=True)

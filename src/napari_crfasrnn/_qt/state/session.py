@@ -21,9 +21,10 @@ from napari_crfasrnn._qt.state.table import ClassTable
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
-from napari_crfasrnn.classes import ClassSpec, Color, ignore_value
+from napari_crfasrnn.classes import ClassSpec, ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import Box, EditSummary, Patch
+from napari_crfasrnn.palette import Color
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
