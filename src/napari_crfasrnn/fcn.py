@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -176,9 +177,41 @@ def enlarge(x: Tensor, factor: int) -> Tensor:
     One repeated cell before the first puts the cells at -1, s - 1, 2s - 1, …: then interpolation from
     corner to corner is exact, and its first pixel is dropped.
     """
-    h, w = x.shape[-2] * factor + 1, x.shape[-1] * factor + 1
-    padded = F.pad(x, (1, 0, 1, 0), mode="replicate")
-    return F.interpolate(padded, size=(h, w), mode="bilinear", align_corners=True)[..., 1:, 1:]
+    return _Enlarge.apply(x, factor)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Enlarge(torch.autograd.Function):
+    """`enlarge`, with a gradient of a few sums: that of torch takes 4 to 9 times as long.
+
+    Measured on maps of 96 channels and 32 x 32 cells, laid out channel by channel, and pixel by pixel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        h, w = x.shape[-2] * factor + 1, x.shape[-1] * factor + 1
+        padded = F.pad(x, (1, 0, 1, 0), mode="replicate")
+        return F.interpolate(padded, size=(h, w), mode="bilinear", align_corners=True)[..., 1:, 1:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _gathered(_gathered(gradients[0], ctx.factor, 2), ctx.factor, 3), None
+
+
+def _gathered(gradient: Tensor, factor: int, axis: int) -> Tensor:
+    """Return the sums over what each cell along an axis was enlarged to, times its share in that.
+
+    Pixel j = 1 … f after a cell is to j / f of the next one, the last pixel of which is pixel f.
+    """
+    n = gradient.shape[axis] // factor
+    size = (*gradient.shape[:axis], n, factor, *gradient.shape[axis + 1 :])
+    parts = gradient.reshape(size).unbind(axis + 1)
+    found = parts[-1].clone()
+    for j, part in enumerate(parts[:-1], 1):
+        found.add_(part, alpha=j / factor)
+        found.narrow(axis, 0, n - 1).add_(part.narrow(axis, 1, n - 1), alpha=1 - j / factor)
+        found.narrow(axis, 0, 1).add_(part.narrow(axis, 0, 1), alpha=1 - j / factor)  # the repeated cell
+    return found
 
 
 class Mix(nn.Module):

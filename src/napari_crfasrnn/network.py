@@ -22,7 +22,6 @@ from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, LiteNetwork, bilinear_
 from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.frames import FramedImage, put_in_frame
 from napari_crfasrnn.higher_order import HigherOrder
-from napari_crfasrnn.progress import Cancel
 
 __all__ = [
     "Fcn8s",
@@ -282,13 +281,16 @@ class SegmentationModel:
             logits = torch.cat([self.panel.logits(self.network, one) for one in seen[:, None]])
             if not self.panel.is_alone:
                 logits = self.panel.joined(logits, self.network(seen))
-        return _enlarged(logits, image)
+        return _enlarged(logits, (image.shape[-2], image.shape[-1]))
 
-    def network_logits(self, image: Tensor, cancel: Cancel | None = None) -> Tensor:
-        """Return the network's logits [B, L, H, W] of an image, without a panel; ``cancel`` may end it."""
-        seen = self.preprocess(image)
-        features = self.network.encode(seen, cancel)
-        return _enlarged(self.network.decode(features, (seen.shape[-2], seen.shape[-1])), image)
+    def network_logits(
+        self, features: Features, input_size: tuple[int, int], size: tuple[int, int]
+    ) -> Tensor:  # [B, L, H, W]
+        """Return the network's logits of an image of a size (H, W), without a panel.
+
+        ``features`` are what its encoder makes of the image as `preprocess` returns it, in ``input_size``.
+        """
+        return _enlarged(self.network.decode(features, input_size), size)
 
     def with_classes(
         self, classes: Iterable[str | ClassSpec], *, continues: Mapping[str, str] | None = None
@@ -335,9 +337,8 @@ class SegmentationModel:
         return f"SegmentationModel({self.config.architecture!r}, {self.n_labels} classes: {names})"
 
 
-def _enlarged(logits: Tensor, image: Tensor) -> Tensor:
-    """Return logits at the size of an image."""
-    size = (image.shape[-2], image.shape[-1])
+def _enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return logits at the size (H, W) of an image."""
     if logits.shape[-2:] == size:
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

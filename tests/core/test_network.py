@@ -163,6 +163,12 @@ class TestFcnLite:
         cells = ramp[..., 7::8, 7::8]
         torch.testing.assert_close(enlarge(cells, 8)[..., 7:, 7:], ramp[..., 7:, 7:])
 
+    @pytest.mark.parametrize("factor", [1, 2, 3, 8])
+    @pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 3)])
+    def test_the_gradient_of_enlarge_is_that_of_its_values(self, factor: int, size: tuple[int, int]) -> None:
+        cells = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        assert torch.autograd.gradcheck(lambda x: enlarge(x, factor), cells.requires_grad_())
+
 
 @pytest.fixture(scope="module")
 def double() -> FcnLite:

@@ -13,6 +13,7 @@ from napari_crfasrnn.edits import contradictions
 from napari_crfasrnn.experts.sampling import Grid, values_at
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.planes import LabelledPlane
 from napari_crfasrnn.training.positions import locate, score_map
 from napari_crfasrnn.training.report import PlaceOfContradiction
@@ -22,7 +23,10 @@ _MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims
 
 
 def find_contradictions(
-    model: SegmentationModel, planes: Sequence[LabelledPlane], cancel: Cancel | None
+    model: SegmentationModel,
+    planes: Sequence[LabelledPlane],
+    encodings: Encodings,
+    cancel: Cancel | None,
 ) -> tuple[PlaceOfContradiction, ...]:
     """Return the strokes of the planes that the model's network, having learnt them, sees as another class.
 
@@ -38,9 +42,9 @@ def find_contradictions(
             continue
         y, x = np.nonzero(plane.training != ignore_value(plane.training.dtype))
         with torch.no_grad():
-            seen = model.preprocess(plane.image)
-            grid = Grid(plane.size, (int(seen.shape[-2]), int(seen.shape[-1])))
-            scores = score_map(model.network, model.network.encode(seen, cancel), grid)
+            encoding = encodings.of(model, plane, cancel)
+            grid = Grid(plane.size, encoding.input_size)
+            scores = score_map(model.network, encoding.features, grid)
             logits = values_at(scores, locate(model.network, grid, y, x).to(model.device))
         prediction = plane.training.copy()
         prediction[y, x] = logits.argmax(1).cpu().numpy()
@@ -52,23 +56,32 @@ def find_contradictions(
 
 
 def mistaken_classes(
-    model: SegmentationModel, planes: Sequence[LabelledPlane], known: Sequence[bool], cancel: Cancel | None
+    model: SegmentationModel,
+    planes: Sequence[LabelledPlane],
+    known: Sequence[bool],
+    encodings: Encodings,
+    cancel: Cancel | None,
+    least_share: float = 0.0,
 ) -> list[int]:
     """Return the known classes of which the network takes labels for another class that it knows.
+
+    That is `_WRONG_PIXELS` of them or more, and at least a share of all labels of the class.
 
     Raises
     ------
     Cancelled
         When asked to stop.
     """
-    n_wrong = np.zeros(len(known), np.int64)
+    n_wrong, n_all = np.zeros((2, len(known)), np.int64)
     unknown = [value for value, is_known in enumerate(known) if not is_known]
     for plane in planes:
         raise_if_cancelled(cancel)
         with torch.no_grad():
-            logits = model.network_logits(plane.image, cancel)[0]
+            logits = encodings.logits(model, plane, cancel)[0]
         logits[unknown] = -math.inf
         given = logits.argmax(0).cpu().numpy()
-        wrong = (plane.training != ignore_value(plane.training.dtype)) & (given != plane.training)
-        n_wrong += np.bincount(plane.training[wrong], minlength=len(known))
-    return [value for value, n in enumerate(n_wrong) if known[value] and n >= _WRONG_PIXELS]
+        labelled = plane.training != ignore_value(plane.training.dtype)
+        n_all += np.bincount(plane.training[labelled], minlength=len(known))
+        n_wrong += np.bincount(plane.training[labelled & (given != plane.training)], minlength=len(known))
+    is_mistaken = (n_wrong >= _WRONG_PIXELS) & (n_wrong >= least_share * n_all)
+    return [value for value in np.flatnonzero(is_mistaken).tolist() if known[value]]

@@ -31,6 +31,8 @@ from napari_crfasrnn.training.teacher import Advice
 
 _BATCH = 4096  # labelled pixels in an iteration
 _UNTOUCHED_BATCH = 1024
+_LEAST_ITERATIONS = 100  # for classes that are known: see `n_iterations`
+_SHARE_OF_PLANE = 1 / 12  # of all iterations
 _WARM_UP = 20  # iterations
 _AVERAGE = 0.97  # of the averaged weights stays in an iteration: a memory of some 30
 _PULL = 1e-2  # share of the way back to the first weights, in units of the learning rate
@@ -38,6 +40,16 @@ _MAX_GRADIENT = 5.0
 _ENCODER_SHARE = 0.01  # of the learning rate, for a thawed encoder
 _MEASURE_EVERY = 10  # iterations, at least
 _BATCH_STREAM = 1  # random stream, beside that which draws the pixels
+
+
+def n_iterations(max_iterations: int, n_planes: int) -> int:
+    """Return how many iterations a head learns classes that it knows already from so many planes.
+
+    What a few images show is soon learnt: on others of their kind, a head that goes on does no better, and
+    it forgets more of what these do not show.
+    """
+    share = min(1.0, n_planes * _SHARE_OF_PLANE)
+    return min(max_iterations, max(_LEAST_ITERATIONS, round(share * max_iterations)))
 
 
 @dataclass(frozen=True, eq=False)

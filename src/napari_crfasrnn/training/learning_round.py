@@ -20,22 +20,15 @@ from napari_crfasrnn.training.aside import Aside
 from napari_crfasrnn.training.background import background_views
 from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
-from napari_crfasrnn.training.head import HeadLearner
+from napari_crfasrnn.training.encodings import Encodings
+from napari_crfasrnn.training.head import HeadLearner, n_iterations
 from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, with_classes_of
 from napari_crfasrnn.training.panel_head import HeadStudent, n_steps, with_head
 from napari_crfasrnn.training.panel_lesson import PanelLesson
 from napari_crfasrnn.training.panel_round import PanelRound
 from napari_crfasrnn.training.panel_tiles import cautious_crf
 from napari_crfasrnn.training.pipeline import half_precision
-from napari_crfasrnn.training.planes import (
-    LOOKS,
-    LabelledPlane,
-    View,
-    draw_pixels,
-    labelled_planes,
-    locked_sample,
-    make_view,
-)
+from napari_crfasrnn.training.planes import LabelledPlane, View, labelled_planes, locked_sample
 from napari_crfasrnn.training.report import (
     LockedScore,
     PlaceOfContradiction,
@@ -45,19 +38,18 @@ from napari_crfasrnn.training.report import (
 )
 from napari_crfasrnn.training.round_clock import RoundClock
 from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes, advise_to_stay
+from napari_crfasrnn.training.views import draw_views
 
 _FIRST_LOOK_SHARE = 0.5  # of the time limit at most goes into looking at every image once
 _LOOK_SHARE = 0.15  # and after this much, no further looks are taken: on a busy machine, steps matter more
-_VIEWS = 16  # of all planes together, when these are few
-_LEAST_LOOKS = 2  # at a plane
-_VARIED_UP_TO = 40  # planes; more of them are variety enough
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
 _CORRECTIONS = 100  # iterations of the head beside experts
 _CORRECTION_SHARE = 0.5  # of the time that is left at most goes into them; experts learn meanwhile
+_STILL_WRONG = 0.03  # of the labels of a class, after them: worth a note
 _FOREST_SHARE = 0.6  # of the time for experts at most goes into trees
 _CHOICES = 3.0  # a score on the tiles in the time that choosing a CRF takes: up to three are tried
-_TELL_EVERY = 0.15  # seconds without an iteration after which progress is told all the same
+_TELL_EVERY = 0.05  # seconds without an iteration after which progress is told all the same
 _SCORES_AFTER = 2.0  # scores on all tiles that come after the last head iteration
 
 
@@ -120,6 +112,7 @@ class _Round:
         self.student = with_classes_of(model, project)
         if self.config.thaw:
             self.student = self.student.with_panel(None)  # what is trained must also speak
+        self.encodings = Encodings(keep=not self.config.thaw)
         self.planes: list[LabelledPlane] = []
         self.labelled: list[bool] = []
         self.history: list[TrainStep] = []
@@ -194,8 +187,11 @@ class _Round:
 
     def _learn_network(self) -> StoppedBy:
         """Teach the head of the network (thawed, all of it), and the CRF."""
-        self.total += self.config.crf_iterations
         views = self._draw_views(self.planes)
+        iterations = self.config.max_iterations
+        if self.knows and not self.config.thaw:
+            iterations = n_iterations(iterations, len(self.planes))
+        self.total = iterations + self.config.crf_iterations
         tuner = CrfTuner(self.student, self.planes, views[: len(self.planes)], self.config, self.cancel)
         begun = self.clock.seconds()
         self.before = tuner.score()
@@ -205,13 +201,14 @@ class _Round:
             crf_seconds = min(crf_seconds, _CRF_SHARE * self.clock.limit)
         reserve = crf_seconds + _SCORES_AFTER * score_seconds
         advice = self._advice(self.planes, views)
-        stopped_by = self._learn_head(self.planes, views, advice, self.config.max_iterations, reserve)
+        learner = self._head_learner(self.planes, views, advice)
+        stopped_by = self._learn_head(learner, iterations, reserve)
         if stopped_by != "diverged" and self.config.crf_iterations:
             stopped_by = self._learn_crf(tuner, stopped_by, reserve=_SCORES_AFTER * score_seconds)
         if self.after is None:
             self.after = tuner.score()
         if not self.clock.is_over():
-            self.found = find_contradictions(self.student, self.planes, self.cancel)
+            self.found = find_contradictions(self.student, self.planes, self.encodings, self.cancel)
         return stopped_by
 
     def _new_classes(self) -> list[int]:
@@ -253,9 +250,9 @@ class _Round:
         work = self._read_for_panel((*new, REST))
         self.total = work.n_iterations
         self._score_before(work)
-        if mistaken_classes(self.student, self.planes, self.known, self.cancel):
+        if self._mistaken_classes():
             stopped_by = self._teach_panel_beside_corrections(work)
-            wrong = mistaken_classes(self.student, self.planes, self.known, self.cancel)
+            wrong = self._mistaken_classes(_STILL_WRONG)
             self.notes += round_notes.unlearnt(self.student.classes, wrong)
         else:
             stopped_by = self._teach_panel(work, 1)
@@ -264,16 +261,17 @@ class _Round:
             self.found = work.contradictions(self.student)
         return stopped_by
 
-    def _correct_head(self) -> None:
-        """Teach the head labels of the classes that it knows; photographs are to look as they did."""
+    def _mistaken_classes(self, least_share: float = 0.0) -> list[int]:
+        work = (self.student, self.planes, self.known, self.encodings, self.cancel)
+        return mistaken_classes(*work, least_share)
+
+    def _corrections(self) -> HeadLearner:
+        """Return what teaches the head labels of the classes that it knows."""
         unknown = [value for value, is_known in enumerate(self.known) if not is_known]
         planes = [plane for plane in (each.without(unknown) for each in self.planes) if plane.n_training]
-        reserve = (1 - _CORRECTION_SHARE) * ((self.clock.limit or 0.0) - self.clock.seconds())
         views = self._draw_views(planes)
         advice = advise_by_votes(self.student, views[: len(planes)], self.config, self.cancel)
-        iterations = min(_CORRECTIONS, self.config.max_iterations)
-        self.total += iterations
-        self._learn_head(planes, views, advice, iterations, reserve)
+        return self._head_learner(planes, views, advice)
 
     def _replay(self) -> list[tuple[View, Advice]]:
         """Return views of photographs that are to look as they did, if the network knows their kind.
@@ -294,6 +292,7 @@ class _Round:
             speaks_for,
             self.is_foreign,
             self.config,
+            self.encodings,
             self.cancel,
             lambda: self.clock.is_past(_FIRST_LOOK_SHARE),
         )
@@ -329,17 +328,21 @@ class _Round:
 
     def _teach_panel_beside_corrections(self, work: PanelRound) -> StoppedBy:
         """Teach experts, and meanwhile the head what it sees otherwise of the classes that it knows."""
+        reserve = (1 - _CORRECTION_SHARE) * ((self.clock.limit or 0.0) - self.clock.seconds())
+        learner = self._corrections()
+        n_corrections = min(_CORRECTIONS, self.config.max_iterations)
+        self.total += n_corrections
         lesson = self._lesson(work, 1)
         steps: deque[tuple[int, float, float | None]] = deque()
         with Aside(lambda stop: lesson.run(stop, lambda *step: steps.append(step))) as aside:
             try:
-                self._correct_head()
-                n_corrections = len(self.history)
+                self._learn_head(learner, n_corrections, reserve)
+                n_corrected = len(self.history)
 
                 def asked() -> bool:
                     while steps:
                         iteration, loss, miou = steps.popleft()
-                        self._report(n_corrections + iteration, loss, miou)
+                        self._report(n_corrected + iteration, loss, miou)
                     return self.cancel()
 
                 stopped_by = aside.wait(asked)
@@ -392,42 +395,30 @@ class _Round:
         del planes[n_read:]
 
     def _draw_views(self, planes: list[LabelledPlane]) -> list[View]:
-        """Return a view of every plane as it is, and then others, as far as there is time."""
-        random = np.random.default_rng([self.config.seed, 0])
-        encode = not self.config.thaw
-        views: list[View] = []
+        """Return a view of every plane as it is (planes that there is no time for go), and then others."""
         left = (self.clock.limit or 0.0) - self.clock.seconds()
-        pixels = [draw_pixels(plane, random) for plane in planes]
-        n_looks = min(len(LOOKS), max(_LEAST_LOOKS, _VIEWS // len(planes)))
-        for look in LOOKS[: n_looks if len(planes) <= _VARIED_UP_TO else 1]:
-            for number, plane in enumerate(planes):
-                raise_if_cancelled(self.cancel)
-                share = _FIRST_LOOK_SHARE if look == LOOKS[0] else _LOOK_SHARE
-                if views and self.clock.is_over((1 - share) * left):
-                    if look == LOOKS[0]:
-                        self._note_left_out(planes, number)
-                    return views
-                view = make_view(
-                    self.student, number, plane, pixels[number], look, encode=encode, cancel=self.cancel
-                )
-                views.append(view)
+
+        def is_late(is_first: bool) -> bool:
+            return self.clock.is_over((1 - (_FIRST_LOOK_SHARE if is_first else _LOOK_SHARE)) * left)
+
+        views = draw_views(self.student, planes, self.config, self.encodings, is_late, self.cancel)
+        if len(views) < len(planes):
+            self._note_left_out(planes, len(views))
         return views
 
-    def _learn_head(
-        self,
-        planes: list[LabelledPlane],
-        views: list[View],
-        advice: list[Advice],
-        iterations: int,
-        reserve: float,
-    ) -> StoppedBy:
-        """Teach the head what the views hold, of which the first ones are of the planes as they are."""
+    def _head_learner(
+        self, planes: list[LabelledPlane], views: list[View], advice: list[Advice]
+    ) -> HeadLearner:
+        """Return what teaches the head views, of which the first ones are of the planes as they are."""
         locked = [
             (view, locked_sample(self.student, plane, view.grid))
             for view, plane in zip(views[: len(planes)], planes, strict=True)
         ]
         half = half_precision("auto", self.student.device)
-        learner = HeadLearner(self.student, views, locked, self.config, advice, self._replay(), half)
+        return HeadLearner(self.student, views, locked, self.config, advice, self._replay(), half)
+
+    def _learn_head(self, learner: HeadLearner, iterations: int, reserve: float) -> StoppedBy:
+        """Teach the head so many iterations, as far as there is time."""
         try:
             while learner.iteration < iterations:
                 raise_if_cancelled(self.cancel)
@@ -473,7 +464,7 @@ class _Round:
                 if not math.isfinite(loss):
                     self.notes.append(round_notes.DIVERGED)
                     break
-                self._report(self.config.max_iterations + number, loss, None)
+                self._report(self.total - self.config.crf_iterations + number, loss, None)
             learnt = tuner.score()
             if head_only.miou is None or learnt.miou is None:
                 self.crf_learnt = tuning.loss(self.cancel) <= loss_before

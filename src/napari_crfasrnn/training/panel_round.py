@@ -32,6 +32,7 @@ from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.crf_tuning import choose_tiles
+from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
 from napari_crfasrnn.training.panel_tiles import PanelTile, PanelTiles, are_dense
 from napari_crfasrnn.training.panel_windows import Window, draw_windows
@@ -86,6 +87,8 @@ class PanelRound:
         Whether all that the model's panel remembers is from other projects.
     config
         Seed, iterations, learning rate.
+    encodings
+        Of the planes.
     cancel
         Asked all the time.
     is_late
@@ -102,6 +105,7 @@ class PanelRound:
     speaks_for: tuple[int, ...] | None
     is_foreign: bool
     config: TrainConfig
+    encodings: Encodings
     cancel: Cancel | None
     is_late: Callable[[], bool]
     n_read: int = field(default=0, init=False)
@@ -138,7 +142,7 @@ class PanelRound:
             if own:
                 self._maps_of[number] = maps
             tiles += own
-        self.tiles = PanelTiles(tiles, self.model, self.cancel)
+        self.tiles = PanelTiles(tiles, self.model, self.encodings, self.cancel)
 
     @cached_property
     def has_head(self) -> bool:
@@ -208,8 +212,8 @@ class PanelRound:
                 continue
             logits = model.panel.marginals(read.rows, self._seen(model.panel, number, read)).log()
             if not model.panel.is_alone:
-                with torch.no_grad():
-                    known = model.network_logits(plane.image, self.cancel)[0, :, read.y, read.x].T.cpu()
+                logits_of_plane = self.encodings.logits(model, plane, self.cancel)
+                known = logits_of_plane[0, :, read.y, read.x].T.cpu()
                 logits = model.panel.joined(logits, known)
             prediction = plane.training.copy()
             prediction[read.y, read.x] = logits.argmax(1).numpy()
@@ -271,8 +275,7 @@ class PanelRound:
         y, x = np.nonzero((plane.training == ignore) & (plane.locked == ignore) & ~plane.aside)
         some = any_of(len(y), 1 + _MAX_UNTOUCHED // len(self.planes), random)
         y, x = y[some], x[some]
-        with torch.no_grad():
-            known = self.model.network_logits(plane.image, self.cancel)[0, :, y, x].T.cpu()  # [n, L]
+        known = self.encodings.logits(self.model, plane, self.cancel)[0, :, y, x].T.cpu()  # [n, L]
         own = [value for value in self.speaks_for if value != REST]
         known[:, own] = -math.inf
         entropy = torch.special.entr(known.softmax(1)).sum(1)

@@ -27,6 +27,7 @@ from napari_crfasrnn.experts import FeatureMaps, Panel, Sieve
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
+from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.planes import LabelledPlane
 from napari_crfasrnn.training.report import LockedScore
 
@@ -101,13 +102,22 @@ class PanelTiles:
         Parts of planes.
     model
         Whose preprocessing.
+    encodings
+        Of the planes, for what the network says of them.
     cancel
         Asked between tiles, and while lattices are built and the CRF iterates.
     """
 
-    def __init__(self, tiles: Sequence[PanelTile], model: SegmentationModel, cancel: Cancel | None) -> None:
+    def __init__(
+        self,
+        tiles: Sequence[PanelTile],
+        model: SegmentationModel,
+        encodings: Encodings,
+        cancel: Cancel | None,
+    ) -> None:
         self._tiles = tiles
         self._model = model
+        self._encodings = encodings
         self._cancel = cancel
         self._prepared: dict[CrfConfig, list[PreparedImage]] = {}
         self._seen: tuple[Panel, CrfRnn, list[NDArray[np.int64]]] | None = None  # what was chosen last
@@ -169,8 +179,7 @@ class PanelTiles:
                     found.append(judged)
                     continue
             if id(tile.plane) not in whole:
-                with torch.no_grad():
-                    whole[id(tile.plane)] = model.network_logits(tile.plane.image, self._cancel).cpu()
+                whole[id(tile.plane)] = self._encodings.logits(model, tile.plane, self._cancel).cpu()
             y0, x0, y1, x1 = tile.box
             known = whole[id(tile.plane)][..., y0:y1, x0:x1]
             found.append(

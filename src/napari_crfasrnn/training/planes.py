@@ -226,6 +226,7 @@ def make_view(
     look: Look,
     *,
     encode: bool,
+    features: Features | None = None,
     cancel: Cancel | None = None,
 ) -> View:
     """Return a view of a plane.
@@ -240,18 +241,21 @@ def make_view(
         How to look at it.
     encode
         Run the encoder now, once for all iterations.
+    features
+        What it makes of the look, where that is known.
     cancel
         Asked in between; `Cancelled` comes out where it says so.
     """
     with torch.no_grad():
         seen = model.preprocess(_changed(plane.image, look))
-        features = model.network.encode(seen, cancel) if encode else None
+        if encode:
+            features = model.network.encode(seen, cancel)
     grid = Grid(plane.size, (int(seen.shape[-2]), int(seen.shape[-1])))
     training, untouched = (
         _sample(model, grid, plane.training, *part, mirrored=look.mirrored)
         for part in (pixels.training, pixels.untouched)
     )
-    stored = None if encode else seen
+    stored = seen if features is None else None
     return View(number, grid, stored, features, training, untouched, pixels.n_untouched)
 
 
