@@ -301,7 +301,9 @@ class LiteNetwork(nn.Module, ABC):
 
     def decode(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return the logits [B, L, h, w] of an input of ``size`` (h, w) from its features."""
-        return _crop(enlarge(self.decode_coarse(features), self.stride), 0, size)
+        # As planes, which the CRF and all that looks for the best label read: turning the small map is quick.
+        coarse = self.decode_coarse(features).contiguous()
+        return _crop(enlarge(coarse, self.stride), 0, size).contiguous()
 
     def decode_coarse(self, features: Features) -> Tensor:
         """Return the logits at the finest level, [B, L, h/stride, w/stride], before they are enlarged."""

@@ -132,6 +132,11 @@ class TestFcnLite:
         with torch.inference_mode():
             assert lite.network(torch.zeros(1, 3, h, w)).shape == (1, 4, h, w)
 
+    def test_logits_are_planes(self, lite: SegmentationModel) -> None:
+        # Kept with their labels side by side, they would be turned anew in every run of the CRF.
+        with torch.inference_mode():
+            assert lite.network(torch.zeros(1, 3, 50, 41)).is_contiguous()
+
     def test_features_have_the_stated_channels_and_strides(self, lite: SegmentationModel) -> None:
         with torch.inference_mode():
             features = lite.network.encode(torch.zeros(2, 3, 33, 70))
