@@ -21,28 +21,34 @@ help:
 	@echo "make bench  measure the lattice against pydensecrf2"
 	@echo "make bench-learning   measure learning from few labels (DATA=../shared/data, QUICK=1 for five minutes)"
 
+# pip says nothing (-q) for as long as it takes, so each phase says what it is.
 $(VENV)/.created:
+	@echo "Setting up $(VENV). What is in it already is not done again."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt --upgrade pip
 	@touch $@
 
 # torch alone and first: any other order lets a resolver pick another build of it.
 $(VENV)/.torch: constraints.txt | $(VENV)/.created
+	@echo "Installing torch: the largest download, a minute or more..."
 	$(PIP) install -q -c constraints.txt torch
 	@touch $@
 
 $(VENV)/.needs: pyproject.toml constraints.txt | $(VENV)/.torch
+	@echo "Installing what compiles the extension..."
 	$(PIP) install -q -c constraints.txt --group build
 	@touch $@
 
 # A plain install, as users have it, and the CUDA backend in host loops, which tests need where there is
 # no GPU. build/ is kept, so that only what changed is compiled again.
 $(VENV)/.installed: $(SOURCE) $(VENV)/.needs
+	@echo "Compiling the extension, and installing napari and the plugin: a minute or two..."
 	$(PIP) install -q -c constraints.txt --no-build-isolation \
 		--config-settings=cmake.define.CRFASRNN_HOST_LOOPS=ON ".[all]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed
+	@echo "Installing what the tests need..."
 	$(PIP) install -q -c constraints.txt --group test
 	@touch $@
 
@@ -53,11 +59,13 @@ system:
 	@sh tools/system_packages.sh
 
 demo: system $(VENV)/.installed
+	@echo "Segmenting a photograph, then again in a napari window..."
 	$(WINDOW) $(BIN)/napari-crfasrnn demo --output demo
 
 # The core's tests share the processors. Those in real windows take turns on a display; of virtual ones
 # there are two.
 test: system $(VENV)/.test
+	@echo "Running the tests: ten minutes or so on two cores..."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/core tests/ext -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory $(if $(VIRTUAL),-j 2) test-windows-odd test-windows-even
 
@@ -69,6 +77,7 @@ test-windows-even:
 	$(if $(VIRTUAL),$(VIRTUAL) -n 200) $(BIN)/python -m pytest $(shell ls tests/qt/test_*.py | awk 'NR % 2 == 0')
 
 $(VENV)/.lint: $(VENV)/.installed
+	@echo "Installing what checks style and types..."
 	$(PIP) install -q -c constraints.txt --group lint
 	@touch $@
 
@@ -78,6 +87,7 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 
 $(VENV)/.bench: $(VENV)/.installed
+	@echo "Installing what the benchmarks compare with..."
 	$(PIP) install -q -c constraints.txt --group bench
 	@touch $@
 
