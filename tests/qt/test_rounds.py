@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QDialog
 from conftest import User
 from napari_crfasrnn import Project, Segmenter
 from napari_crfasrnn._qt.comparing import describe
+from napari_crfasrnn._qt.present import STILL_EARLIER
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import compare_labels
@@ -94,6 +95,58 @@ def test_a_round_is_on_the_disk_before_anybody_keeps_it(
     assert all(bool((weights[name] == value).all()) for name, value in first.network.state_dict().items())
     assert "round:2" in [choice.name for choice in other.session.shelf.models]
     other.session.cancel()
+
+
+def test_what_was_learnt_is_told_and_labels_say_whose_they_are(teacher: User) -> None:
+    user, learning, correct = teacher, teacher.widget.learning, teacher.widget.correct
+
+    def primary(button: Any) -> bool:
+        return button.property("primary") == "true"
+
+    n_labelled = user.session.numbers[user.bench.key].summary.n_labelled
+    assert f"{n_labelled:,} px edited" in correct.note.toolTip()
+    assert primary(learning.task.button)
+    learn(user)
+    painted = user.labels.copy()
+    assert correct.note.toolTip() == f"{n_labelled:,} px learnt · nothing new since"
+    assert user.widget.start.message.label.text() == STILL_EARLIER
+    assert primary(user.widget.start.task.button)
+    assert user.do(lambda: user.click(learning.keep)) == "save"
+    user.settle()
+    np.testing.assert_array_equal(user.labels, painted)  # nothing changes by itself
+    assert learning.message.label.text() == f"Kept as round 1. {STILL_EARLIER}"
+
+    # Its button cures that, and then there is nothing to learn.
+    assert user.do(lambda: user.click(learning.message.button)) == "segment"
+    user.settle()
+    assert learning.message.label.text() == "Kept as round 1."
+    assert correct.note.toolTip() == f"{n_labelled:,} px learnt · nothing new since"
+    assert primary(correct.patch)
+    assert not primary(learning.task.button)
+
+    # More is told apart from what was learnt, and another model was taught nothing.
+    teach(user, np.s_[100:250, 16:30])
+    n_new = user.session.numbers[user.bench.key].summary.n_labelled - n_labelled
+    assert n_new > 0
+    assert correct.note.toolTip() == f"{n_labelled:,} px learnt · {n_new:,} px new"
+    assert primary(learning.task.button)
+    user.session.choose_model("starter")
+    user.settle()
+    assert "learnt" not in correct.note.toolTip()
+    assert STILL_EARLIER in user.widget.start.message.label.text()
+    user.session.choose_model("round:1")
+    user.settle()
+    assert correct.note.toolTip() == f"{n_labelled:,} px learnt · {n_new:,} px new"
+
+
+def test_discarding_forgets_the_lesson(teacher: User) -> None:
+    user = teacher
+    learn(user)
+    assert "nothing new since" in user.widget.correct.note.toolTip()
+    user.click(user.widget.learning.discard)
+    user.settle()
+    assert "learnt" not in user.widget.correct.note.toolTip()
+    assert STILL_EARLIER not in user.widget.start.message.label.text()
 
 
 def test_rolling_back_and_comparing(teacher: User, photograph: np.ndarray) -> None:

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from napari_crfasrnn.training import TrainReport
 
 CURES = {
-    "segment": "Segment",
+    "segment": "Segment again",
     "end-comparing": "Back",
     "bring-back": "Show them",
     "open-model": "Open…",
     "download": "Accept and download",
     "import-report": "Report…",
 }
+STILL_EARLIER = "The labels are still the earlier model's."
 MAX_NOTES = 2  # of a round of learning; there is room for no more
 DOING = {
     "segment": "the image is being segmented",
@@ -68,7 +69,7 @@ def start_state(bench: Workbench) -> StartState:
         box_layer="" if bench.boxes.chosen is None else bench.boxes.chosen.name,
         score=bench.boxes.score,
         progress=_progress(busy, "segment", "load"),
-        message=_message(session, "start"),
+        message=_start_message(bench),
     )
 
 
@@ -155,7 +156,7 @@ def learn_state(bench: Workbench) -> LearnState:
         choose_round=Action(not busy, busy),
         seconds=session.effort.seconds,
         thaw=session.effort.thaw,
-        message=_lesson_message(session),
+        message=_lesson_message(bench),
     )
 
 
@@ -222,10 +223,10 @@ def _lead(bench: Workbench) -> str:
     session = bench.session
     if bench.patching.patch is not None:
         return "approve"
-    if session.lessons.report is not None or not _is_segmented(bench):
+    if session.lessons.report is not None or not _is_segmented(bench) or _is_of_another_model(bench):
         return "segment"
-    knows = any(numbers.summary.n_labelled > 0 for numbers in session.numbers.values())
-    return "learn" if knows else "patch"
+    is_new = any(numbers.n_new > 0 for numbers in session.numbers.values())
+    return "learn" if is_new else "patch"
 
 
 def _no_model(session: Session) -> str:
@@ -272,9 +273,19 @@ def _shows_plot(session: Session) -> bool:
     return report is not None and not _remark(report) and not takes_room  # a remark takes it, too
 
 
-def _lesson_message(session: Session) -> Message:
+def _start_message(bench: Workbench) -> Message:
+    """Return what the section has to say, or else that the labels are not of the chosen model."""
+    said = _message(bench.session, "start")
+    if said.text or bench.session.busy is not None or not _is_of_another_model(bench):
+        return said
+    return Message(STILL_EARLIER)
+
+
+def _lesson_message(bench: Workbench) -> Message:
     """Return what the section has to say, or else what the round of learning has to remark."""
-    said, report = _message(session, "learn"), session.lessons.report
+    said, report = _message(bench.session, "learn"), bench.session.lessons.report
+    if said.tone == "good" and bench.session.busy is None and _is_of_another_model(bench):
+        return Message(f"{said.text} {STILL_EARLIER}", said.tone, "segment", CURES["segment"])
     if said.text or report is None:
         return said
     return Message(_remark(report))
@@ -298,10 +309,26 @@ def _is_segmented(bench: Workbench) -> bool:
     return bench.work is not None and bench.work.entropy is not None
 
 
+def _is_of_another_model(bench: Workbench) -> bool:
+    """Return whether the labels that are shown are known to come from a model that is not the chosen one."""
+    session = bench.session
+    if bench.key is None or session.shelf.choice is None or not _is_segmented(bench):
+        return False
+    model = session.standing.model_of(bench.key, bench.index)
+    return model is not None and model != session.shelf.choice.name
+
+
 def _edits(numbers: Numbers) -> str:
     summary = numbers.summary
+    if numbers.n_learnt:
+        new = f"{numbers.n_new:,} px new" if numbers.n_new else "nothing new since"
+        return f"{numbers.n_learnt:,} px learnt · {new}"
+    if not summary.n_edited and not summary.n_verified:
+        return "nothing edited yet"
     share = 100 * summary.verified_share
     verified = f"{share:.0f} %" if share >= 1 or share == 0 else "< 1 %"
+    if not summary.n_edited:  # a segmentation has taken what was edited before it for verified
+        return f"{summary.n_verified:,} px verified ({verified})"
     return f"{summary.n_edited:,} px edited · {verified} verified"
 
 

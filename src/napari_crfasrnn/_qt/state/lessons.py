@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from psygnal import Signal
+
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
 from napari_crfasrnn._qt.state.rounds import Rounds
 from napari_crfasrnn._qt.state.shelf import LEARNT, ModelChoice, Shelf, round_choice
@@ -50,6 +52,8 @@ class Effort:
 class Lessons:
     """Rounds of learning.
 
+    ``kept`` is emitted with the name that what was learnt is going to have on the shelf.
+
     Attributes
     ----------
     report
@@ -57,6 +61,8 @@ class Lessons:
     history
         Steps of the last round.
     """
+
+    kept = Signal(str)
 
     def __init__(self, tasks: Tasks, engine: Engine, shelf: Shelf, storage: Storage, rounds: Rounds) -> None:
         self.report: TrainReport | None = None
@@ -121,7 +127,9 @@ class Lessons:
             self._stored = []
             self._shelf.remove(LEARNT)
             names = tuple(spec.name for spec in report.model.classes)
-            self._shelf.add(round_choice(learnt.number, learnt.model_path, names))
+            choice = round_choice(learnt.number, learnt.model_path, names)
+            self.kept.emit(choice.name)
+            self._shelf.add(choice)
             self._tasks.say("learn", f"Kept as round {learnt.number}.", "good")
             self._rounds.list_again()
             self._tasks.finished.emit("save")

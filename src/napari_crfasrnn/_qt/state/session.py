@@ -15,7 +15,8 @@ from napari_crfasrnn._qt.state.boxes import Outline
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
 from napari_crfasrnn._qt.state.lessons import Effort, Lessons
 from napari_crfasrnn._qt.state.rounds import PREFIX, Rounds
-from napari_crfasrnn._qt.state.shelf import ModelChoice, Shelf
+from napari_crfasrnn._qt.state.shelf import LEARNT, ModelChoice, Shelf
+from napari_crfasrnn._qt.state.standing import Standing
 from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.table import ClassTable
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
@@ -42,6 +43,13 @@ class Numbers:
     shares: tuple[float, ...]
     present: tuple[int, ...]
     summary: EditSummary
+    n_learnt: int = 0
+    """Labels that the chosen model was taught as they are."""
+
+    @property
+    def n_new(self) -> int:
+        """Labels to learn from that the chosen model was not taught."""
+        return self.summary.n_labelled - self.n_learnt
 
 
 PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
@@ -73,13 +81,16 @@ class Session:
         self.effort = Effort()  # of rounds of learning
         self.lessons = Lessons(self.tasks, self.engine, self.shelf, self.storage, self.rounds)
         self.changed, self.finished = self.tasks.changed, self.tasks.finished
+        self.standing = Standing()
         self._write = write
         self._counter = Worker("crfasrnn-count")
         self._counting: set[str] = set()
+        self._counted: dict[str, PlaneIndex] = {}  # which plane of an image was counted last
         self._count_again: dict[str, PlaneIndex] = {}  # changed while it was counted
         self._closed = False
         self._hinted = False  # what the starter is not for was said
         self.shelf.chosen.connect(self._on_model_chosen)
+        self.lessons.kept.connect(lambda name: self.standing.rename(LEARNT, name))
         self.storage.replaced.connect(self._on_project_replaced)
 
     @property
@@ -130,7 +141,7 @@ class Session:
             )
 
     def _segment(self, image: ImageInput, index: PlaneIndex | None, boxes: Sequence[Outline]) -> None:
-        request = self.request()
+        request, model = self.request(), self._model_name
         self.work_on(image)
 
         def run(task: Task, report: Report) -> Segmented:
@@ -140,6 +151,7 @@ class Session:
 
         def done(result: Segmented) -> None:
             self._take_segmentation(image, result, () if index is None else index)
+            self.standing.segmented(image.key, () if index is None else index, model)
 
         self.tasks.start(Busy("segment", "Segmenting…"), run, done)
 
@@ -203,7 +215,19 @@ class Session:
             return
         self.table.locked = True
         self.tasks.lines.pop("correct", None)
-        self.lessons.learn(self.request(), config or self.effort.config(), lambda: None)
+        lessons: dict[str, Labels] = {}  # as they are now: what is painted meanwhile is new
+        works = dict(self.works)
+        self._counter.start(
+            "lessons",
+            lambda task, report: {key: work.known() for key, work in works.items()},
+            lessons.update,
+            lambda error: _log.error("noting what is taught failed", exc_info=error),
+        )
+        self.lessons.learn(
+            self.request(),
+            config or self.effort.config(),
+            lambda: self.standing.taught(LEARNT, lessons),
+        )
 
     def accept(self, key: str, step: object) -> None:
         """Say that all labels of an image are right, or take that back; see `Work.accept`."""
@@ -282,11 +306,13 @@ class Session:
             self._count_again[key] = index
             return
         self._counting.add(key)
-        n_classes = len(self.table.classes)
+        n_classes, model = len(self.table.classes), self._model_name
+        self._counted[key] = index
 
         def run(task: Task, report: Report) -> Numbers:
             shares = work.shares(index, n_classes)
-            return Numbers(shares, tuple(work.present(n_classes)), work.summary())
+            n_learnt = self.standing.n_learnt(model, key, work.known())
+            return Numbers(shares, tuple(work.present(n_classes)), work.summary(), n_learnt)
 
         def done(numbers: Numbers) -> None:
             if self.works.get(key) is work and n_classes == len(self.table.classes):
@@ -391,6 +417,8 @@ class Session:
         n_classes = len(self.table.classes)
         values = list(range(n_before)) if new_values is None else list(new_values)
         same = values == list(range(n_before))
+        if not same:
+            self.standing.forget_lessons()
         for key, work in list(self.works.items()):
             if not same or n_classes > ignore_value(work.labels.dtype):
                 self.works[key] = work.remapped(values, n_classes)
@@ -406,12 +434,20 @@ class Session:
             self.table.locked = False  # nothing would be lost: the table may follow the model
         if self.table.locked or not self.works:
             self.table.follow(names)
+        for key in self.numbers:  # what this model was taught
+            if key in self._counted:
+                self.count(key, self._counted[key])
+
+    @property
+    def _model_name(self) -> str:
+        return "" if self.shelf.choice is None else self.shelf.choice.name
 
     def _on_project_replaced(
         self, classes: tuple[ClassSpec, ...], rounds: list[ModelChoice], current: int
     ) -> None:
         self.works.clear()
         self.numbers.clear()
+        self.standing.clear()
         self.lessons.forget()
         self.shelf.remove("round:")
         self.table.clear()

@@ -17,6 +17,7 @@ from napari_crfasrnn.edits import (
     Patch,
     as_labels,
     edited_mask,
+    labelled_mask,
     least_certain_patch,
     merge_prediction,
     remap_labels,
@@ -328,6 +329,11 @@ class Work:
     def snapshot(self) -> Snapshot:
         """Return a copy that later strokes do not change."""
         return Snapshot(self.image, self.labels.copy(), self.baseline.copy(), self.verified.copy())
+
+    def known(self) -> Labels:
+        """Return the labels that are known to be true, and the ignore value elsewhere; a new array."""
+        is_known = labelled_mask(self.labels, self.baseline, self.verified)
+        return np.where(is_known, self.labels, self.labels.dtype.type(ignore_value(self.labels.dtype)))
 
     def summary(self) -> EditSummary:
         """Count the edited and verified pixels."""
