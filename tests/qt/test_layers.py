@@ -314,6 +314,42 @@ def test_tiny_images(viewer, shape) -> None:
     assert_in_step(group)
 
 
+def test_the_layer_of_a_class_without_a_pixel_goes_when_nobody_works_on_it(viewer) -> None:
+    group = make_group(viewer)
+    cell = group.class_layers[1]
+    gone = []
+    group.class_layers.removed.connect(gone.append)
+    group.paint_with(3)
+    assert [layer.name for layer in group.class_layers] == [
+        "photo · cell",
+        "photo · nucleus",
+        "photo · debris",
+    ]
+    group.class_layers.drop_absent([1, 2])  # debris is worked on
+    group.write(np.where(group.labels == 1, 2, group.labels))
+    group.class_layers.drop_absent([1, 2])  # somebody counted before that
+    assert not gone
+    group.class_layers.drop_absent([2])
+    assert gone == [cell]
+    group.paint_with(2)
+    group.class_layers[3].paint((0, 0), 3)  # not counted yet
+    group.class_layers.drop_absent([2])
+    assert [layer.name for layer in viewer.layers[1:-1]] == ["photo · nucleus", "photo · debris"]
+    assert_in_step(group)
+
+    group.undo()
+    group.undo()  # the cell is back, drawn by the combined layer until it has its own again
+    assert group.combined.colormap.map(np.array([1]))[0][3] > 0
+    group.class_layers.drop_absent([1, 2])
+    group.class_layers.show_present([1, 2])
+    group.class_layers.grow_now()
+    assert [layer.name for layer in viewer.layers[1:-1]] == ["photo · cell", "photo · nucleus"]
+    assert group.combined.colormap.map(np.array([1]))[0][3] == 0
+    group.class_layers[1].paint((30, 40), 1)
+    assert_in_step(group)
+    assert_drawn(group)
+
+
 def test_layers_follow_a_change_of_the_class_table(viewer) -> None:
     group = make_group(viewer)
     group.combined.paint((0, 0), 3)

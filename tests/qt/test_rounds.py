@@ -139,6 +139,18 @@ def test_what_was_learnt_is_told_and_labels_say_whose_they_are(teacher: User) ->
     assert correct.note.toolTip() == f"{n_labelled:,} px learnt · {n_new:,} px new"
 
 
+def test_clicking_through_the_classes_leaves_no_empty_layers(teacher: User) -> None:
+    user = teacher
+    names = [layer.name for layer in user.viewer.layers]
+    for value in (3, 5, 7):
+        user.bench.paint_with(value)
+        user.settle()
+        assert user.viewer.layers.selection.active.name == f"photo · {user.session.table.names[value]}"
+    user.bench.paint_with(FLAG)
+    user.settle()
+    assert [layer.name for layer in user.viewer.layers] == names
+
+
 def test_discarding_forgets_the_lesson(teacher: User) -> None:
     user = teacher
     learn(user)

@@ -205,6 +205,13 @@ class Labelling:
             group.class_layers.show_present(numbers.present)
         self.shown.emit()
 
+    def drop_absent(self) -> None:
+        """Remove the layers of classes that have no pixel any more and that nobody works on."""
+        for key, group in self.groups.items():
+            numbers = self._session.numbers.get(key)
+            if numbers is not None and group.alive:
+                group.class_layers.drop_absent(numbers.present)
+
     def _on_lost(self, key: str, role: str, name: str) -> None:
         group = self.groups.get(key)
         if role in ("labels", "image") and group is not None:

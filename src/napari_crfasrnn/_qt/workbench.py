@@ -383,6 +383,7 @@ class Workbench:
 
     def _show(self) -> None:
         self.labelling.follow_table()
+        self.labelling.drop_absent()
         self.changed.emit()
 
     def _on_touched(self, key: str) -> None:

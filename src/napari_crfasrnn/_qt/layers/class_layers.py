@@ -61,6 +61,7 @@ class ClassLayers:
     """
 
     added = Signal(object)
+    removed = Signal(object)  # by us or by a person
     grown = Signal()  # every class that is present has its layer
 
     def __init__(self, group: LabelGroup, enabled: bool) -> None:
@@ -101,6 +102,22 @@ class ClassLayers:
             if self._missing:
                 self._timer.start()
 
+    def drop_absent(self, present: Iterable[int]) -> None:
+        """Remove the layers of classes without a pixel, but for those that are selected.
+
+        ``present`` are classes that are known to have pixels; of the others it is looked up.
+        """
+        absent = [v for v in self._layers.keys() - set(present) if not self._is_needed(v)]
+        if not absent or any(layer.in_stroke for layer in self._group.label_layers):
+            return
+        self._present -= set(absent)
+        self._remove([self._layers.pop(value) for value in absent])
+        self._group.color_combined()
+
+    def _is_needed(self, value: int) -> bool:
+        selected = self._layers[value] in self._group.viewer.layers.selection
+        return selected or bool((self._group.labels == value).any())
+
     def set_enabled(self, enabled: bool) -> None:
         """Let classes have layers, or none."""
         self.enabled = enabled
@@ -124,7 +141,7 @@ class ClassLayers:
         """Drop a layer that somebody removed; return whether it was one of these."""
         mine = [value for value, other in self._layers.items() if other is layer]
         for value in mine:
-            del self._layers[value]
+            self.removed.emit(self._layers.pop(value))
         return bool(mine)
 
     def clear(self) -> None:
@@ -133,7 +150,7 @@ class ClassLayers:
         self._present = set()
         layers = list(self)
         self._layers.clear()
-        self._group.remove_layers(layers)
+        self._remove(layers)
 
     def stop(self) -> None:
         """Add no more."""
@@ -160,6 +177,11 @@ class ClassLayers:
         self._present = {layer.value for layer in left}
         self.show_present(self._present)
         return {layer.value for layer in left if not layer.visible}
+
+    def _remove(self, layers: Sequence[ClassLayer]) -> None:
+        self._group.remove_layers(layers)
+        for layer in layers:
+            self.removed.emit(layer)
 
     def _grow(self) -> None:
         if self._missing:

@@ -55,10 +55,11 @@ class Drawing:
         self._group = group
         self._guessed: _Guessed | None = None
         self._box: Box | None = None  # where there may be a guess
-        self._events: list[Any] = []
+        self._layers: list[Any] = []
         for layer in group.label_layers:
             self._follow(layer)
         group.class_layers.added.connect(self._follow)
+        group.class_layers.removed.connect(self._let_go)
 
     def show(
         self, index: tuple[int, ...], box: Box, labels: NDArray[Any], where: NDArray[np.bool_], keep: int
@@ -91,9 +92,9 @@ class Drawing:
     def close(self) -> None:
         """Draw nothing any more."""
         self._group.class_layers.added.disconnect(self._follow)
-        for emitter in self._events:
-            emitter.disconnect(self._on_labels_update)
-        self._events.clear()
+        self._group.class_layers.removed.disconnect(self._let_go)
+        for layer in list(self._layers):
+            self._let_go(layer)
 
     def draw(self, box: Box, *, keep: bool = False) -> None:
         """Draw a part of the plane anew; with ``keep``, napari shall know what was written there."""
@@ -121,7 +122,11 @@ class Drawing:
 
     def _follow(self, layer: Any) -> None:
         layer.events.labels_update.connect(self._on_labels_update)
-        self._events.append(layer.events.labels_update)
+        self._layers.append(layer)
+
+    def _let_go(self, layer: Any) -> None:
+        layer.events.labels_update.disconnect(self._on_labels_update)
+        self._layers.remove(layer)
 
     def _on_labels_update(self, event: Any) -> None:
         # napari has just drawn what a dab of the brush covers, without the guess

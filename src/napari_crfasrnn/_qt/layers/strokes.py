@@ -41,6 +41,7 @@ class StrokeWatch:
         for layer in group.label_layers:
             self._watch(layer)
         group.class_layers.added.connect(self._watch)
+        group.class_layers.removed.connect(self._let_go)
         group.claimed.connect(self._on_claimed)
         group.stroke_ended.connect(self._end)
 
@@ -53,19 +54,21 @@ class StrokeWatch:
         """Watch no more."""
         self._end_timer.stop()
         self._group.class_layers.added.disconnect(self._watch)
+        self._group.class_layers.removed.disconnect(self._let_go)
         self._group.claimed.disconnect(self._on_claimed)
         self._group.stroke_ended.disconnect(self._end)
-        for layer in self._layers:
-            events = layer.events
-            for emitter in (events.labels_update, events.paint, events.set_data, events.data):
-                emitter.disconnect(self._on_event)
-        self._layers.clear()
+        for layer in list(self._layers):
+            self._let_go(layer)
 
     def _watch(self, layer: Any) -> None:
         self._layers.append(layer)
-        events = layer.events
-        for emitter in (events.labels_update, events.paint, events.set_data, events.data):
+        for emitter in _emitters(layer):
             emitter.connect(self._on_event)
+
+    def _let_go(self, layer: Any) -> None:
+        self._layers.remove(layer)
+        for emitter in _emitters(layer):
+            emitter.disconnect(self._on_event)
 
     def _on_event(self, event: Any) -> None:
         if self._group.is_quiet:
@@ -96,3 +99,8 @@ class StrokeWatch:
         if self._going:
             self._going = False
             self.ended.emit()
+
+
+def _emitters(layer: Any) -> tuple[Any, ...]:
+    events = layer.events
+    return events.labels_update, events.paint, events.set_data, events.data

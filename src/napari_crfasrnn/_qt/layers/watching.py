@@ -36,6 +36,7 @@ class GroupWatch:
         for layer in group.label_layers:
             self._watch(layer)
         group.class_layers.added.connect(self._on_class_layer_added)
+        group.class_layers.removed.connect(self._on_class_layer_removed)
         group.viewer.layers.events.removed.connect(self._on_removed)
         for name in _PLACES:
             getattr(group.image.events, name).connect(self._on_moved)
@@ -79,6 +80,9 @@ class GroupWatch:
     def _on_class_layer_added(self, layer: ClassLayer) -> None:
         self._watch(layer)
         self._group.color_combined()
+
+    def _on_class_layer_removed(self, layer: ClassLayer) -> None:
+        self._watch(layer, False)
 
     def _on_combined(self, event: Any) -> None:
         group = self._group
