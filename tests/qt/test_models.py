@@ -19,11 +19,13 @@ from foreign_files import (
     write_matconvnet,
     write_pytorch,
 )
-from qtpy.QtWidgets import QMessageBox
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QInputDialog, QMessageBox
 
-from napari_crfasrnn._qt.state.session import HINT
+from napari_crfasrnn._qt.state.session import BESIDE, FITTING, HINT, PAINT_EACH
 from napari_crfasrnn._qt.widget import MODEL_FILES
 from napari_crfasrnn.importing import SUFFIXES
+from napari_crfasrnn.samples import cell
 from napari_crfasrnn.zoo import published_dir
 
 NAME, FILE = "crfrnn-pytorch", "crfasrnn_weights.pth"
@@ -150,3 +152,65 @@ def test_the_starter_says_once_that_it_knows_photographs(user: Any, photograph: 
     assert user.session.tasks.lines["start"].tone == "quiet"
     assert user.do(user.widget.segment) == "segment"
     assert HINT not in user.line("start")
+
+
+def test_the_hint_has_the_fitting_models_at_hand(user: Any) -> None:
+    user.viewer.add_image(cell()[::2, ::2], name="cell")
+    assert user.do(user.widget.segment) == "segment"
+    buttons = {button.text(): button for button in user.widget.start.message.buttons}
+    assert list(buttons) == [*FITTING.values(), "My classes…"]
+    assert user.do(lambda: user.click(buttons["Nuclei"])) == "segment"
+    user.settle()
+    assert user.session.shelf.choice.name == "nuclei-fluorescence"
+    assert user.session.table.names == ("background", "nucleus", "border")
+    assert 0.001 < np.mean(user.labels == 1) < 0.3  # one cell
+    assert not user.widget.start.message.buttons
+
+
+def test_classes_of_ones_own_are_two_steps_away(user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QInputDialog, "getText", lambda *args, **kwargs: (" cell, debris ", True))
+    user.viewer.add_image(cell()[::2, ::2], name="cell")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    user.click(user.widget.start.message.buttons[-1])
+    user.settle()
+    assert user.session.table.names == ("background", "cell", "debris")
+    assert set(np.unique(user.labels)) <= {0, 255}  # of what the starter saw, the background stays
+    assert user.line("classes") == PAINT_EACH
+    assert user.line("start") == ""
+    assert [row.key for row in user.widget.classes.table.rows.rows] == [1, 2, 0]
+    user.bench.paint_with(1)
+    user.drag((200, 210), (215, 220))
+    user.settle()
+
+    # Begun once more, what was labelled is lost only if the person says so, and as another class.
+    asked: list[str] = []
+    answers = [QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes]
+    monkeypatch.setattr(
+        QMessageBox, "question", lambda *args: asked.append(args[-1]) or answers[len(asked) - 1]
+    )
+    monkeypatch.setattr(QInputDialog, "getText", lambda *args, **kwargs: ("nucleus, cell", True))
+    painted = user.labels == 1
+    assert painted.any()
+    user.click(user.widget.classes.own)
+    assert user.session.table.names == ("background", "cell", "debris")
+    user.click(user.widget.classes.own)
+    user.settle()
+    assert user.session.table.names == ("background", "nucleus", "cell")
+    np.testing.assert_array_equal(user.labels == 2, painted)
+    assert "unlabelled" in asked[0]
+    with pytest.raises(ValueError, match="must hold a class beside"):
+        user.session.begin_classes(["background"])
+    with pytest.raises(ValueError, match="'a' twice"):
+        user.session.begin_classes(["a", "a"])
+    assert user.session.table.names == ("background", "nucleus", "cell")
+
+
+def test_a_class_beside_those_of_photographs_brings_the_advice_once(user: Any) -> None:
+    user.widget.classes.add_wanted.emit("nucleus")
+    assert user.line("classes") == BESIDE
+    QTest.qWait(50)
+    assert [button.text() for button in user.widget.classes.message.buttons] == ["My classes…"]
+    assert user.session.own_names == ("nucleus",)  # what the dialog begins with
+    user.widget.classes.add_wanted.emit("border")
+    assert user.line("classes") == ""

@@ -25,6 +25,7 @@ from napari_crfasrnn._qt.panels.state import (
     ClassesState,
     ClassRow,
     CorrectState,
+    Cure,
     LearnState,
     Message,
     Progress,
@@ -89,15 +90,22 @@ def test_panels_tell_what_was_done_and_decide_nothing(qapp, qtbot) -> None:
         models=(("m", "Model", ""), ("n", "Broken", "cut")),
         model="m",
         slice_text="slice 1 of 3",
-        message=Message("Something", "problem", "do-it", "Do it"),
+        message=Message("Something", "problem", (Cure("do-it", "Do it"),)),
     )
     start.show_state(state)
     assert start.image.currentData() == "b"
     assert not start.model.model().item(1).isEnabled()
     assert start.message.label.property("tone") == "problem"
     with qtbot.waitSignal(start.cured) as cured:
-        start.message.button.click()
+        start.message.buttons[0].click()
     assert cured.args == ["do-it"]
+    start.show_state(
+        StartState(message=Message("Or", "quiet", (Cure("a", "A"), Cure("b", "B", "the other"))))
+    )
+    assert [button.toolTip() for button in start.message.buttons] == ["A", "the other"]
+    with qtbot.waitSignal(start.cured) as cured:
+        start.message.buttons[1].click()
+    assert cured.args == ["b"]
     with qtbot.waitSignal(start.image_chosen) as chosen:
         start.image.activated.emit(0)
     assert chosen.args == ["a"]

@@ -195,7 +195,7 @@ def test_without_a_prediction_a_sentence_says_so(user: User, photograph: np.ndar
     user.click(user.widget.correct.patch)
     assert user.line("correct") == NOT_SEGMENTED
     QTest.qWait(50)
-    assert user.do(lambda: user.click(user.widget.correct.message.button)) == "segment"
+    assert user.do(lambda: user.click(user.widget.correct.message.buttons[0])) == "segment"
     assert user.line("correct") == ""
     press(user, Qt.Key.Key_N)
     assert user.bench.patching.patch.box == (0, 0, 100, 90)  # smaller than a square

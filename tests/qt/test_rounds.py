@@ -108,7 +108,7 @@ def test_what_was_learnt_is_told_and_labels_say_whose_they_are(teacher: User) ->
     assert primary(learning.task.button)
     learn(user)
     painted = user.labels.copy()
-    assert correct.note.toolTip() == f"{n_labelled:,} px learnt · nothing new since"
+    assert correct.note.toolTip() == f"{n_labelled:,} px learnt · nothing new"
     assert user.widget.start.message.label.text() == STILL_EARLIER
     assert primary(user.widget.start.task.button)
     assert user.do(lambda: user.click(learning.keep)) == "save"
@@ -117,10 +117,10 @@ def test_what_was_learnt_is_told_and_labels_say_whose_they_are(teacher: User) ->
     assert learning.message.label.text() == f"Kept as round 1. {STILL_EARLIER}"
 
     # Its button cures that, and then there is nothing to learn.
-    assert user.do(lambda: user.click(learning.message.button)) == "segment"
+    assert user.do(lambda: user.click(learning.message.buttons[0])) == "segment"
     user.settle()
     assert learning.message.label.text() == "Kept as round 1."
-    assert correct.note.toolTip() == f"{n_labelled:,} px learnt · nothing new since"
+    assert correct.note.toolTip() == f"{n_labelled:,} px learnt · nothing new"
     assert primary(correct.patch)
     assert not primary(learning.task.button)
 
@@ -154,7 +154,7 @@ def test_clicking_through_the_classes_leaves_no_empty_layers(teacher: User) -> N
 def test_discarding_forgets_the_lesson(teacher: User) -> None:
     user = teacher
     learn(user)
-    assert "nothing new since" in user.widget.correct.note.toolTip()
+    assert "nothing new" in user.widget.correct.note.toolTip()
     user.click(user.widget.learning.discard)
     user.settle()
     assert "learnt" not in user.widget.correct.note.toolTip()
@@ -201,7 +201,7 @@ def test_rolling_back_and_comparing(teacher: User, photograph: np.ndarray) -> No
     assert user.line("learn").startswith("Left: Starter. Right: What was just learnt.")
 
     # Back: everything is as it was.
-    user.click(learning.message.button)
+    user.click(learning.message.buttons[0])
     QTest.qWait(50)
     assert list(user.viewer.layers) == layers
     assert [layer.visible for layer in layers] == shown

@@ -131,9 +131,8 @@ class Patching:
         place = self._where()
         tasks = self._session.tasks
         if place is None:
-            tasks.say(
-                "correct", NO_PLANES if self._bench.group is not None else NOT_SEGMENTED, cure=self._cure()
-            )
+            said = NO_PLANES if self._bench.group is not None else NOT_SEGMENTED
+            tasks.say("correct", said, "quiet", *self._cures())
             return
         self._looking, self._place = True, place
         skipped = {index: tuple(boxes) for index, boxes in self._skipped.items()}
@@ -159,9 +158,9 @@ class Patching:
         skipped = bool(self._skipped)
         self._end(restore=True)
         if not place.work.is_segmented(place.index):
-            say("correct", NOT_SEGMENTED, cure=self._cure())
+            say("correct", NOT_SEGMENTED, "quiet", *self._cures())
         else:
             say("correct", NONE_LEFT if skipped else ALL_DONE, "quiet" if skipped else "good")
 
-    def _cure(self) -> str:
-        return "" if self._session.busy is not None or not shows_planes(self._bench.viewer) else "segment"
+    def _cures(self) -> tuple[str, ...]:
+        return () if self._session.busy is not None or not shows_planes(self._bench.viewer) else ("segment",)

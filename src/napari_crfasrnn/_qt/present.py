@@ -11,6 +11,7 @@ from napari_crfasrnn._qt.panels.state import (
     ClassesState,
     ClassRow,
     CorrectState,
+    Cure,
     LearnState,
     Message,
     Progress,
@@ -18,6 +19,7 @@ from napari_crfasrnn._qt.panels.state import (
     StartState,
 )
 from napari_crfasrnn._qt.rounds import round_rows
+from napari_crfasrnn._qt.state.session import FITTING, USE
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state import Busy, Numbers, Session
@@ -25,12 +27,21 @@ if TYPE_CHECKING:
     from napari_crfasrnn.training import TrainReport
 
 CURES = {
-    "segment": "Segment again",
-    "end-comparing": "Back",
-    "bring-back": "Show them",
-    "open-model": "Open…",
-    "download": "Accept and download",
-    "import-report": "Report…",
+    "segment": Cure("segment", "Segment"),
+    "end-comparing": Cure("end-comparing", "Back"),
+    "bring-back": Cure("bring-back", "Show them"),
+    "open-model": Cure("open-model", "Open…"),
+    "download": Cure("download", "Accept and download"),
+    "import-report": Cure("import-report", "Report…"),
+    "own-classes": Cure(
+        "own-classes",
+        "My classes…",
+        "Name classes of your own instead of the model's, paint a little of each, and let it learn them",
+    ),
+    **{
+        f"{USE}{name}": Cure(f"{USE}{name}", text, f"Segment again with the model “{name}”")
+        for name, text in FITTING.items()
+    },
 }
 STILL_EARLIER = "The labels are still the earlier model's."
 MAX_NOTES = 2  # of a round of learning; there is room for no more
@@ -251,7 +262,7 @@ def _message(session: Session, section: str) -> Message:
     line = session.tasks.lines.get(section)
     if line is None:
         return Message()
-    return Message(line.text, line.tone, line.cure, CURES.get(line.cure, ""))
+    return Message(line.text, line.tone, tuple(CURES[cure] for cure in line.cures))
 
 
 def _compare_action(bench: Workbench) -> Action:
@@ -285,7 +296,8 @@ def _lesson_message(bench: Workbench) -> Message:
     """Return what the section has to say, or else what the round of learning has to remark."""
     said, report = _message(bench.session, "learn"), bench.session.lessons.report
     if said.tone == "good" and bench.session.busy is None and _is_of_another_model(bench):
-        return Message(f"{said.text} {STILL_EARLIER}", said.tone, "segment", CURES["segment"])
+        again = Cure("segment", "Segment again", "Segment the image with the chosen model (S)")
+        return Message(f"{said.text} {STILL_EARLIER}", said.tone, (again,))
     if said.text or report is None:
         return said
     return Message(_remark(report))
@@ -321,7 +333,7 @@ def _is_of_another_model(bench: Workbench) -> bool:
 def _edits(numbers: Numbers) -> str:
     summary = numbers.summary
     if numbers.n_learnt:
-        new = f"{numbers.n_new:,} px new" if numbers.n_new else "nothing new since"
+        new = f"{numbers.n_new:,} px new" if numbers.n_new else "nothing new"
         return f"{numbers.n_learnt:,} px learnt · {new}"
     if not summary.n_edited and not summary.n_verified:
         return "nothing edited yet"

@@ -8,7 +8,16 @@ from weakref import ref
 
 from qtpy.QtCore import QEvent, QSize, Qt, QTimer, Signal
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
-from qtpy.QtWidgets import QFileDialog, QFrame, QMainWindow, QMessageBox, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QFrame,
+    QInputDialog,
+    QMainWindow,
+    QMessageBox,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_crfasrnn._qt import present
 from napari_crfasrnn._qt.keys import HELP
@@ -25,6 +34,7 @@ from napari_crfasrnn._qt.panels import (
 from napari_crfasrnn._qt.panels.look import GAP
 from napari_crfasrnn._qt.rounds import round_rows
 from napari_crfasrnn._qt.state.rounds import PREFIX
+from napari_crfasrnn._qt.state.session import OWN_CLASSES, USE
 from napari_crfasrnn._qt.state.shelf import LEARNT
 from napari_crfasrnn._qt.workbench import Workbench
 
@@ -171,6 +181,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         classes.table.recolored.connect(lambda v, r, g, b: bench.session.recolor_class(v, (r, g, b)))
         classes.add_wanted.connect(self._add)
         classes.delete_wanted.connect(self._delete)
+        classes.own_wanted.connect(self._ask_classes)
         classes.per_class_chosen.connect(bench.set_per_class)
         correct.patch_wanted.connect(bench.patching.next)
         correct.patch_approved.connect(bench.patching.approve)
@@ -241,14 +252,33 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
                 return
         self._try(lambda: self.session.delete_class(value))
 
+    def _ask_classes(self) -> None:
+        names, given = QInputDialog.getText(
+            self,
+            "Classes of your own",
+            "Their names, with commas between; the background is there already:",
+            text=", ".join(self.session.own_names),
+        )
+        if not given or not names.strip():
+            return
+        if any(numbers.summary.n_labelled for numbers in self.session.numbers.values()):
+            answer = QMessageBox.question(
+                self,
+                "Classes of your own",
+                "What you labelled as a class that is not among these becomes unlabelled, and this cannot be "
+                "undone. Begin with these?",
+            )
+            if answer != QMessageBox.StandardButton.Yes:
+                return
+        self._try(lambda: self.session.begin_classes(names.split(",")))
+
     def _try(self, change: Any) -> None:
+        self.session.tasks.say("classes", "")
         try:
             change()
         except ValueError as error:
             text = str(error)
             self.session.tasks.say("classes", text[:1].upper() + text[1:] + ".", "problem")
-        else:
-            self.session.tasks.say("classes", "")
 
     def _ask_model(self) -> None:
         kinds = f"Models ({MODEL_FILES});;All files (*)"
@@ -284,6 +314,11 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self.session.shelf.download()
         elif cure == "import-report":
             self._show_report()
+        elif cure == OWN_CLASSES:
+            self._ask_classes()
+        elif cure.startswith(USE):
+            self.session.choose_model(cure.removeprefix(USE))
+            self.segment()
 
     def _compare_learnt(self) -> None:
         before = self.session.lessons.before

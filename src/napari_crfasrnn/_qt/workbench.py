@@ -434,7 +434,7 @@ class Workbench:
             if role == "class":
                 say("classes", f"“{name}” was removed; its pixels are still in the combined labels.")
             elif role == "labels":
-                say("classes", f"“{name}” was removed; the labels are kept.", cure="bring-back")
+                say("classes", f"“{name}” was removed; the labels are kept.", "quiet", "bring-back")
             if role in ("uncertainty", "labels"):
                 self.uncertainty_on = False
             if role in ("before", "labels"):

@@ -16,6 +16,7 @@ class ClassesPanel(Section):
 
     add_wanted = Signal(str)
     delete_wanted = Signal(int)
+    own_wanted = Signal()
     per_class_chosen = Signal(bool)
     cured = Signal(str)
 
@@ -24,8 +25,10 @@ class ClassesPanel(Section):
         self.table = ClassTable()
         self.add = tool_button("+", "Add a class")
         self.add.clicked.connect(self._ask_name)
-        self.delete = tool_button("Delete", "Delete the selected class; its pixels become unlabelled")
+        self.delete = tool_button("−", "Delete the selected class; its pixels become unlabelled")
         self.delete.clicked.connect(self._delete_selected)
+        self.own = tool_button("⋯", "Classes of your own instead of the model's: best for micrographs")
+        self.own.clicked.connect(self.own_wanted)
         self.per_class = tool_button("per class", "A layer for each class in the image", checkable=True)
         self.combined = tool_button("combined", "One layer with all classes, alone", checkable=True)
         modes = QButtonGroup(self)
@@ -36,7 +39,7 @@ class ClassesPanel(Section):
         self.combined.clicked.connect(lambda: self.per_class_chosen.emit(False))
         self.message = MessageLine()
         self.message.cured.connect(self.cured)
-        tools = row(self.add, self.delete)
+        tools = row(self.add, self.delete, self.own)
         tools.addStretch(1)
         layers = row(self.per_class, self.combined)
         layers.setSpacing(1)
@@ -51,6 +54,7 @@ class ClassesPanel(Section):
         """Draw."""
         self.table.show_rows(state.rows, state.painting, theme, state.edit.enabled)
         show_action(self.add, state.edit)
+        show_action(self.own, state.edit)
         selected = self.table.selected_value()
         deletable = state.edit
         if deletable.enabled and selected in (None, 0):

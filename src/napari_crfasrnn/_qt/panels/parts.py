@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QPaintEvent, QResizeEvent
 from qtpy.QtWidgets import (
@@ -22,39 +24,66 @@ from qtpy.QtWidgets import (
 )
 
 from napari_crfasrnn._qt.panels.look import GAP
-from napari_crfasrnn._qt.panels.state import Action, Message, Progress
+from napari_crfasrnn._qt.panels.state import Action, Cure, Message, Progress
+
+
+class Sentence(QLabel):  # type: ignore[misc]
+    """A text that wraps. What it needs at its width counts, not what Qt thinks a text of its length takes."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWordWrap(True)
+        policy = QSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        policy.setHeightForWidth(True)
+        self.setSizePolicy(policy)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802 - Qt's
+        """Return a line: a layout asks for the height at the width there is, too."""
+        return QSize(1, self.fontMetrics().height())
 
 
 class MessageLine(QWidget):  # type: ignore[misc]
-    """A sentence, and a button that cures what it tells of."""
+    """A sentence, and buttons that cure what it tells of: one beside it, several below."""
 
     cured = Signal(str)
 
     def __init__(self, parent: QWidget | None = None, *, keep_room: bool = False) -> None:
         super().__init__(parent)
-        self._cure = ""
+        self._cures: tuple[Cure, ...] = ()
         self._keep_room = keep_room  # so that what is below does not jump
-        self.label = QLabel()
-        self.label.setWordWrap(True)
+        self.label = Sentence()
         self.label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-        self.button = QPushButton()
-        self.button.clicked.connect(lambda: self.cured.emit(self._cure))
-        layout = row(self.label, self.button)
-        layout.setStretch(0, 1)
-        self.setLayout(layout)
+        self.buttons: list[QPushButton] = []
+        self._beside, self._below = row(self.label), row()
+        self._beside.setStretch(0, 1)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(GAP)
+        layout.addLayout(self._beside)
+        layout.addLayout(self._below)
         self.show_message(Message())
 
     def show_message(self, message: Message) -> None:
         """Show a message; an empty one takes no room."""
-        self._cure = message.cure
         self.label.setText(message.text)
         self.label.setAccessibleName(message.text)
         set_property(self.label, "tone", message.tone)
-        self.button.setText(message.cure_text)
-        self.button.setAccessibleName(message.cure_text)
-        self.button.setVisible(bool(message.cure_text))
+        if message.cures != self._cures:
+            self._show_cures(message.cures)
         self.setVisible(self._keep_room or bool(message.text))
+
+    def _show_cures(self, cures: tuple[Cure, ...]) -> None:
+        self._cures = cures
+        for old in self.buttons:  # one of them may have been clicked just now
+            old.hide()
+            old.deleteLater()
+        self.buttons = [button(cure.text, cure.tip or cure.text) for cure in cures]
+        for made, cure in zip(self.buttons, cures, strict=True):
+            made.clicked.connect(partial(self._tell, cure.name))
+            (self._beside if len(cures) == 1 else self._below).addWidget(made)
+
+    def _tell(self, name: str) -> None:
+        self.cured.emit(name)
 
 
 class TaskButton(QWidget):  # type: ignore[misc]

@@ -8,13 +8,21 @@ from napari_crfasrnn.palette import Color
 
 
 @dataclass(frozen=True)
+class Cure:
+    """A button beside a sentence: the name of its action, what is on it, and what more there is to say."""
+
+    name: str
+    text: str
+    tip: str = ""
+
+
+@dataclass(frozen=True)
 class Message:
-    """A sentence in a section; ``cure`` names the action of a button beside it, ``cure_text`` is on it."""
+    """A sentence in a section, with buttons that cure what it tells of."""
 
     text: str = ""
     tone: str = "quiet"  # or "good", "problem"
-    cure: str = ""
-    cure_text: str = ""
+    cures: tuple[Cure, ...] = ()
 
 
 @dataclass(frozen=True)

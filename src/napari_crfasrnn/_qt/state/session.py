@@ -53,7 +53,13 @@ class Numbers:
 
 
 PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
-HINT = "The starter knows photographs: for a micrograph, choose a model of nuclei or of electron micrographs."
+HINT = "Is this a micrograph? The starter knows everyday photographs; these do better:"
+BESIDE = "For micrographs, classes of your own do better without the starter's."
+PAINT_EACH = "Paint a little of each class and of the background, then let the model learn."
+BACKGROUND = "background"
+USE = "use:"  # the cure that segments with another model begins with this
+FITTING = {"nuclei-fluorescence": "Nuclei", "em-tissue": "Electron microscopy"}  # for images without colours
+OWN_CLASSES = "own-classes"
 
 
 class Session:
@@ -88,7 +94,7 @@ class Session:
         self._counted: dict[str, PlaneIndex] = {}  # which plane of an image was counted last
         self._count_again: dict[str, PlaneIndex] = {}  # changed while it was counted
         self._closed = False
-        self._hinted = False  # what the starter is not for was said
+        self._hinted = self._hinted_beside = False  # what the starter is not for was said
         self.shelf.chosen.connect(self._on_model_chosen)
         self.lessons.kept.connect(lambda name: self.standing.rename(LEARNT, name))
         self.storage.replaced.connect(self._on_project_replaced)
@@ -171,14 +177,17 @@ class Session:
             text += f" · {result.n_boxes} box{'es' * (result.n_boxes != 1)} heeded"
         if result.n_nonfinite:
             text += f" · {result.n_nonfinite:,} NaN or infinite pixels taken as the darkest"
-        choice = self.shelf.choice
-        if result.is_grey and not self._hinted and choice is not None and choice.name == PHOTOGRAPHS:
+        cures: list[str] = []
+        if result.is_grey and not self._hinted and self._model_name == PHOTOGRAPHS:
             text += f". {HINT}"  # once: grey photographs there are, too
             self._hinted = True
+            if not (self.table.edited or self._is_settled):  # else models have to follow the table
+                cures += [f"{USE}{name}" for name in FITTING if self.shelf.get(name) is not None]
+            cures.append(OWN_CLASSES)
         if result.left_out:
-            self.tasks.say("start", f"{result.left_out} {text}", "problem")
+            self.tasks.say("start", f"{result.left_out} {text}", "problem", *cures)
         else:
-            self.tasks.say("start", text)
+            self.tasks.say("start", text, "quiet", *cures)
 
     def refine(self, key: str, index: PlaneIndex, region: Region | None) -> None:
         """Let the CRF snap the labels of a plane to the edges of the image, around what was painted."""
@@ -352,8 +361,40 @@ class Session:
     # --- classes ------------------------------------------------------------------------------------
 
     def add_class(self, name: str) -> None:
-        """Add a class at the end of the table."""
+        """Add a class at the end of the table; say once when that is not the best place for it."""
+        is_first = not self.table.edited
         self._change_classes([*self.table.classes, name], [*self.table.origins, None])
+        if is_first and not self._hinted_beside and self._model_name == PHOTOGRAPHS:
+            self._hinted_beside = True
+            self.tasks.say("classes", BESIDE, "quiet", OWN_CLASSES)
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Names of the classes that the chosen model does not know."""
+        pairs = zip(self.table.names, self.table.origins, strict=True)
+        return tuple(name for name, origin in pairs if origin is None)
+
+    def begin_classes(self, names: Sequence[str]) -> None:
+        """Begin a table of one's own: the background and these; pixels of classes that go become unlabelled.
+
+        Raises
+        ------
+        ValueError
+            If there is no name, or a blank one, or one twice.
+        """
+        old = {spec.name: value for value, spec in enumerate(self.table.classes)}
+        wanted = [name.strip() for name in names if name.strip() != BACKGROUND]
+        if not wanted:
+            raise ValueError("a table of your own must hold a class beside the background: name one")
+        new = [BACKGROUND, *wanted]
+        self._change_classes(
+            [self.table.classes[old[name]] if name in old else name for name in new],
+            [self.table.origins[old[name]] if name in old else None for name in new],
+            {name: None for name in old if name not in new},
+            [new.index(name) if name in new else None for name in old],
+        )
+        self.tasks.lines.pop("start", None)
+        self.tasks.say("classes", PAINT_EACH)
 
     def rename_class(self, value: int, name: str) -> None:
         """Give a class another name."""
@@ -429,14 +470,17 @@ class Session:
     def _on_model_chosen(self) -> None:
         assert self.shelf.choice is not None
         names = self.shelf.choice.class_names
-        settled = any(numbers.summary.n_labelled for numbers in self.numbers.values())
-        if not settled and not self.table.edited and names != self.table.names:
+        if not self._is_settled and not self.table.edited and names != self.table.names:
             self.table.locked = False  # nothing would be lost: the table may follow the model
         if self.table.locked or not self.works:
             self.table.follow(names)
         for key in self.numbers:  # what this model was taught
             if key in self._counted:
                 self.count(key, self._counted[key])
+
+    @property
+    def _is_settled(self) -> bool:
+        return any(numbers.summary.n_labelled for numbers in self.numbers.values())
 
     @property
     def _model_name(self) -> str:

@@ -140,7 +140,10 @@ class Shelf:
         self.wanted = choice
         size = f" ({published.size / 1e6:.0f} MB)" if published.size else ""
         self._tasks.say(
-            "start", f"{published.licence.text} Download {published.file_name}{size}?", cure="download"
+            "start",
+            f"{published.licence.text} Download {published.file_name}{size}?",
+            "quiet",
+            "download",
         )
 
     def download(self) -> None:

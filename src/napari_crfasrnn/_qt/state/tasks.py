@@ -18,11 +18,11 @@ SECTION_OF = {"segment": "start", "load": "start", "refine": "correct", "learn":
 
 @dataclass(frozen=True)
 class Line:
-    """What a section of the widget has to say: one sentence, and the action that cures it, if any."""
+    """What a section of the widget has to say: one sentence, and the actions that cure it, if any."""
 
     text: str
     tone: str = "quiet"  # or "good", "problem"
-    cure: str = ""
+    cures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Tasks:
         self._worker = Worker("crfasrnn-jobs")
         self._task: Task | None = None
 
-    def say(self, section: str, text: str, tone: str = "quiet", cure: str = "") -> None:
+    def say(self, section: str, text: str, tone: str = "quiet", *cures: str) -> None:
         """Say something in a section; an empty text clears it."""
         if text:
-            self.lines[section] = Line(text, tone, cure)
+            self.lines[section] = Line(text, tone, cures)
         else:
             self.lines.pop(section, None)
         self.changed.emit()
