@@ -177,6 +177,8 @@ def test_classes_of_ones_own_are_two_steps_away(user: Any, monkeypatch: pytest.M
     assert user.session.table.names == ("background", "cell", "debris")
     assert set(np.unique(user.labels)) <= {0, 255}  # of what the starter saw, the background stays
     assert user.line("classes") == PAINT_EACH
+    correct = user.widget.correct
+    assert correct.patch.property("primary") == "false"  # the starter is no judge of what is uncertain here
     assert user.line("start") == ""
     assert [row.key for row in user.widget.classes.table.rows.rows] == [1, 2, 0]
     user.bench.paint_with(1)

@@ -99,6 +99,9 @@ def test_panels_tell_what_was_done_and_decide_nothing(qapp, qtbot) -> None:
     with qtbot.waitSignal(start.cured) as cured:
         start.message.buttons[0].click()
     assert cured.args == ["do-it"]
+    with qtbot.waitSignal(start.image_chosen) as chosen:
+        start.image.activated.emit(0)
+    assert chosen.args == ["a"]
     start.show_state(
         StartState(message=Message("Or", "quiet", (Cure("a", "A"), Cure("b", "B", "the other"))))
     )
@@ -106,9 +109,6 @@ def test_panels_tell_what_was_done_and_decide_nothing(qapp, qtbot) -> None:
     with qtbot.waitSignal(start.cured) as cured:
         start.message.buttons[1].click()
     assert cured.args == ["b"]
-    with qtbot.waitSignal(start.image_chosen) as chosen:
-        start.image.activated.emit(0)
-    assert chosen.args == ["a"]
     start.show_state(StartState(loading=True))
     assert start.model.placeholderText() == "Looking for models…"
     start.show_state(StartState(progress=Progress("Segmenting…", 2, 4)))

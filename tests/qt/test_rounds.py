@@ -13,6 +13,7 @@ from conftest import User
 from napari_crfasrnn import Project, Segmenter
 from napari_crfasrnn._qt.comparing import describe
 from napari_crfasrnn._qt.present import STILL_EARLIER
+from napari_crfasrnn._qt.state.session import BESIDE
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import compare_labels
@@ -28,7 +29,8 @@ def teacher(user: User, photograph: np.ndarray) -> User:
     user.viewer.add_image(photograph, name="photo")
     assert user.do(user.widget.segment) == "segment"
     user.session.add_class("flag")
-    QTest.qWait(50)
+    user.bench.paint_with(FLAG)  # at once
+    assert user.line("classes") == BESIDE
     teach(user, np.s_[100:250, 0:16])
     return user
 
@@ -107,6 +109,7 @@ def test_what_was_learnt_is_told_and_labels_say_whose_they_are(teacher: User) ->
     assert f"{n_labelled:,} px edited" in correct.note.toolTip()
     assert primary(learning.task.button)
     learn(user)
+    assert user.line("classes") == ""
     painted = user.labels.copy()
     assert correct.note.toolTip() == f"{n_labelled:,} px learnt · nothing new"
     assert user.widget.start.message.label.text() == STILL_EARLIER
@@ -115,6 +118,7 @@ def test_what_was_learnt_is_told_and_labels_say_whose_they_are(teacher: User) ->
     user.settle()
     np.testing.assert_array_equal(user.labels, painted)  # nothing changes by itself
     assert learning.message.label.text() == f"Kept as round 1. {STILL_EARLIER}"
+    assert user.widget.start.message.label.text() == ""  # said once
 
     # Its button cures that, and then there is nothing to learn.
     assert user.do(lambda: user.click(learning.message.buttons[0])) == "segment"

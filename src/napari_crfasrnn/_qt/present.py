@@ -230,14 +230,16 @@ def _draw_action(bench: Workbench) -> Action:
 
 
 def _lead(bench: Workbench) -> str:
-    """Return what comes next: "segment", "patch" (and in a patch, "approve"), or "learn"."""
+    """Return what comes next: "segment", "patch" (in a patch, "approve"), "learn", or "" for painting."""
     session = bench.session
     if bench.patching.patch is not None:
         return "approve"
     if session.lessons.report is not None or not _is_segmented(bench) or _is_of_another_model(bench):
         return "segment"
-    is_new = any(numbers.n_new > 0 for numbers in session.numbers.values())
-    return "learn" if is_new else "patch"
+    if any(numbers.n_new > 0 for numbers in session.numbers.values()):
+        return "learn"
+    knows = any(origin is not None for origin in session.table.origins[1:])
+    return "patch" if knows else ""  # what is uncertain to a model that knows no class here says nothing
 
 
 def _no_model(session: Session) -> str:
@@ -289,7 +291,8 @@ def _start_message(bench: Workbench) -> Message:
     said = _message(bench.session, "start")
     if said.text or bench.session.busy is not None or not _is_of_another_model(bench):
         return said
-    return Message(STILL_EARLIER)
+    is_said = STILL_EARLIER in _lesson_message(bench).text
+    return Message("" if is_said else STILL_EARLIER)
 
 
 def _lesson_message(bench: Workbench) -> Message:

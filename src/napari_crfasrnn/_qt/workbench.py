@@ -275,6 +275,7 @@ class Workbench:
             return
         if self.group is None:
             self._begin_labels()
+        self.labelling.follow_table()  # a class that was added just now is one already
         if self.group is not None:
             self.group.paint_with(value)
             self.session.table.give_keys([value])

@@ -224,6 +224,9 @@ class Session:
             return
         self.table.locked = True
         self.tasks.lines.pop("correct", None)
+        advice = self.tasks.lines.get("classes")
+        if advice is not None and advice.text in (BESIDE, PAINT_EACH):
+            self.tasks.say("classes", "")
         lessons: dict[str, Labels] = {}  # as they are now: what is painted meanwhile is new
         works = dict(self.works)
         self._counter.start(
