@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 from napari_crfasrnn._qt.layers import ImageInput
 from napari_crfasrnn._qt.state import engine
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
-from napari_crfasrnn._qt.state.shelf import Shelf
+from napari_crfasrnn._qt.state.shelf import LEARNT, Shelf
+from napari_crfasrnn._qt.state.standing import Standing
 from napari_crfasrnn._qt.state.table import ClassTable
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.state.work import Work
@@ -257,3 +258,51 @@ def test_models_that_cannot_be_listed_end_the_wait_for_them(qtbot, monkeypatch) 
     assert not begun
     assert tasks.lines["start"].tone == "problem"
     tasks.close()
+
+
+def test_planes_know_which_model_segmented_them() -> None:
+    standing = Standing()
+    assert standing.model_of("key", PLANE) is None
+    standing.segmented("key", (), "starter")  # all planes
+    standing.segmented("key", PLANE, LEARNT)
+    assert [standing.model_of("key", (i,)) for i in range(3)] == ["starter", LEARNT, "starter"]
+    standing.rename(LEARNT, "round:1")
+    assert standing.model_of("key", PLANE) == "round:1"
+    standing.segmented("key", (), "em-tissue")
+    assert standing.model_of("key", PLANE) == "em-tissue"
+    assert standing.model_of("other", PLANE) is None
+
+
+@given(planes, planes, masks, masks)
+def test_what_was_learnt_is_counted_and_what_changed_since_is_not(first, later, painted, more) -> None:
+    work, standing = new_work(), Standing()
+    take(work, first)
+    work.labels[PLANE][painted] = later[painted]
+    lesson = work.known()
+    standing.taught(LEARNT, {"key": lesson})
+    assert standing.n_learnt(LEARNT, "key", work.known()) == work.summary().n_labelled
+    work.labels[PLANE][more] = 3 - later[more]
+    known = work.known()
+    same = (known == lesson) & (known != 255)
+    assert standing.n_learnt(LEARNT, "key", known) == np.count_nonzero(same)
+    assert np.count_nonzero(known != 255) == work.summary().n_labelled
+
+    standing.rename(LEARNT, "round:1")
+    assert standing.n_learnt("round:1", "key", known) == np.count_nonzero(same)
+    for model in (LEARNT, "starter"):
+        assert standing.n_learnt(model, "key", known) == 0
+    assert standing.n_learnt("round:1", "other", known) == 0
+    standing.taught(LEARNT, {"key": known})
+    standing.rename(LEARNT, "")  # discarded
+    assert standing.n_learnt(LEARNT, "key", known) == 0
+    standing.forget_lessons()
+    assert standing.n_learnt("round:1", "key", known) == 0
+
+
+def test_lessons_of_a_few_models_are_remembered() -> None:
+    standing, labels = Standing(), np.zeros((2, 2), np.uint8)
+    for number in range(5):
+        standing.taught(LEARNT, {"key": labels})
+        standing.rename(LEARNT, f"round:{number}")
+    counts = [standing.n_learnt(f"round:{number}", "key", labels) for number in range(5)]
+    assert counts == [0, 0, 4, 4, 4]
