@@ -18,7 +18,7 @@ pytest.importorskip("pytestqt")
 
 import napari_crfasrnn
 
-PLUGIN, WIDGET = "napari-crfasrnn", "CRF-RNN"
+PLUGIN, WIDGET = "napari-crfasrnn", "Segmentation"
 PATIENCE = 300.0  # seconds until a test gives up waiting; no measure of anything
 
 

@@ -207,7 +207,7 @@ def test_names_are_whole_or_end_in_an_ellipsis(user, photograph) -> None:
     user.viewer.window._qt_window.resize(1366, 740)
     QTest.qWait(50)
     title = user.dock.titleBarWidget().title
-    assert title.text() == "CRF-RNN (napari-crfasrnn)"
+    assert title.text() == "Segmentation (napari-crfasrnn)"
     assert title.fontMetrics().horizontalAdvance(title.text()) <= title.width()
 
     combo, long = user.widget.start.model, "Electron micrographs of nervous tissue: membranes, synapses, glia"

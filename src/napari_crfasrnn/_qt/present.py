@@ -19,6 +19,7 @@ from napari_crfasrnn._qt.panels.state import (
     StartState,
 )
 from napari_crfasrnn._qt.rounds import round_rows
+from napari_crfasrnn._qt.state.rounds import PREFIX
 from napari_crfasrnn._qt.state.session import FITTING, USE
 
 if TYPE_CHECKING:
@@ -298,7 +299,9 @@ def _start_message(bench: Workbench) -> Message:
 def _lesson_message(bench: Workbench) -> Message:
     """Return what the section has to say, or else what the round of learning has to remark."""
     said, report = _message(bench.session, "learn"), bench.session.lessons.report
-    if said.tone == "good" and bench.session.busy is None and _is_of_another_model(bench):
+    choice = bench.session.shelf.choice
+    is_round = choice is not None and choice.name.startswith(PREFIX)
+    if said.tone == "good" and is_round and bench.session.busy is None and _is_of_another_model(bench):
         again = Cure("segment", "Segment again", "Segment the image with the chosen model (S)")
         return Message(f"{said.text} {STILL_EARLIER}", said.tone, (again,))
     if said.text or report is None:

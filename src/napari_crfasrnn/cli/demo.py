@@ -15,7 +15,7 @@ from napari_crfasrnn.cli.reporting import fail, one_sentence
 from napari_crfasrnn.cli.segment import Job, Wanted, new_segmenter, segment_file
 
 PHOTOGRAPH = "astronaut"
-WIDGET = "CRF-RNN"
+WIDGET = "Segmentation"
 PATIENCE = 180.0  # seconds until a window that does not come to an end is given up
 ENDS = {"segment", "failed", "cancelled"}  # what the widget says at the end of a segmentation
 WINDOW_SIZE = (1366, 768)  # pixels, a small laptop's
