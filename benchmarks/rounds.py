@@ -18,8 +18,9 @@ and none is (cars and people there). Of each, from the starter model on:
 - "asked": the longest wait between two such questions in the whole round, and the phase it falls in.
 
 The clock counts what else the machine does; on a busy one, ``--clock cpu`` takes the time of the processor
-instead (of one thread: ``--threads 1``). A round of one iteration comes before, so that nothing is
-measured that is loaded once in a session.
+instead (of one thread: ``--threads 1``), that of all threads together where some learn beside others, and
+``--no-limit`` keeps the limit of time, which goes by the wall, from ending a round. A round of one iteration
+comes before, so that nothing is measured that is loaded once in a session.
 """
 
 from __future__ import annotations
@@ -114,12 +115,16 @@ def main() -> None:
     for case in _cases(options, model):
         if not any(part in f"{case.name} {case.labels}" for part in options.cases):
             continue
-        lines.append(_line(_measure(case, model, n_spread, CLOCKS[options.clock])))
+        config = TrainConfig(seconds=None) if options.no_limit else TrainConfig()
+        lines.append(_line(_measure(case, model, config, n_spread, CLOCKS[options.clock])))
         print(lines[-1], flush=True)
     if options.write:
         RESULTS.mkdir(exist_ok=True)
         when = datetime.now(tz=UTC).strftime("%Y-%m-%d")
-        about = f"{platform.machine()}, {options.threads} thread(s), torch {torch.__version__}, {when}"
+        clock = f"{options.clock} clock" + (", no limit" if options.no_limit else "")
+        about = (
+            f"{platform.machine()}, {options.threads} thread(s), torch {torch.__version__}, {clock}, {when}"
+        )
         text = f"# A round of learning\n\n{about}\n\n" + "\n".join(lines) + "\n"
         (RESULTS / f"{options.write}.md").write_text(text)
 
@@ -138,6 +143,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--no-limit", action="store_true", help="no limit of time, for a busy machine")
     parser.add_argument("--write", metavar="NAME", help="also write results/NAME.md")
     return parser.parse_args()
 
@@ -185,7 +191,9 @@ def _renamed(photograph: Photograph, values: dict[int, int]) -> Photograph:
     return Photograph(photograph.name, photograph.image, table[photograph.mask])
 
 
-def _measure(case: Case, model: SegmentationModel, n_spread: int | None, clock: Clock) -> tuple[str, ...]:
+def _measure(
+    case: Case, model: SegmentationModel, config: TrainConfig, n_spread: int | None, clock: Clock
+) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "project"
         with Project.create(path, case.classes) as project:
@@ -194,11 +202,11 @@ def _measure(case: Case, model: SegmentationModel, n_spread: int | None, clock: 
             fine_tune(model, project, TrainConfig(max_iterations=1, crf_iterations=0))
             watch = Watch(clock)
             begun, used = clock(), time.process_time()
-            report = fine_tune(model, project, TrainConfig(), watch.progress, watch.cancel)
+            report = fine_tune(model, project, config, watch.progress, watch.cancel)
             ended, used = clock(), time.process_time() - used
             segmented = _segment(report, case, clock)
             moments = [] if n_spread is None else _moments(watch, ended, n_spread)
-            latencies = [_cancel(model, project, number, clock) for number in moments]
+            latencies = [_cancel(model, project, config, number, clock) for number in moments]
     told = _longest([begun, *watch.told, ended])[0]
     asked, place = _longest([*watch.asked, ended])
     before = _score(model.with_classes(report.model.classes), case)
@@ -221,10 +229,12 @@ def _moments(watch: Watch, ended: float, n_spread: int) -> list[int]:
     return sorted({*worst, *spread.tolist()})
 
 
-def _cancel(model: SegmentationModel, project: Project, number: int, clock: Clock) -> float:
+def _cancel(
+    model: SegmentationModel, project: Project, config: TrainConfig, number: int, clock: Clock
+) -> float:
     """Return how long `fine_tune` goes on after a cancel right after a question."""
     watch = Watch(clock, stop_after=number)
-    report = fine_tune(model, project, TrainConfig(), watch.progress, watch.cancel)
+    report = fine_tune(model, project, config, watch.progress, watch.cancel)
     ended = clock()
     assert len(watch.asked) <= number + 1 or report.stopped_by == "cancelled"
     return ended - watch.asked[min(number, len(watch.asked) - 1)]

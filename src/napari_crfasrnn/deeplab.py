@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_crfasrnn.encoder import InvertedResidual
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 
 class _Stage(NamedTuple):
@@ -69,8 +70,10 @@ class DeepLabEncoder(nn.Module):
         self.pooled = nn.Conv2d(channels, CONTEXT_CHANNELS, 1)
         self.projection = nn.Conv2d(2 * CONTEXT_CHANNELS, CONTEXT_CHANNELS, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cancel: Cancel | None = None) -> Tensor:
         """Return the map [B, 256, H/16, W/16] of ``x`` [B, 3, H, W], H and W multiples of 16.
+
+        ``cancel`` is asked before every block; `Cancelled` comes out where it says so.
 
         The network was taught on odd sizes, 513 pixels, where strides of 2 pad alike on both sides and
         cells sit at every 16th pixel from the first on. One repeated pixel before the first puts them at
@@ -80,7 +83,9 @@ class DeepLabEncoder(nn.Module):
         x = F.pad(x, (1, 0, 1, 0), mode="replicate").contiguous(memory_format=torch.channels_last)
         x = F.relu6(self.stem(x), inplace=True)
         for block in self.blocks:
+            raise_if_cancelled(cancel)
             x = block(x)
+        raise_if_cancelled(cancel)
         mean = F.relu(self.pooled(x.mean((-2, -1), keepdim=True)))
         here = F.relu(self.local(x), inplace=True)
         both = torch.cat([mean.expand(-1, -1, *here.shape[-2:]), here], 1)

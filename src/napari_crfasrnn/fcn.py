@@ -380,7 +380,7 @@ class FcnLite(LiteNetwork):
     def _encode_padded(self, x: Tensor, cancel: Cancel | None) -> Features:
         features = super()._encode_padded(x, cancel)
         raise_if_cancelled(cancel)
-        return features if self.deeplab is None else (*features, self.deeplab(x))
+        return features if self.deeplab is None else (*features, self.deeplab(x, cancel))
 
     def level_inputs(self, features: Features) -> Features:
         """Return what each of `score_layers` reads, in their order: [B, C, …] from coarse to fine.

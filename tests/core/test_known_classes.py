@@ -16,7 +16,7 @@ from napari_crfasrnn.project import Project
 from napari_crfasrnn.training import encodings as encodings_module
 from napari_crfasrnn.training import fine_tune
 from napari_crfasrnn.training.encodings import Encodings
-from napari_crfasrnn.training.head import n_iterations
+from napari_crfasrnn.training.head import HeadLearner, n_iterations
 from napari_crfasrnn.training.planes import LabelledPlane, labelled_planes
 from napari_crfasrnn.zoo import load_model
 
@@ -65,6 +65,27 @@ class TestLength:
         assert [step.iteration for step in report.history] == list(range(1, 102))
         assert totals[-1] == 101
         assert not any("the limit" in note for note in report.notes)
+
+    def test_what_has_hardly_learnt_is_not_the_best_whatever_the_held_back_pixels_say(
+        self, starter: SegmentationModel, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        averages = dict[int, list[torch.Tensor]]()
+        learners = list[HeadLearner]()
+
+        def worse_and_worse(learner: HeadLearner) -> float:
+            learners.append(learner)
+            averages[learner.iteration] = [each.clone() for each in learner._average]
+            return 1 / learner.iteration
+
+        monkeypatch.setattr(HeadLearner, "locked_miou", worse_and_worse)
+        fine_tune(starter, project, TrainConfig(seconds=None, crf_iterations=0))
+        assert list(averages) == list(range(10, 101, 10))
+        found = [
+            iteration
+            for iteration, average in averages.items()
+            if all(map(torch.equal, learners[-1]._parameters, average))
+        ]
+        assert found == [80]
 
 
 class TestEncodings:

@@ -18,6 +18,7 @@ from napari_crfasrnn.experts.features import STRIDES, FeatureMaps, Layer
 from napari_crfasrnn.experts.sampling import Lay, locate_cells, values_at
 from napari_crfasrnn.fcn import Features
 from napari_crfasrnn.fcn_fine import FcnFine
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 NEVER = -20.0
 """Logit of a class that an expert was never taught."""
@@ -37,13 +38,15 @@ class Head(FcnFine):
         super().__init__(n_labels, has_encoder=False)
 
     @torch.no_grad()
-    def judge(self, maps: FeatureMaps) -> tuple[Layer, Layer]:
+    def judge(self, maps: FeatureMaps, cancel: Cancel | None = None) -> tuple[Layer, Layer]:
         """Return the logits of a whole image, at stride 2: as it is, and as its mirror image shows it.
 
-        The marginals of the two, averaged, are the head's: they err in different places.
+        The marginals of the two, averaged, are the head's: they err in different places. ``cancel`` is asked
+        between them; `Cancelled` comes out where it says so.
         """
         seen = tuple(maps.layer(group).values.movedim(-1, 0)[None] for group in _GROUPS)
         mirrored = self._scores(maps.mirrored).flip(-1)
+        raise_if_cancelled(cancel)
         return (
             Layer(self._scores(seen).movedim(0, -1).contiguous(), Lay.of_encoder(maps.grid, self.stride)),
             Layer(mirrored.movedim(0, -1).contiguous(), Lay.of_mirrored(maps.grid, self.stride)),
@@ -53,10 +56,12 @@ class Head(FcnFine):
         device = self.context.weight.device
         return self.decode_coarse(tuple(each.to(device) for each in features))[0].cpu()
 
-    def marginals(self, maps: FeatureMaps, y: NDArray[np.integer], x: NDArray[np.integer]) -> Tensor:
-        """Return what the head thinks of some pixels of an image, [N, L]."""
+    def marginals(
+        self, maps: FeatureMaps, y: NDArray[np.integer], x: NDArray[np.integer], cancel: Cancel | None = None
+    ) -> Tensor:
+        """Return what the head thinks of some pixels of an image, [N, L]; ``cancel`` as in `judge`."""
         total = torch.zeros(len(y), self.n_labels)
-        for layer in self.judge(maps):
+        for layer in self.judge(maps, cancel):
             positions = locate_cells(maps.grid, y, x, layer.lay)
             total += values_at(layer.values.movedim(-1, 0), positions).softmax(1)
         return total / 2

@@ -170,8 +170,11 @@ class Panel(nn.Module):
         """
         rows, columns = sieve.axes()
         votes = self.votes.tolist()
-        parts = [each.deep_part(maps) for each in self._perceptrons()]
-        scores = [each.judge(maps) for each in self._heads()]
+        parts = []
+        for perceptrons in self._perceptrons():
+            raise_if_cancelled(cancel)
+            parts.append(perceptrons.deep_part(maps))
+        scores = [each.judge(maps, cancel) for each in self._heads()]
         n_pixelwise = len(self.forests) + len(self.perceptrons)
         fine_groups = FINE if self._perceptrons() or self._forests() else ()
         n_rows = max(1, _CHUNK // len(columns))

@@ -32,7 +32,9 @@ from napari_crfasrnn.training.teacher import Advice
 _BATCH = 4096  # labelled pixels in an iteration
 _UNTOUCHED_BATCH = 1024
 _LEAST_ITERATIONS = 100  # for classes that are known: see `n_iterations`
-_SHARE_OF_PLANE = 1 / 12  # of all iterations
+SETTLED = 0.7
+"""Share of its iterations after which a head that learns classes that it knows has settled."""
+_SHARE_OF_PLANE = 1 / 20  # of all iterations
 _WARM_UP = 20  # iterations
 _AVERAGE = 0.97  # of the averaged weights stays in an iteration: a memory of some 30
 _PULL = 1e-2  # share of the way back to the first weights, in units of the learning rate
@@ -82,6 +84,9 @@ class HeadLearner:
         so that the network does not forget what these labels do not show (Robins, Connection Science 1995).
     half
         What a thawed encoder computes in beside 32 bits, as `half_precision` returns it.
+    settled_after
+        Iterations before which no weights are the best: the few held-back pixels of a few strokes may like
+        what has hardly learnt.
 
     Attributes
     ----------
@@ -100,6 +105,7 @@ class HeadLearner:
         advice: Sequence[Advice],
         replay: Sequence[tuple[View, Advice]] = (),
         half: torch.dtype | None = None,
+        settled_after: int = 0,
     ) -> None:
         self._model = model
         self._half = half if config.thaw else None
@@ -112,6 +118,7 @@ class HeadLearner:
         self._average = [parameter.detach().clone() for parameter in self._parameters]
         self._best: list[Tensor] | None = None
         self._best_miou = -math.inf
+        self._settled_after = settled_after
         self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         counts = torch.zeros(model.n_labels)
         for view in views:
@@ -200,7 +207,7 @@ class HeadLearner:
         self._load(self._average)
         miou = self.locked_miou()
         self._load(latest)
-        if miou is not None and miou >= self._best_miou:
+        if miou is not None and miou >= self._best_miou and self.iteration > self._settled_after:
             self._best_miou = miou
             self._best = [average.clone() for average in self._average]
         return miou
@@ -219,8 +226,8 @@ class HeadLearner:
     def finish(self) -> None:
         """Leave the best weights in the network.
 
-        The best by the held-back pixels; without those the latest, or the first if the last loss was
-        no longer a number.
+        The best by the held-back pixels; where none are the best yet the latest, or the first if the last
+        loss was no longer a number.
         """
         latest = self._average if self._sound else self._first
         self._load(latest if self._best is None else self._best)

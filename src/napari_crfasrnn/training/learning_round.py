@@ -21,7 +21,7 @@ from napari_crfasrnn.training.background import background_views
 from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
 from napari_crfasrnn.training.encodings import Encodings
-from napari_crfasrnn.training.head import HeadLearner, n_iterations
+from napari_crfasrnn.training.head import SETTLED, HeadLearner, n_iterations
 from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, with_classes_of
 from napari_crfasrnn.training.panel_head import HeadStudent, n_steps, with_head
 from napari_crfasrnn.training.panel_lesson import PanelLesson
@@ -188,9 +188,10 @@ class _Round:
     def _learn_network(self) -> StoppedBy:
         """Teach the head of the network (thawed, all of it), and the CRF."""
         views = self._draw_views(self.planes)
-        iterations = self.config.max_iterations
+        iterations, settled_after = self.config.max_iterations, 0
         if self.knows and not self.config.thaw:
             iterations = n_iterations(iterations, len(self.planes))
+            settled_after = int(SETTLED * iterations)
         self.total = iterations + self.config.crf_iterations
         tuner = CrfTuner(self.student, self.planes, views[: len(self.planes)], self.config, self.cancel)
         begun = self.clock.seconds()
@@ -201,7 +202,7 @@ class _Round:
             crf_seconds = min(crf_seconds, _CRF_SHARE * self.clock.limit)
         reserve = crf_seconds + _SCORES_AFTER * score_seconds
         advice = self._advice(self.planes, views)
-        learner = self._head_learner(self.planes, views, advice)
+        learner = self._head_learner(self.planes, views, advice, settled_after)
         stopped_by = self._learn_head(learner, iterations, reserve)
         if stopped_by != "diverged" and self.config.crf_iterations:
             stopped_by = self._learn_crf(tuner, stopped_by, reserve=_SCORES_AFTER * score_seconds)
@@ -265,13 +266,13 @@ class _Round:
         work = (self.student, self.planes, self.known, self.encodings, self.cancel)
         return mistaken_classes(*work, least_share)
 
-    def _corrections(self) -> HeadLearner:
-        """Return what teaches the head labels of the classes that it knows."""
+    def _corrections(self, iterations: int) -> HeadLearner:
+        """Return what teaches the head labels of the classes that it knows, in so many iterations."""
         unknown = [value for value, is_known in enumerate(self.known) if not is_known]
         planes = [plane for plane in (each.without(unknown) for each in self.planes) if plane.n_training]
         views = self._draw_views(planes)
         advice = advise_by_votes(self.student, views[: len(planes)], self.config, self.cancel)
-        return self._head_learner(planes, views, advice)
+        return self._head_learner(planes, views, advice, int(SETTLED * iterations))
 
     def _replay(self) -> list[tuple[View, Advice]]:
         """Return views of photographs that are to look as they did, if the network knows their kind.
@@ -329,8 +330,8 @@ class _Round:
     def _teach_panel_beside_corrections(self, work: PanelRound) -> StoppedBy:
         """Teach experts, and meanwhile the head what it sees otherwise of the classes that it knows."""
         reserve = (1 - _CORRECTION_SHARE) * ((self.clock.limit or 0.0) - self.clock.seconds())
-        learner = self._corrections()
         n_corrections = min(_CORRECTIONS, self.config.max_iterations)
+        learner = self._corrections(n_corrections)
         self.total += n_corrections
         lesson = self._lesson(work, 1)
         steps: deque[tuple[int, float, float | None]] = deque()
@@ -359,9 +360,9 @@ class _Round:
         n_images = sum(plane.n_training > 0 for plane in self.planes)
         self.total = n_steps(self.config.max_iterations, n_images)
         student: HeadStudent | None = None
+        self._score_before(work)
         with Aside(lesson.run) as aside:
             try:
-                self._score_before(work)
                 windows = work.windows(lesson.trees_are_late)
                 student = HeadStudent(windows, self.student.n_labels, self.config, self.total)
                 stopped_by = self._teach_head(student, work, lesson.is_over)
@@ -407,7 +408,7 @@ class _Round:
         return views
 
     def _head_learner(
-        self, planes: list[LabelledPlane], views: list[View], advice: list[Advice]
+        self, planes: list[LabelledPlane], views: list[View], advice: list[Advice], settled_after: int
     ) -> HeadLearner:
         """Return what teaches the head views, of which the first ones are of the planes as they are."""
         locked = [
@@ -415,7 +416,8 @@ class _Round:
             for view, plane in zip(views[: len(planes)], planes, strict=True)
         ]
         half = half_precision("auto", self.student.device)
-        return HeadLearner(self.student, views, locked, self.config, advice, self._replay(), half)
+        work = (self.student, views, locked, self.config, advice, self._replay(), half)
+        return HeadLearner(*work, settled_after)
 
     def _learn_head(self, learner: HeadLearner, iterations: int, reserve: float) -> StoppedBy:
         """Teach the head so many iterations, as far as there is time."""

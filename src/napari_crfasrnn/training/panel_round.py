@@ -248,7 +248,12 @@ class PanelRound:
         if not panel.heads:
             return []
         maps = self._maps_of.get(number) or self._maps(self.planes[number])
-        return [head.marginals(maps, read.y, read.x) for head in panel.heads if isinstance(head, Head)]
+        found = []
+        for head in panel.heads:
+            raise_if_cancelled(self.cancel)
+            if isinstance(head, Head):
+                found.append(head.marginals(maps, read.y, read.x, self.cancel))
+        return found
 
     def _rest(self, n_labelled: float, is_late: Callable[[], bool], cancel: Cancel | None) -> list[Pixels]:
         """Return examples of the rest beside those that are labelled."""
