@@ -8,8 +8,9 @@ another, with a tool that learns, and with none:
 2. Where that is not good enough, they paint over the `CORRECTED` largest errors, and press Learn; the tool
    segments the image anew, keeping to what was painted. This once on each image, on the first one twice. What
    is worse than before is not taken; nor is, for a click, what is worse than an image filled with one class.
-3. They paint over the largest errors until the image is good, and accept it: a click. The tool learns
-   what was accepted, errors and all.
+3. They paint over the largest errors until the image is good, or, where that takes fewer strokes and clicks,
+   paint the rest anew as without a tool, and accept it: a click. The tool learns what was accepted, errors
+   and all.
 
 Ours follows the brush while they paint (Live, in the widget); the rivals have nothing like it.
 
@@ -271,8 +272,14 @@ def _with_tool(
         _learn(tool, [*accepted, (photograph, painted)], effort, found)
         again = tool.segment(photograph, painted)
         labels = max(corrected, again, key=lambda each: score(mask, each, n_labels))
-    guide = tool.guide(painted, random)
-    return paint(mask, labels, n_labels, effort, until=GOOD, guide=guide), first
+    by_hand = Effort(effort.strokes, effort.clicks + 1)
+    anew = paint(mask, np.where(painted == UNLABELLED, blank, painted), n_labels, by_hand, until=GOOD)
+    with_it = Effort(effort.strokes, effort.clicks)
+    finished = paint(mask, labels, n_labels, with_it, until=GOOD, guide=tool.guide(painted, random))
+    # A person sees when it is hopeless.
+    least, done = min((with_it, finished), (by_hand, anew), key=lambda way: way[0].strokes + way[0].clicks)
+    effort.strokes, effort.clicks = least.strokes, least.clicks
+    return done, first
 
 
 def _learn(tool: Tool, lesson: Lesson, effort: Effort, found: dict[str, Any]) -> None:
