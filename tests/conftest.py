@@ -12,6 +12,9 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
+# Other tests import these, too: what they assert shall be explained there as well.
+pytest.register_assert_rewrite("foreign_files", "test_lattice", "window_user")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

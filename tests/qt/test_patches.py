@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
+from window_user import User
 
-from conftest import User
 from napari_crfasrnn import least_certain_patch
 from napari_crfasrnn._qt.layers.frame import NAME
 from napari_crfasrnn._qt.patching import ALL_DONE, NONE_LEFT, NOT_SEGMENTED

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from qtpy.QtTest import QTest
-
-from conftest import User
+from window_user import User
 
 
 def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, photograph, tmp_path) -> None:

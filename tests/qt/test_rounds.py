@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QDialog
+from window_user import User
 
-from conftest import User
 from napari_crfasrnn import Project, Segmenter
 from napari_crfasrnn._qt.comparing import describe
 from napari_crfasrnn._qt.present import STILL_EARLIER
