@@ -200,7 +200,7 @@ void blur_rows(const std::uint32_t* chain, float* vertices, std::size_t begin, s
   Row<N> centre = Row<N>::load(row);
   for (std::size_t i = begin + 1; i < end; ++i) {
 #if defined(__GNUC__)
-    constexpr std::size_t ahead = 8;
+    constexpr std::size_t ahead = 24;  // the first axis of a block reads from beyond the second-level cache
     if (N >= 8 && i + ahead < end) {
       for (int j = 0; j < N; j += 16) __builtin_prefetch(row_of(chain[i + ahead]) + j);
     }
