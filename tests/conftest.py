@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,11 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder with shared reference data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_goes_back() -> Iterator[None]:
+    # The lattice keeps memory for the next image: two processes with all tests would need gigabytes.
+    yield
+    if (compiled := sys.modules.get("napari_crfasrnn._ext._lattice")) is not None:
+        compiled.release_memory()
