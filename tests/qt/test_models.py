@@ -154,6 +154,25 @@ def test_the_starter_says_once_that_it_knows_photographs(user: Any, photograph: 
     assert HINT not in user.line("start")
 
 
+def test_another_model_leaves_what_was_segmented_on_other_images(user: Any, photograph: np.ndarray) -> None:
+    user.wait(lambda: user.session.shelf.get("nuclei-fluorescence") is not None)
+    user.session.shelf.choose("nuclei-fluorescence")
+    user.viewer.add_image(cell()[::2, ::2], name="cell")
+    assert user.do(user.widget.segment) == "segment"
+    nucleus = user.labels == user.session.table.names.index("nucleus")
+    assert nucleus.any()
+    user.session.shelf.choose("starter")
+    (first,) = user.session.works
+    user.viewer.add_image(photograph, name="astronaut")
+    assert user.do(user.widget.segment) == "segment"
+    names = user.session.table.names
+    assert "person" in names
+    assert "nucleus" in names
+    assert "nucleus" in user.line("start")  # and says why it is there
+    kept = user.session.works[first].labels == names.index("nucleus")
+    assert np.array_equal(kept, nucleus)
+
+
 def test_the_hint_has_the_fitting_models_at_hand(user: Any) -> None:
     user.viewer.add_image(cell()[::2, ::2], name="cell")
     assert user.do(user.widget.segment) == "segment"
@@ -181,6 +200,8 @@ def test_classes_of_ones_own_are_two_steps_away(user: Any, monkeypatch: pytest.M
     assert correct.patch.property("primary") == "false"  # the starter is no judge of what is uncertain here
     assert user.line("start") == ""
     assert [row.key for row in user.widget.classes.table.rows.rows] == [1, 2, 0]
+    assert user.do(user.widget.segment) == "segment"
+    assert "knows nothing of cell, debris" in user.line("start")
     user.bench.paint_with(1)
     user.drag((200, 210), (215, 220))
     user.settle()

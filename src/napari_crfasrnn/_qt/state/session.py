@@ -163,8 +163,9 @@ class Session:
 
     def _take_segmentation(self, image: ImageInput, result: Segmented, index: PlaneIndex) -> None:
         segmentation = result.segmentation
-        if segmentation.classes != self.table.classes or not self.table.locked:
-            self._adopt_classes(segmentation.classes)
+        kept: tuple[ClassSpec, ...] = ()
+        if not self.table.locked or segmentation.classes != self.table.classes:
+            kept = self._adopt_classes(segmentation.classes, image.key if index == () else None)
         work = self.work_on(image)
         revision = work.merge(segmentation, index)
         self._write(image.key, revision.after.labels, index)
@@ -175,8 +176,12 @@ class Session:
         text = f"{seconds['total']:.1f} s · network {seconds['network']:.1f} · CRF {seconds['crf']:.1f}"
         if result.n_boxes:
             text += f" · {result.n_boxes} box{'es' * (result.n_boxes != 1)} heeded"
+        if kept:
+            text += f" · {', '.join(spec.name for spec in kept)} kept for what was segmented before"
         if result.n_nonfinite:
             text += f" · {result.n_nonfinite:,} NaN or infinite pixels taken as the darkest"
+        if len(self.table.names) > 1 and not set(self.table.names[1:]) - set(self.own_names):
+            text += f". This model knows nothing of {', '.join(self.own_names)}: teach it, or choose another"
         cures: list[str] = []
         if result.is_grey and not self._hinted and self._model_name == PHOTOGRAPHS:
             text += f". {HINT}"  # once: grey photographs there are, too
@@ -447,15 +452,26 @@ class Session:
         self._remap(new_values, n_before)
         self.storage.set_classes(self.table.classes, mapping or {})
 
-    def _adopt_classes(self, classes: tuple[ClassSpec, ...]) -> None:
-        """Take the class table of a model; what was labelled before is matched by name."""
+    def _adopt_classes(self, classes: tuple[ClassSpec, ...], replaced: str | None) -> tuple[ClassSpec, ...]:
+        """Take the class table of a model; what was labelled before is matched by name.
+
+        Classes that the model does not know stay behind those of the model where labels hold them, but for
+        the labels of an image that are all replaced now. Returns these classes.
+        """
         old = self.table.classes
         names = {spec.name: value for value, spec in enumerate(classes)}
+        works = [work for key, work in self.works.items() if key != replaced]
+        held = {value for work in works for value in work.present(len(old))}
+        kept = tuple(spec for value, spec in enumerate(old) if value in held and spec.name not in names)
+        names |= {spec.name: value for value, spec in enumerate(kept, len(classes))}
         new_values = [names.get(spec.name) for spec in old]
-        self.table.replace(classes, [spec.name for spec in classes], new_values)
+        self.table.replace(
+            (*classes, *kept), [*(spec.name for spec in classes), *(None for _ in kept)], new_values
+        )
         self.table.locked = True
         self._remap(new_values, len(old))
-        self.storage.set_classes(classes, {})
+        self.storage.set_classes(self.table.classes, {})
+        return kept
 
     def _remap(self, new_values: Sequence[int | None] | None, n_before: int) -> None:
         n_classes = len(self.table.classes)
