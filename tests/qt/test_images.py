@@ -155,3 +155,61 @@ def test_layers_go_in_the_canvas_of_their_window(user, floats) -> None:
     canvas.doneCurrent()
     user.viewer.layers.remove(layer)
     assert contexts == [canvas.context()]
+
+
+def seen(user, layer) -> float:
+    """Return which share of an image the canvas shows, where it is the uppermost there."""
+    canvas = user.viewer.window._qt_viewer.canvas.native
+    inside = 0
+    for y, x in np.ndindex(5, 5):
+        place = layer.data_to_world((np.array(layer.data.shape[:2]) - 1) * (y + 0.5, x + 0.5) / 5)
+        spot = user.on_canvas(*place[-2:])
+        inside += canvas.rect().contains(spot)
+    return inside / 25
+
+
+def test_an_image_in_another_world_is_seen_when_somebody_goes_to_it(user, photograph) -> None:
+    """One image has a scale in micrometres, the other has none: napari's view would stay at the first."""
+    viewer, camera, start = user.viewer, user.viewer.scene.camera, user.widget.start
+    small = viewer.add_image(
+        np.full((660, 550), 99, np.uint8), name="cell", scale=(0.1, 0.1), units=("um", "um"),
+        contrast_limits=(0, 99), colormap="green",
+    )  # fmt: skip
+    QTest.qWait(50)
+    large = viewer.add_image(photograph, name="photo")
+    QTest.qWait(50)
+    assert seen(user, large) == 1
+    assert 256 * camera.zoom > min(viewer.canvas.size) / 2  # and is not tiny
+
+    # Chosen by its name, the small one is shown above the large one, as large as the canvas allows.
+    active = viewer.layers.selection.active
+    start.image.activated.emit(start.image.findText("cell"))
+    QTest.qWait(50)
+    assert user.bench.image is small
+    assert 66 * camera.zoom > min(viewer.canvas.size) / 2
+    np.testing.assert_array_equal(user.color_at(30, 20), (0, 255, 0))
+    assert viewer.layers.selection.active is active
+
+    # Selecting a layer is enough, too; what a person zoomed into stays when they go to another channel.
+    viewer.layers.selection.active = small
+    QTest.qWait(50)
+    viewer.layers.selection.active = large
+    QTest.qWait(50)
+    assert seen(user, large) == 1
+    camera.center, camera.zoom = (0, 100, 150), camera.zoom * 8
+    view = tuple(camera.center), camera.zoom
+    viewer.add_image(photograph[..., 0], name="channel", blending="additive")
+    QTest.qWait(50)
+    assert user.bench.image.name == "channel"
+    assert (tuple(camera.center), camera.zoom) == view
+
+
+def test_finer_units_change_the_world_and_the_view_follows(user) -> None:
+    """With a layer in nanometres, napari counts all in these, and its camera stays where it was."""
+    user.viewer.add_image(np.zeros((50, 60), np.uint8), units=("um", "um"))
+    QTest.qWait(50)
+    user.viewer.add_image(np.zeros((50, 60), np.uint8), scale=(1000, 1000), units=("nm", "nm"))
+    QTest.qWait(50)
+    shown = np.array(user.viewer.canvas.size) / user.viewer.scene.camera.zoom
+    assert (shown >= (50_000, 60_000)).all()
+    assert (shown < 2 * np.array((50_000, 60_000))).any()

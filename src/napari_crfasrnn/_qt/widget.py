@@ -164,7 +164,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         bench.changed.connect(self._refresh)
         bench.session.finished.connect(self._on_finished)
         start, classes, correct = self.start, self.classes, self.correct
-        start.image_chosen.connect(bench.select_image)
+        start.image_chosen.connect(bench.choose_image)
         start.model_chosen.connect(bench.session.choose_model)
         start.model_file_wanted.connect(self._ask_model)
         start.segment_clicked.connect(self.segment)

@@ -30,6 +30,7 @@ from napari_crfasrnn._qt.layers import (
 )
 from napari_crfasrnn._qt.live import Live
 from napari_crfasrnn._qt.patching import Patching
+from napari_crfasrnn._qt.sight import Sight
 from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Session, Work
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
@@ -87,6 +88,7 @@ class Workbench:
         self.live = Live(self)
         self.patching, self.comparing = Patching(self), Comparing(self)
         self._select_first_image()
+        self._sight = Sight(self)
         self.session.begin()
         leftovers = self.labelling.leftovers()
         if len(leftovers) == 1:
@@ -116,6 +118,7 @@ class Workbench:
             self.live.close()
             self.patching.close()
             self.comparing.close()
+            self._sight.close()
             self.labelling.flush()
         self.session.close()
         with suppress(RuntimeError):
@@ -193,6 +196,11 @@ class Workbench:
         if layer is not None and layer is not self.image:
             self.image = layer
             self._after_change_of_image()
+
+    def choose_image(self, key: str) -> None:
+        """Work on another image, and see it."""
+        self.select_image(key)
+        self._sight.ask()
 
     def set_channels(self, channels: bool) -> None:
         """Say what the first axis of the image holds."""

@@ -26,6 +26,7 @@ from napari_crfasrnn._qt.layers.images import (
 )
 from napari_crfasrnn._qt.layers.store import ClassView, LabelStore
 from napari_crfasrnn._qt.layers.strokes import StrokeWatch
+from napari_crfasrnn._qt.layers.view import fit, is_lost, raise_above
 
 __all__ = [
     "ClassLayer",
@@ -39,14 +40,17 @@ __all__ = [
     "LabelStore",
     "StrokeWatch",
     "axes_of",
+    "fit",
     "forget_mark",
     "image_arguments",
     "image_layers",
+    "is_lost",
     "key_of",
     "mark_of",
     "may_be_channels",
     "placement",
     "plane_index",
+    "raise_above",
     "read_image_layer",
     "says_channels",
     "set_mark",
