@@ -22,10 +22,12 @@ from foreign_files import (
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QInputDialog, QMessageBox
 
-from napari_crfasrnn._qt.state.session import BESIDE, FITTING, HINT, PAINT_EACH
+from napari_crfasrnn._qt.state.micrographs import kind_of
+from napari_crfasrnn._qt.state.session import BESIDE, PAINT_EACH
+from napari_crfasrnn._qt.state.telling import FITTING, HINTS, NOTHING
 from napari_crfasrnn._qt.widget import MODEL_FILES
 from napari_crfasrnn.importing import SUFFIXES
-from napari_crfasrnn.samples import cell
+from napari_crfasrnn.samples import SAMPLES, cell, tissue
 from napari_crfasrnn.zoo import published_dir
 
 NAME, FILE = "crfrnn-pytorch", "crfasrnn_weights.pth"
@@ -142,16 +144,56 @@ def test_the_dialog_offers_every_kind() -> None:
     assert {f"*{suffix}" for suffix in SUFFIXES} - {"*.binaryproto"} < set(MODEL_FILES.split())
 
 
-def test_the_starter_says_once_that_it_knows_photographs(user: Any, photograph: np.ndarray) -> None:
-    user.viewer.add_image(photograph, name="photo")
+def test_the_starter_says_where_it_may_be_the_wrong_one(user: Any, photograph: np.ndarray) -> None:
+    first = user.viewer.add_image(photograph, name="photo")
     assert user.do(user.widget.segment) == "segment"
-    assert HINT not in user.line("start")
-    user.viewer.add_image(photograph[:64, :64, 0], name="grey")
+    assert HINTS["grey"] not in user.line("start")
+    grey = user.viewer.add_image(photograph[:64, :64, 0], name="grey")
     assert user.do(user.widget.segment) == "segment"
-    assert HINT in user.line("start")
+    assert HINTS["grey"] in user.line("start")
     assert user.session.tasks.lines["start"].tone == "quiet"
+
+    # It is said of this image, also after another was looked at, until another model is chosen.
+    user.viewer.layers.selection.active = first
+    QTest.qWait(50)
+    assert HINTS["grey"] not in user.widget.start.message.label.text()
+    user.viewer.layers.selection.active = grey
+    QTest.qWait(50)
+    assert HINTS["grey"] in user.widget.start.message.label.text()
+    assert [button.text() for button in user.widget.start.message.buttons][-1] == "My classes…"
+    user.session.choose_model("road-scenes")
+    user.viewer.layers.selection.active = first
+    user.viewer.layers.selection.active = grey
+    QTest.qWait(50)
+    assert HINTS["grey"] not in user.widget.start.message.label.text()
+
+
+def test_stained_tissue_has_a_model_at_hand_and_photographs_do_not(user: Any) -> None:
+    user.viewer.add_image(tissue(), name="tissue")
     assert user.do(user.widget.segment) == "segment"
-    assert HINT not in user.line("start")
+    assert HINTS["stained"] in user.line("start")
+    buttons = {button.text(): button for button in user.widget.start.message.buttons}
+    assert list(buttons) == ["Stained nuclei", "My classes…"]
+    assert user.do(lambda: user.click(buttons["Stained nuclei"])) == "segment"
+    assert user.session.table.names == ("background", "nucleus")
+    assert (user.labels == 1).any()
+    assert not user.widget.start.message.buttons
+    for name, image in SAMPLES.items():
+        if name not in ("tissue", "cell"):
+            assert kind_of(np.moveaxis(image(), -1, 0).astype(np.float32)) is None, name
+
+
+def test_it_is_said_that_nothing_was_found(user: Any, photograph: np.ndarray) -> None:
+    bare = photograph[40:72, 120:152] // 16 + 120  # a bit of the wall
+    user.viewer.add_image(bare, name="wall")
+    assert user.do(user.widget.segment) == "segment"
+    assert set(np.unique(user.labels)) == {0}
+    assert user.line("start") == NOTHING
+    assert user.session.tasks.lines["start"].tone == "plain"
+    user.viewer.add_image(bare[..., 0], name="grey wall")
+    assert user.do(user.widget.segment) == "segment"
+    assert user.line("start").startswith("Nothing found")
+    assert user.line("start").endswith(HINTS["grey"])
 
 
 def test_another_model_leaves_what_was_segmented_on_other_images(user: Any, photograph: np.ndarray) -> None:
@@ -177,7 +219,7 @@ def test_the_hint_has_the_fitting_models_at_hand(user: Any) -> None:
     user.viewer.add_image(cell()[::2, ::2], name="cell")
     assert user.do(user.widget.segment) == "segment"
     buttons = {button.text(): button for button in user.widget.start.message.buttons}
-    assert list(buttons) == [*FITTING.values(), "My classes…"]
+    assert list(buttons) == [*FITTING["grey"].values(), "My classes…"]
     assert user.do(lambda: user.click(buttons["Nuclei"])) == "segment"
     user.settle()
     assert user.session.shelf.choice.name == "nuclei-fluorescence"

@@ -192,12 +192,16 @@ def test_without_a_prediction_a_sentence_says_so(user: User, photograph: np.ndar
     assert "Open an image" in user.widget.correct.patch.toolTip()
     user.viewer.add_image(photograph[:100, :90], name="small")
     QTest.qWait(50)
-    user.click(user.widget.correct.patch)
+    assert not user.widget.correct.patch.isEnabled()
+    assert "Segment the image first" in user.widget.correct.patch.toolTip()
+    press(user, Qt.Key.Key_N)
     assert user.line("correct") == NOT_SEGMENTED
     QTest.qWait(50)
     assert user.do(lambda: user.click(user.widget.correct.message.buttons[0])) == "segment"
     assert user.line("correct") == ""
-    press(user, Qt.Key.Key_N)
+    user.wait(user.widget.correct.patch.isEnabled)
+    user.click(user.widget.correct.patch)
+    user.wait(lambda: user.bench.patching.patch is not None)
     assert user.bench.patching.patch.box == (0, 0, 100, 90)  # smaller than a square
     user.viewer.dims.ndisplay = 3
     user.wait(lambda: user.bench.patching.patch is None)

@@ -20,7 +20,7 @@ from napari_crfasrnn._qt.panels.state import (
 )
 from napari_crfasrnn._qt.rounds import round_rows
 from napari_crfasrnn._qt.state.rounds import PREFIX
-from napari_crfasrnn._qt.state.session import FITTING, USE
+from napari_crfasrnn._qt.state.telling import FITTING, USE
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state import Busy, Numbers, Session
@@ -41,10 +41,12 @@ CURES = {
     ),
     **{
         f"{USE}{name}": Cure(f"{USE}{name}", text, f"Segment again with the model “{name}”")
-        for name, text in FITTING.items()
+        for models in FITTING.values()
+        for name, text in models.items()
     },
 }
 STILL_EARLIER = "The labels are still the earlier model's."
+NO_IMAGE = "Open an image first."
 MAX_NOTES = 2  # of a round of learning; there is room for no more
 DOING = {
     "segment": "the image is being segmented",
@@ -122,9 +124,11 @@ def correct_state(bench: Workbench) -> CorrectState:
     nothing = "" if bench.group is not None else "Segment the image first."
     busy = _busy_reason(session)
     no_model = _no_model(session)
-    missing = "Segment the image first." if work is None or work.entropy is None else ""
+    missing = "" if _is_segmented(bench) else "Segment the image first."
     return CorrectState(
-        patch=Action(bench.image is not None, "Open an image first.", primary=_lead(bench) == "patch"),
+        patch=Action(
+            not missing, missing if bench.image is not None else NO_IMAGE, primary=_lead(bench) == "patch"
+        ),
         in_patch=bench.patching.patch is not None,
         live=bench.live.on,
         refine=Action(not (nothing or busy or no_model), nothing or busy or no_model),
@@ -217,14 +221,14 @@ def _segment_action(bench: Workbench) -> Action:
     session = bench.session
     why = _busy_reason(session)
     if bench.image is None:
-        why = "Open an image first."
+        why = NO_IMAGE
     elif not session.shelf.loading:  # else pressing it waits for the models
         why = why or _no_model(session)
     return Action(not why, why, primary=not why and _lead(bench) == "segment")
 
 
 def _draw_action(bench: Workbench) -> Action:
-    why = "Open an image first." if bench.image is None else ""
+    why = NO_IMAGE if bench.image is None else ""
     if not why and not bench.session.table.classes:
         why = _no_model(bench.session)
     return Action(not why, why)
@@ -271,7 +275,7 @@ def _message(session: Session, section: str) -> Message:
 def _compare_action(bench: Workbench) -> Action:
     why = _busy_reason(bench.session)
     if bench.image is None:
-        why = "Open an image first."
+        why = NO_IMAGE
     elif bench.session.lessons.before is None:
         why = why or "There is no model from before."
     return Action(not why, why)

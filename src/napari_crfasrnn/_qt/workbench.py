@@ -475,6 +475,8 @@ class Workbench:
         self.uncertainty_on = self.group is not None and self.group.has_uncertainty
         for section in ("start", "classes", "correct"):  # they spoke of the other image
             self.session.tasks.lines.pop(section, None)
+        if self.key is not None:
+            self.session.tell_again(self.key)
         self._count_timer.start()
         self.show_soon()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_crfasrnn._qt.state.boxes import Outline, heed
+from napari_crfasrnn._qt.state.micrographs import Kind, kind_of
 from napari_crfasrnn.classes import ClassSpec
 from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
 
@@ -61,8 +62,8 @@ class Segmented:
     """Boxes that it heeded."""
     left_out: str = ""
     """Why it did not heed others, a sentence."""
-    is_grey: bool = False
-    """Whether the image has one channel."""
+    kind: Kind | None = None
+    """Which micrograph it may be."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ class Engine:
         heeded = heed(boxes, planes, source.plane_shape, segmenter.model.classes)
         result = segmenter.predict(detections=heeded.by_plane, index=index, progress=progress, cancel=cancel)
         present = tuple(value for value, share in enumerate(result.shares()) if share > 0)
-        is_grey = source.n_channels == 1
-        return Segmented(result, source.n_nonfinite, present, heeded.n_boxes, heeded.left_out, is_grey)
+        kind = kind_of(source.plane(planes[0]))
+        return Segmented(result, source.n_nonfinite, present, heeded.n_boxes, heeded.left_out, kind)
 
     def refine(
         self,

@@ -19,7 +19,8 @@ from napari_crfasrnn._qt.state.shelf import LEARNT, ModelChoice, Shelf
 from napari_crfasrnn._qt.state.standing import Standing
 from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.table import ClassTable
-from napari_crfasrnn._qt.state.tasks import Busy, Tasks
+from napari_crfasrnn._qt.state.tasks import Busy, Line, Tasks
+from napari_crfasrnn._qt.state.telling import BACKGROUND, OWN_CLASSES, tell
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.classes import ClassSpec, ignore_value
@@ -53,13 +54,8 @@ class Numbers:
 
 
 PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
-HINT = "Is this a micrograph? The starter knows everyday photographs; these do better:"
 BESIDE = "For micrographs, classes of your own do better without the starter's."
 PAINT_EACH = "Paint a little of each class and of the background, then let the model learn."
-BACKGROUND = "background"
-USE = "use:"  # the cure that segments with another model begins with this
-FITTING = {"nuclei-fluorescence": "Nuclei", "em-tissue": "Electron microscopy"}  # for images without colours
-OWN_CLASSES = "own-classes"
 
 
 class Session:
@@ -79,6 +75,7 @@ class Session:
     def __init__(self, write: Callable[[str, Labels, PlaneIndex], object]) -> None:
         self.works: dict[str, Work] = {}
         self.numbers: dict[str, Numbers] = {}
+        self.told: dict[str, Line] = {}  # of the last segmentation of each image, by the chosen model
         self.table = ClassTable()
         self.tasks, self.engine = Tasks(), Engine()
         self.shelf = Shelf(self.tasks, self.engine)
@@ -94,7 +91,7 @@ class Session:
         self._counted: dict[str, PlaneIndex] = {}  # which plane of an image was counted last
         self._count_again: dict[str, PlaneIndex] = {}  # changed while it was counted
         self._closed = False
-        self._hinted = self._hinted_beside = False  # what the starter is not for was said
+        self._hinted_beside = False  # what the starter is not for was said
         self.shelf.chosen.connect(self._on_model_chosen)
         self.lessons.kept.connect(lambda name: self.standing.rename(LEARNT, name))
         self.storage.replaced.connect(self._on_project_replaced)
@@ -172,27 +169,22 @@ class Session:
         work.take(revision, segmentation)
         self.segmented.emit(image.key, result.present)
         self.touch(image.key)
-        seconds = segmentation.timings
-        text = f"{seconds['total']:.1f} s · network {seconds['network']:.1f} · CRF {seconds['crf']:.1f}"
-        if result.n_boxes:
-            text += f" · {result.n_boxes} box{'es' * (result.n_boxes != 1)} heeded"
-        if kept:
-            text += f" · {', '.join(spec.name for spec in kept)} kept for what was segmented before"
-        if result.n_nonfinite:
-            text += f" · {result.n_nonfinite:,} NaN or infinite pixels taken as the darkest"
-        if len(self.table.names) > 1 and not set(self.table.names[1:]) - set(self.own_names):
-            text += f". This model knows nothing of {', '.join(self.own_names)}: teach it, or choose another"
-        cures: list[str] = []
-        if result.is_grey and not self._hinted and self._model_name == PHOTOGRAPHS:
-            text += f". {HINT}"  # once: grey photographs there are, too
-            self._hinted = True
-            if not (self.table.edited or self._is_settled):  # else models have to follow the table
-                cures += [f"{USE}{name}" for name in FITTING if self.shelf.get(name) is not None]
-            cures.append(OWN_CLASSES)
-        if result.left_out:
-            self.tasks.say("start", f"{result.left_out} {text}", "problem", *cures)
-        else:
-            self.tasks.say("start", text, "quiet", *cures)
+        is_free = not (self.table.edited or self._is_settled)  # else models have to follow the table
+        self.told[image.key] = tell(
+            result,
+            of_photographs=self._model_name == PHOTOGRAPHS,
+            kept=[spec.name for spec in kept],
+            names=self.table.names,
+            unknown=self.own_names,
+            models=[choice.name for choice in self.shelf.models] if is_free else (),
+        )
+        self.tell_again(image.key)
+
+    def tell_again(self, key: str) -> None:
+        """Say what there was to say of the last segmentation of an image, if it was with the chosen model."""
+        line = self.told.get(key)
+        if line is not None:
+            self.tasks.say("start", line.text, line.tone, *line.cures)
 
     def refine(self, key: str, index: PlaneIndex, region: Region | None) -> None:
         """Let the CRF snap the labels of a plane to the edges of the image, around what was painted."""
@@ -401,6 +393,7 @@ class Session:
             {name: None for name in old if name not in new},
             [new.index(name) if name in new else None for name in old],
         )
+        self.told.clear()
         self.tasks.lines.pop("start", None)
         self.tasks.say("classes", PAINT_EACH)
 
@@ -488,6 +481,7 @@ class Session:
 
     def _on_model_chosen(self) -> None:
         assert self.shelf.choice is not None
+        self.told.clear()
         names = self.shelf.choice.class_names
         if not self._is_settled and not self.table.edited and names != self.table.names:
             self.table.locked = False  # nothing would be lost: the table may follow the model
@@ -510,6 +504,7 @@ class Session:
     ) -> None:
         self.works.clear()
         self.numbers.clear()
+        self.told.clear()
         self.standing.clear()
         self.lessons.forget()
         self.shelf.remove("round:")

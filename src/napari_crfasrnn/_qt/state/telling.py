@@ -1,0 +1,76 @@
+"""What is said of a segmentation: how long it took, what was not found, and which model may do better."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from napari_crfasrnn._qt.state.tasks import Line
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.state.engine import Segmented
+
+BACKGROUND = "background"
+HINTS = {
+    "grey": "Is this a micrograph? The starter knows everyday photographs; these do better:",
+    "stained": "Is this stained tissue? The starter knows everyday photographs; these do better:",
+}
+FITTING = {  # for each kind of micrograph: models of the package, and what is on their buttons
+    "grey": {"nuclei-fluorescence": "Nuclei", "em-tissue": "Electron microscopy"},
+    "stained": {"nuclei-stained": "Stained nuclei"},
+}
+NOTHING = (
+    "Nothing found: to this model, all of it is background. Choose another model, or paint a little of what "
+    "you look for and let it learn."
+)
+ONLY_BACKGROUND = "Nothing found: all of it is background."
+USE = "use:"  # the cure that segments with another model begins with this
+OWN_CLASSES = "own-classes"
+
+
+def tell(
+    result: Segmented,
+    *,
+    of_photographs: bool,
+    kept: Sequence[str],
+    names: Sequence[str],
+    unknown: Sequence[str],
+    models: Collection[str],
+) -> Line:
+    """Return what there is to say of a segmentation.
+
+    Parameters
+    ----------
+    result
+        The segmentation.
+    of_photographs
+        Whether the model is the one of everyday photographs.
+    kept
+        Classes of earlier labels that the model does not know.
+    names, unknown
+        The class table, and what of it the model does not know.
+    models
+        The models that may be chosen instead.
+    """
+    seconds = result.segmentation.timings
+    knows_none = len(names) > 1 and not set(names[1:]) - set(unknown)
+    is_empty = set(result.present) <= {0} and names[0] == BACKGROUND and not knows_none
+    hint = HINTS.get(result.kind or "", "") if of_photographs and not knows_none else ""
+    text = f"{seconds['total']:.1f} s · network {seconds['network']:.1f} · CRF {seconds['crf']:.1f}"
+    if result.n_boxes:
+        text += f" · {result.n_boxes} box{'es' * (result.n_boxes != 1)} heeded"
+    if kept:
+        text += f" · {', '.join(kept)} kept for what was segmented before"
+    if result.n_nonfinite:
+        text += f" · {result.n_nonfinite:,} NaN or infinite pixels taken as the darkest"
+    if knows_none:
+        text += f". This model knows nothing of {', '.join(unknown)}: teach it, or choose another"
+    if is_empty:
+        text = (ONLY_BACKGROUND if hint else NOTHING) + f" {text}" * bool(kept or result.n_nonfinite)
+    cures: tuple[str, ...] = ()
+    if hint:
+        text = f"{text.removesuffix('.')}. {hint}"
+        cures = *(f"{USE}{name}" for name in FITTING[result.kind or ""] if name in models), OWN_CLASSES
+    if result.left_out:
+        return Line(f"{result.left_out} {text}", "problem", cures)
+    return Line(text, "plain" if is_empty else "quiet", cures)
