@@ -348,7 +348,7 @@ class TrainConfig(_Config):
     max_iterations: int = Field(400, ge=1)
     """Stop after this many optimiser iterations of the head, or of experts. These take 60 at most beside a
     network, and a head among them a fourth to a half as many. Of classes that it knows, a head learns a
-    twentieth of them from each image, but 100 in any case."""
+    twentieth of them from each image, but 100 in any case; beside experts, 75."""
     crf_iterations: int = Field(20, ge=0)
     """Optimiser iterations of the CRF after the head; 0 keeps the CRF as it is."""
     seed: int = 0

@@ -230,7 +230,7 @@ class Mix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` [B, C, h, w] with what it sees around each cell added."""
-        mixed: Tensor = self.pointwise(F.relu(self.depthwise(F.relu(x))))
+        mixed: Tensor = self.pointwise(F.relu(self.depthwise(F.relu(x)), inplace=True))
         return x + mixed
 
 

@@ -35,7 +35,7 @@ class _Look(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        seen: Tensor = self.pointwise(F.relu(self.conv(F.relu(x))))
+        seen: Tensor = self.pointwise(F.relu(self.conv(F.relu(x)), inplace=True))
         return x + seen
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_crfasrnn.config import PanelConfig
-from napari_crfasrnn.experts.features import FINE, FeatureMaps
+from napari_crfasrnn.experts.features import FINE, FeatureMaps, Layer
 from napari_crfasrnn.experts.forest import Forest
 from napari_crfasrnn.experts.heads import NEVER, Head
 from napari_crfasrnn.experts.memory import Memory
@@ -65,6 +65,22 @@ class Sieve:
         """Return the rows and the columns that are judged."""
         y0, x0, y1, x1 = self.box
         return np.arange(y0, y1, self.step), np.arange(x0, x1, self.step)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the experts of a panel make of an image as a whole.
+
+    Attributes
+    ----------
+    parts
+        Of each set of perceptrons: what they read of coarse maps (`Perceptrons.deep_part`).
+    scores
+        Of each head: its logits (`Head.judge`).
+    """
+
+    parts: Sequence[Layer | None]
+    scores: Sequence[tuple[Layer, Layer]]
 
 
 class Panel(nn.Module):
@@ -160,8 +176,36 @@ class Panel(nn.Module):
         return logits
 
     @torch.no_grad()
-    def judge(self, maps: FeatureMaps, sieve: Sieve, cancel: Cancel | None = None) -> Tensor:  # [N, K]
+    def look(self, maps: FeatureMaps, cancel: Cancel | None = None) -> Look:
+        """Return what the experts make of an image as a whole, before they judge its pixels.
+
+        Raises
+        ------
+        Cancelled
+            When asked to stop.
+        """
+        parts = []
+        for perceptrons in self._perceptrons():
+            raise_if_cancelled(cancel)
+            parts.append(perceptrons.deep_part(maps))
+        return Look(parts, [each.judge(maps, cancel) for each in self._heads()])
+
+    @torch.no_grad()
+    def judge(
+        self, maps: FeatureMaps, sieve: Sieve, cancel: Cancel | None = None, look: Look | None = None
+    ) -> Tensor:  # [N, K]
         """Return what the panel thinks of the pixels of a sieve.
+
+        Parameters
+        ----------
+        maps
+            Features of the image.
+        sieve
+            Which pixels.
+        cancel
+            Asked all the time.
+        look
+            What `look` gave for the image, where several parts of it are judged.
 
         Raises
         ------
@@ -170,11 +214,7 @@ class Panel(nn.Module):
         """
         rows, columns = sieve.axes()
         votes = self.votes.tolist()
-        parts = []
-        for perceptrons in self._perceptrons():
-            raise_if_cancelled(cancel)
-            parts.append(perceptrons.deep_part(maps))
-        scores = [each.judge(maps, cancel) for each in self._heads()]
+        look = look or self.look(maps, cancel)
         n_pixelwise = len(self.forests) + len(self.perceptrons)
         fine_groups = FINE if self._perceptrons() or self._forests() else ()
         n_rows = max(1, _CHUNK // len(columns))
@@ -188,10 +228,12 @@ class Panel(nn.Module):
                 total.add_(forest(fine), alpha=vote)
             on_device = fine.to(self.votes.device)
             total = total.to(self.votes.device)
-            members = zip(votes[len(self.forests) : n_pixelwise], self._perceptrons(), parts, strict=True)
+            members = zip(
+                votes[len(self.forests) : n_pixelwise], self._perceptrons(), look.parts, strict=True
+            )
             for vote, perceptrons, part in members:
                 total.add_(perceptrons.on_grid(maps, part, band, columns, on_device), alpha=vote)
-            for vote, layers in zip(votes[n_pixelwise:], scores, strict=True):
+            for vote, layers in zip(votes[n_pixelwise:], look.scores, strict=True):
                 for layer in layers:
                     seen = maps.spread(layer, band, columns).flatten(0, 1).softmax(1)
                     total.add_(seen.to(total.device), alpha=vote / len(layers))

@@ -47,8 +47,13 @@ class Descent:
             n_iterations,
             max_gradient,
         )
-        self._remembered = [weight.detach().clone() for weight in self._weights]
-        self._first, self._second = ([torch.zeros_like(each) for each in self._weights] for _ in range(2))
+        # All weights one after the other: dozens of small operations for each of them would take longer
+        # than the gradients of a small head.
+        self._flat = torch.cat([weight.detach().flatten() for weight in self._weights])
+        parts = torch.split(self._flat, [weight.numel() for weight in self._weights])
+        self._places = [part.view_as(weight) for part, weight in zip(parts, self._weights, strict=True)]
+        self._remembered = self._flat.clone()
+        self._first, self._second = torch.zeros_like(self._flat), torch.zeros_like(self._flat)
         self._is_sound = True
         self._iteration = 0
 
@@ -59,7 +64,7 @@ class Descent:
             return False
         self._iteration += 1
         if self._iteration % _REMEMBER_EVERY == 1:
-            self._remembered = [weight.detach().clone() for weight in self._weights]
+            self._remembered.copy_(self._flat)
         self._move(torch.autograd.grad(loss, self._weights))
         return True
 
@@ -68,22 +73,24 @@ class Descent:
         n = self._iteration
         share = min(1.0, (n - 1) / self._n_iterations)
         rate = self._learning_rate * min(1.0, n / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
-        shrink = 1.0
+        gradient = torch.cat([each.flatten() for each in gradients])
         if math.isfinite(self._max_gradient):
-            norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-            shrink = min(1.0, self._max_gradient / max(norm, _TINY))
-        for weight, gradient, first, second in zip(
-            self._weights, gradients, self._first, self._second, strict=True
-        ):
-            first.lerp_(gradient * shrink, 1 - _BETA1)
-            second.lerp_((gradient * shrink).square(), 1 - _BETA2)
-            deviation = (second / (1 - _BETA2**n)).sqrt_().add_(_TINY)
-            weight.mul_(1 - rate * _WEIGHT_DECAY)
-            weight.sub_(first.div(deviation), alpha=rate / (1 - _BETA1**n))
+            norm = float(gradient.norm())
+            gradient *= min(1.0, self._max_gradient / max(norm, _TINY))
+        self._first.lerp_(gradient, 1 - _BETA1)
+        self._second.lerp_(gradient.square_(), 1 - _BETA2)
+        deviation = (self._second / (1 - _BETA2**n)).sqrt_().add_(_TINY)
+        self._flat.mul_(1 - rate * _WEIGHT_DECAY)
+        self._flat.addcdiv_(self._first, deviation, value=-rate / (1 - _BETA1**n))
+        self._give()
 
     @torch.no_grad()
     def finish(self) -> None:
         """Leave sound weights: the latest, or after a loss that is no number earlier ones."""
         if not self._is_sound:
-            for weight, remembered in zip(self._weights, self._remembered, strict=True):
-                weight.copy_(remembered)
+            self._flat.copy_(self._remembered)
+            self._give()
+
+    def _give(self) -> None:
+        for weight, place in zip(self._weights, self._places, strict=True):
+            weight.copy_(place)

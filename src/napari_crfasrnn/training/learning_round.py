@@ -44,7 +44,9 @@ _FIRST_LOOK_SHARE = 0.5  # of the time limit at most goes into looking at every 
 _LOOK_SHARE = 0.15  # and after this much, no further looks are taken: on a busy machine, steps matter more
 _CRF_STEP_COST = 4.0  # an optimiser step on a tile, in inferences of it: forward and backward
 _CRF_SHARE = 0.3  # of the time limit at most goes into the CRF
-_CORRECTIONS = 100  # iterations of the head beside experts
+_VIEWS = 16  # of all planes together, when these are few
+_CORRECTIONS = 75  # iterations of the head beside experts
+_CORRECTION_VIEWS = 8  # and what it looks at
 _CORRECTION_SHARE = 0.5  # of the time that is left at most goes into them; experts learn meanwhile
 _STILL_WRONG = 0.03  # of the labels of a class, after them: worth a note
 _FOREST_SHARE = 0.6  # of the time for experts at most goes into trees
@@ -187,7 +189,7 @@ class _Round:
 
     def _learn_network(self) -> StoppedBy:
         """Teach the head of the network (thawed, all of it), and the CRF."""
-        views = self._draw_views(self.planes)
+        views = self._draw_views(self.planes, _VIEWS)
         iterations, settled_after = self.config.max_iterations, 0
         if self.knows and not self.config.thaw:
             iterations = n_iterations(iterations, len(self.planes))
@@ -270,7 +272,7 @@ class _Round:
         """Return what teaches the head labels of the classes that it knows, in so many iterations."""
         unknown = [value for value, is_known in enumerate(self.known) if not is_known]
         planes = [plane for plane in (each.without(unknown) for each in self.planes) if plane.n_training]
-        views = self._draw_views(planes)
+        views = self._draw_views(planes, _CORRECTION_VIEWS)
         advice = advise_by_votes(self.student, views[: len(planes)], self.config, self.cancel)
         return self._head_learner(planes, views, advice, int(SETTLED * iterations))
 
@@ -395,14 +397,15 @@ class _Round:
         self.notes.append(round_notes.left_out(len(planes), n_read))
         del planes[n_read:]
 
-    def _draw_views(self, planes: list[LabelledPlane]) -> list[View]:
+    def _draw_views(self, planes: list[LabelledPlane], n_views: int) -> list[View]:
         """Return a view of every plane as it is (planes that there is no time for go), and then others."""
         left = (self.clock.limit or 0.0) - self.clock.seconds()
 
         def is_late(is_first: bool) -> bool:
             return self.clock.is_over((1 - (_FIRST_LOOK_SHARE if is_first else _LOOK_SHARE)) * left)
 
-        views = draw_views(self.student, planes, self.config, self.encodings, is_late, self.cancel)
+        work = (self.student, planes, self.config, self.encodings, n_views)
+        views = draw_views(*work, is_late, self.cancel)
         if len(views) < len(planes):
             self._note_left_out(planes, len(views))
         return views

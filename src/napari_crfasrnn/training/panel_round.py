@@ -30,6 +30,7 @@ from napari_crfasrnn.experts import REST, FeatureMaps, Head, Memory, Panel
 from napari_crfasrnn.experts.features import GROUPS
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.aside import Aside
 from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.crf_tuning import choose_tiles
 from napari_crfasrnn.training.encodings import Encodings
@@ -224,10 +225,15 @@ class PanelRound:
         return tuple(found)
 
     def windows(self, is_late: Callable[[], bool]) -> list[Window]:
-        """Return what a head learns from."""
-        planes = self._read_planes()
-        random = np.random.default_rng([self.config.seed, _WINDOW_STREAM])
-        return draw_windows(self.model, planes, _WINDOWS, random, self.cancel, is_late)
+        """Return what a head learns from; a thread beside this one draws every second window."""
+        planes, seed = self._read_planes(), (self.config.seed, _WINDOW_STREAM)
+
+        def draw(first: int, cancel: Cancel | None) -> dict[int, Window]:
+            return draw_windows(self.model, planes, range(first, _WINDOWS, 2), seed, cancel, is_late)
+
+        with Aside(lambda stop: draw(1, stop)) as aside:
+            found = draw(0, self.cancel) | aside.wait(self.cancel)
+        return [found[number] for number in sorted(found)]
 
     def _read_planes(self) -> list[LabelledPlane]:
         return [plane for plane in self.planes[: self.n_read] if plane.n_training]

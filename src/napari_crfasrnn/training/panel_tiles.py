@@ -23,7 +23,7 @@ from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import CrfConfig
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.edits import Box
-from napari_crfasrnn.experts import FeatureMaps, Panel, Sieve
+from napari_crfasrnn.experts import FeatureMaps, Look, Panel, Sieve
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
@@ -170,11 +170,15 @@ class PanelTiles:
         """Return the logits [1, L, h, w] of every tile before the CRF."""
         found = []
         whole: dict[int, Tensor] = {}  # what the network says of a plane
+        looks: dict[int, Look] = {}  # what the experts make of one
         for tile in self._tiles:
             raise_if_cancelled(self._cancel)
             judged = None
             if model.panel is not None:
-                judged = tile.sieve.spread(model.panel.judge(tile.maps, tile.sieve, self._cancel)).cpu()
+                if id(tile.maps) not in looks:
+                    looks[id(tile.maps)] = model.panel.look(tile.maps, self._cancel)
+                look = looks[id(tile.maps)]
+                judged = tile.sieve.spread(model.panel.judge(tile.maps, tile.sieve, self._cancel, look)).cpu()
                 if model.panel.is_alone:
                     found.append(judged)
                     continue

@@ -51,12 +51,14 @@ class Window:
 def draw_windows(
     model: SegmentationModel,
     planes: Sequence[LabelledPlane],
-    n: int,
-    random: np.random.Generator,
+    numbers: Sequence[int],
+    seed: Sequence[int],
     cancel: Cancel | None,
     is_late: Callable[[], bool],
-) -> list[Window]:
-    """Return windows of all planes in turn, the first of each unchanged; fewer when it is late.
+) -> dict[int, Window]:
+    """Return windows of all planes in turn, by number: the first of each unchanged; fewer when late.
+
+    What a window shows depends on its number and the seed alone, so several threads may share them out.
 
     Parameters
     ----------
@@ -64,10 +66,10 @@ def draw_windows(
         Whose encoder.
     planes
         With pixels to learn. Larger ones are cut around pixels of all their classes alike.
-    n
-        How many.
-    random
-        Where, and how they are changed.
+    numbers
+        From 0 on, ascending: 0 is of the first plane, 1 of the next one, and after the last comes the first.
+    seed
+        Says where they are cut and how they are changed.
     cancel
         Asked before every window and every block of the encoder.
     is_late
@@ -80,23 +82,24 @@ def draw_windows(
     """
     network = model.network
     assert isinstance(network, LiteNetwork)
-    found: list[Window] = []
-    inputs: list[_Input] = []
+    found: dict[int, Window] = {}
+    inputs: dict[int, _Input] = {}
     ways = 2 if are_upright([plane.training for plane in planes]) else 8
-    for number in range(n):
+    for number in numbers:
         raise_if_cancelled(cancel)
         if number >= len(planes) and is_late():
             break
+        random = np.random.default_rng([*seed, number])
         place = number % len(planes)
-        if place == len(inputs):
-            inputs.append(_Input.of(model, planes[place]))
+        if place not in inputs:
+            inputs[place] = _Input.of(model, planes[place])
         is_first = number < len(planes)
         factor = 1.0 if is_first else float(np.exp(random.uniform(*np.log(_SCALE))))
         part, known = _cut(inputs[place], factor, random)
         if not is_first:
             part, known = _turned(part, known, int(random.integers(ways)))
             part = _relit(part, random)
-        found.append(Window(_encoded(network, part, cancel), known))
+        found[number] = Window(_encoded(network, part, cancel), known)
     return found
 
 

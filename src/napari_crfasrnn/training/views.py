@@ -12,7 +12,6 @@ from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.planes import LOOKS, LabelledPlane, View, draw_pixels, make_view
 
-_VIEWS = 16  # of all planes together, when these are few
 _LEAST_LOOKS = 2  # at a plane
 _VARIED_UP_TO = 40  # planes; more of them are variety enough
 
@@ -22,6 +21,7 @@ def draw_views(
     planes: Sequence[LabelledPlane],
     config: TrainConfig,
     encodings: Encodings,
+    n_views: int,
     is_late: Callable[[bool], bool],
     cancel: Cancel | None,
 ) -> list[View]:
@@ -37,6 +37,8 @@ def draw_views(
         Seed; whether the encoder learns, too: then it is not run here.
     encodings
         Of the planes as they are.
+    n_views
+        About how many of all planes together, when these are few.
     is_late
         Whether there is no time for another view, given whether it were the first one of a plane.
     cancel
@@ -49,7 +51,7 @@ def draw_views(
     """
     random = np.random.default_rng([config.seed, 0])
     pixels = [draw_pixels(plane, random) for plane in planes]
-    n_looks = min(len(LOOKS), max(_LEAST_LOOKS, _VIEWS // len(planes)))
+    n_looks = min(len(LOOKS), max(_LEAST_LOOKS, n_views // len(planes)))
     views: list[View] = []
     for look in LOOKS[: n_looks if len(planes) <= _VARIED_UP_TO else 1]:
         is_first = look == LOOKS[0]
