@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,10 +13,13 @@ from window_user import User
 from napari_crfasrnn import Project, Segmenter
 from napari_crfasrnn._qt.comparing import describe
 from napari_crfasrnn._qt.present import STILL_EARLIER
+from napari_crfasrnn._qt.rounds import describe as describe_round
 from napari_crfasrnn._qt.state.session import BESIDE
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import compare_labels
+from napari_crfasrnn.training import TrainReport
+from napari_crfasrnn.training.report import LockedScore
 
 FLAG = 21
 LESSON = TrainConfig(seconds=None, max_iterations=6, crf_iterations=0)
@@ -267,7 +270,8 @@ def test_after_a_cancel_a_person_chooses(teacher: User) -> None:
     assert report.stopped_by == "cancelled"
     steps = report.history[-1].iteration
     assert 3 < steps < N_BESIDE
-    assert f"Cancelled after {steps:,} of {N_BESIDE} steps" in learning.result.label.text()
+    when = "it had hardly begun" if steps / N_BESIDE < 0.05 else f"{100 * steps / N_BESIDE:.0f} % was done"
+    assert f"Cancelled when {when}: keep" in learning.result.label.text()
     assert learning.decision.isVisible()
     assert user.do(lambda: user.click(learning.keep)) == "save"
     user.settle()
@@ -295,6 +299,25 @@ def test_after_a_cancel_a_person_chooses(teacher: User) -> None:
     assert [done.number for done in project.rounds] == [1]
     assert user.line("learn").startswith("The model from before the first round is in use again")
     user.wait(lambda: not learning.rounds.menu().actions()[-1].isEnabled())
+
+
+def test_what_came_of_a_round_is_told_in_words() -> None:
+    def told(before: float | None, after: float | None, n_pixels: int, n_areas: int) -> str:
+        scores = [LockedScore(("a", "b"), (None, value), (0, n_pixels)) for value in (before, after)]
+        return describe_round(
+            TrainReport(
+                model=cast(Any, None), before=scores[0], after=scores[1], history=(), stopped_by="iterations",
+                n_planes=1, n_training_pixels=9, n_locked_pixels=n_pixels, n_locked_areas=n_areas,
+                crf_learnt=False, contradictions=(), notes=(), config=LESSON,
+            )
+        )  # fmt: skip
+
+    aside = "with labels of yours kept aside as a check: 2,310 px in 14 areas."
+    assert told(0.01, 0.85, 2310, 14) == f"Better: 85 % overlap, 1 % before this round, {aside}"
+    assert told(0.852, 0.8, 2310, 14) == f"Worse: 80 % overlap, 85 % before this round, {aside}"
+    assert told(0.972, 0.974, 2310, 14) == f"As good as before this round: 97 % overlap {aside}"
+    assert told(0.972, 0.974, 768, 1).endswith("768 px in 1 area, too few to rely on: look at Compare, too.")
+    assert told(None, 0.9, 9, 1).startswith("Too little was labelled to tell")
 
 
 def test_what_differs_is_told_in_a_sentence() -> None:

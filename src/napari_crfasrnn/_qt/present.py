@@ -18,7 +18,7 @@ from napari_crfasrnn._qt.panels.state import (
     ProjectState,
     StartState,
 )
-from napari_crfasrnn._qt.rounds import round_rows
+from napari_crfasrnn._qt.rounds import describe, round_rows
 from napari_crfasrnn._qt.state.rounds import PREFIX
 from napari_crfasrnn._qt.state.telling import FITTING, USE
 
@@ -204,17 +204,6 @@ def project_state(bench: Workbench) -> ProjectState:
         progress=_progress(session.busy, "open", "save"),
         message=_message(session, "project"),
     )
-
-
-def describe(report: TrainReport) -> str:
-    """Return in one sentence what came of learning."""
-    if report.stopped_by == "cancelled" and report.history:
-        last = report.history[-1]
-        return (
-            f"Cancelled after {last.iteration:,} of {last.total:,} steps: keep what was learnt so far, "
-            "or discard it for the model from before."
-        )
-    return report.verdict
 
 
 def _segment_action(bench: Workbench) -> Action:

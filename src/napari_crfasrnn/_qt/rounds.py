@@ -7,10 +7,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from napari_crfasrnn._qt.panels.state import RoundRow
+from napari_crfasrnn._qt.state.lessons import share_done
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state import Session
     from napari_crfasrnn.project import Round
+    from napari_crfasrnn.training import TrainReport
 
 ENDED = {
     "iterations": "all iterations were done",
@@ -18,12 +20,34 @@ ENDED = {
     "cancelled": "it was cancelled",
     "diverged": "the loss was no longer a number",
 }
+HARDLY = 0.05  # of a round
 
 
 def round_rows(session: Session) -> tuple[RoundRow, ...]:
     """Return the rounds of the project, the latest first."""
     current = session.rounds.current
     return tuple(_row(one, one.number == current) for one in reversed(session.rounds.all))
+
+
+def describe(report: TrainReport) -> str:
+    """Return in words what came of learning; the report of the round has the numbers of the field."""
+    if report.stopped_by == "cancelled" and report.history:
+        done = share_done(report.history[-1], report.config)
+        when = "when it had hardly begun" if done < HARDLY else f"when {_percent(done)} was done"
+        return f"Cancelled {when}: keep what was learnt so far, or discard it for the model from before."
+    before, after = (None if score is None else score.miou for score in (report.before, report.after))
+    if before is None or after is None:
+        return "Too little was labelled to tell whether it is better: look at Compare."
+    old, new = _percent(before), _percent(after)
+    said = (
+        f"As good as before this round: {new} overlap"
+        if old == new
+        else f"{'Better' if after > before else 'Worse'}: {new} overlap, {old} before this round,"
+    )
+    areas = f"{report.n_locked_areas:,} area{'s' * (report.n_locked_areas != 1)}"
+    said += f" with labels of yours kept aside as a check: {report.n_locked_pixels:,} px in {areas}"
+    few = "too few to tell" in report.verdict
+    return f"{said}, too few to rely on: look at Compare, too." if few else f"{said}."
 
 
 def _row(one: Round, in_use: bool) -> RoundRow:
@@ -56,8 +80,8 @@ def _origin(one: Round) -> str:
 def _miou(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     values = [None if score is None else score.get("miou") for score in (before, after)]
     if None in values:
-        return "too few held back to tell"
-    return f"held-back IoU {values[0]:.2f} → {values[1]:.2f}"
+        return "too little labelled to tell"
+    return f"overlap {_percent(values[0])} → {_percent(values[1])}"
 
 
 def _facts(report: Mapping[str, Any]) -> tuple[str, ...]:
@@ -103,3 +127,7 @@ def _classes(
 
 def _iou(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -190,7 +190,7 @@ class LossPlot:
         self.widget.setBackground(theme.foreground)
         self.legend.setText(
             f'<span style="color: {theme.text}">━ loss</span> &nbsp; '
-            f'<span style="color: {theme.good}">━● IoU on held-back pixels</span>'
+            f'<span style="color: {theme.good}">━● overlap (IoU) with labels kept aside</span>'
         )
         for side in ("left", "right", "bottom"):
             axis = self.widget.getAxis(side)

@@ -51,5 +51,5 @@ class RoundReport(QDialog):  # type: ignore[misc]
             for name, before, after, pixels in round.classes
         )
         if rows:
-            table = QLabel(f"IoU on held-back pixels, CRF included:<table>{rows}</table>")
+            table = QLabel(f"Overlap (IoU) with labels kept aside, CRF included:<table>{rows}</table>")
             layout.addWidget(table)

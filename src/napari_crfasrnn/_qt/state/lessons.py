@@ -161,10 +161,15 @@ class Lessons:
     def _on_step(self, config: TrainConfig, step: TrainStep) -> None:
         if step.loss is not None:
             self.history.append(step)
-        share = step.iteration / step.total
-        if config.seconds is not None:  # whichever ends it first
-            share = max(share, step.seconds / config.seconds)
-        self._tasks.show_progress((round(100 * min(share, 1)), 100))
+        self._tasks.show_progress((round(100 * share_done(step, config)), 100))
+
+
+def share_done(step: TrainStep, config: TrainConfig) -> float:
+    """Return how much of a round is done after a step: of its iterations or its time, whichever is more."""
+    share = step.iteration / step.total
+    if config.seconds is not None:
+        share = max(share, step.seconds / config.seconds)
+    return min(share, 1.0)
 
 
 def _add_round(project: Project, *, report: TrainReport, parent: int, started_from: str, use: bool) -> Round:
