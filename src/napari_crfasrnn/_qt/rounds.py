@@ -78,10 +78,10 @@ def _origin(one: Round) -> str:
 
 
 def _miou(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
-    values = [None if score is None else score.get("miou") for score in (before, after)]
-    if None in values:
+    old, new = (None if score is None else score.get("miou") for score in (before, after))
+    if old is None or new is None:
         return "too little labelled to tell"
-    return f"overlap {_percent(values[0])} → {_percent(values[1])}"
+    return f"overlap {_percent(old)} → {_percent(new)}"
 
 
 def _facts(report: Mapping[str, Any]) -> tuple[str, ...]:
