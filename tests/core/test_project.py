@@ -348,6 +348,33 @@ class TestRounds:
         with pytest.raises(KeyError, match="no round 3"):
             project.model(3)
 
+    def test_what_a_round_was_taught_is_noted_and_follows_the_class_table(
+        self, project: Project, tmp_path: Path
+    ) -> None:
+        item = project.add(np.zeros((4, 5), np.uint8), name="one")
+        lesson = np.full(item.label_shape, 255, np.uint8)
+        lesson.flat[:3] = (0, 1, 2)
+        done = project.add_round({}, StubFile(b"one"), taught={item.id: lesson})
+        assert list(project.taught(1)) == [item.id]
+        np.testing.assert_array_equal(project.taught(1)[item.id], lesson)
+        project.add_round({}, StubFile(b"two"))
+        assert project.taught(2) == {}
+
+        # It goes with the project, and with its round; classes are known by their names.
+        copy = project.save_as(tmp_path / "copy")
+        project.close()
+        with Project.open(copy) as other:
+            other.set_classes(["background", "debris", "more"])
+            assert [int(value) for value in other.taught(1)[item.id].flat[:4]] == [0, 255, 1, 255]
+            note = other.rounds[0].model_path.with_suffix(".taught.npz")
+            assert note.is_file()
+            note.write_bytes(b"no archive")
+            with pytest.raises(ValueError, match="cannot be read"):
+                other.taught(1)
+            other.remove_round(1)
+            assert not note.exists()
+        assert done.model_path.with_suffix(".taught.npz").is_file()
+
     def test_rolling_back_loses_no_round(self, project: Project) -> None:
         assert project.current_round is None
         for text in (b"one", b"two", b"three"):

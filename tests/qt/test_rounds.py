@@ -146,6 +146,29 @@ def test_what_was_learnt_is_told_and_labels_say_whose_they_are(teacher: User) ->
     assert correct.note.toolTip() == f"{n_labelled:,} px learnt · {n_new:,} px new"
 
 
+def test_what_was_learnt_is_known_after_the_project_was_opened_again(
+    teacher: User, make_napari_viewer: Any, tmp_path: Any
+) -> None:
+    user = teacher
+    learn(user)
+    assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"
+    user.settle()
+    n_labelled = user.session.numbers[user.bench.key].summary.n_labelled
+    teach(user, np.s_[100:250, 16:30])  # and this was not learnt
+    n_new = user.session.numbers[user.bench.key].n_new
+    assert n_new > 0
+    target = tmp_path / "saved"
+    assert user.do(lambda: user.session.storage.save_as(target)) == "save"
+    user.viewer.window.remove_dock_widget(user.dock)
+    QTest.qWait(50)
+    other = User(make_napari_viewer(show=True))
+    other.wait(lambda: other.session.shelf.choice is not None)
+    assert other.do(lambda: other.session.storage.open(target)) == "open"
+    other.settle()
+    assert other.widget.correct.note.toolTip() == f"{n_labelled:,} px learnt · {n_new:,} px new"
+    other.session.cancel()
+
+
 def test_clicking_through_the_classes_leaves_no_empty_layers(teacher: User) -> None:
     user = teacher
     names = [layer.name for layer in user.viewer.layers]

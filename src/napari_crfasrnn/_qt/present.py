@@ -19,7 +19,7 @@ from napari_crfasrnn._qt.panels.state import (
     StartState,
 )
 from napari_crfasrnn._qt.rounds import describe, round_rows
-from napari_crfasrnn._qt.state.rounds import PREFIX
+from napari_crfasrnn._qt.state.shelf import PREFIX
 from napari_crfasrnn._qt.state.telling import FITTING, USE
 
 if TYPE_CHECKING:

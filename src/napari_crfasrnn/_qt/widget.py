@@ -33,8 +33,7 @@ from napari_crfasrnn._qt.panels import (
 )
 from napari_crfasrnn._qt.panels.look import GAP
 from napari_crfasrnn._qt.rounds import round_rows
-from napari_crfasrnn._qt.state.rounds import PREFIX
-from napari_crfasrnn._qt.state.shelf import LEARNT
+from napari_crfasrnn._qt.state.shelf import LEARNT, PREFIX
 from napari_crfasrnn._qt.state.telling import OWN_CLASSES, USE
 from napari_crfasrnn._qt.workbench import Workbench
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from numpy.typing import NDArray
 
 from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table
-from napari_crfasrnn.edits import Box
+from napari_crfasrnn.edits import Box, Labels
 from napari_crfasrnn.project.arrays import ProjectArrays
 from napari_crfasrnn.project.changes import LabelArrays, ProjectItems
 from napari_crfasrnn.project.database import DATABASE, Database, WriterLock
@@ -360,6 +360,7 @@ class Project:
         use: bool = True,
         parent: int | None = None,
         started_from: str = "",
+        taught: Mapping[int, Labels] | None = None,
     ) -> Round:
         """Store the model and the report of a round of learning.
 
@@ -376,6 +377,9 @@ class Project:
             round in force.
         started_from
             Name of the model that the first round of the line began with.
+        taught
+            What it learnt from, for `taught`: by the id of an image its labels ``[*stack, H, W]``, the ignore
+            value where none was known.
 
         Raises
         ------
@@ -389,7 +393,27 @@ class Project:
             If it cannot be written; the earlier rounds are untouched then.
         """
         with self._writable().guard, saving(self.path):
-            return self._rounds.add(report, model, use=use, parent=parent, started_from=started_from)
+            return self._rounds.add(
+                report, model, use=use, parent=parent, started_from=started_from, taught=taught
+            )
+
+    def taught(self, number: int) -> dict[int, Labels]:
+        """Return what a round was taught, as far as that was noted.
+
+        Returns
+        -------
+        labels
+            By the id of an image its labels ``[*stack, H, W]`` as the round learnt them, in the values of the
+            present class table; the ignore value where none was known, and where the class is gone.
+
+        Raises
+        ------
+        KeyError
+            If there is no such round.
+        ValueError
+            If the note cannot be read.
+        """
+        return self._rounds.taught(number)
 
     def roll_back(self, number: int) -> Round | None:
         """Put another round in force, an earlier one or a later one; 0 for the time before the first.

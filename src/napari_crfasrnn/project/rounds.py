@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from zipfile import BadZipFile
 
+import numpy as np
+
+from napari_crfasrnn.edits import Labels, remap_labels
 from napari_crfasrnn.project.database import Database, now
 from napari_crfasrnn.project.files import remove_files, save_file
 from napari_crfasrnn.project.items import Round
@@ -16,6 +20,7 @@ from napari_crfasrnn.project.records import to_json, write_event
 if TYPE_CHECKING:
     from napari_crfasrnn.network import SegmentationModel
 
+_CLASSES = "classes"  # in the file of what a round was taught, beside the labels of images by their ids
 _CURRENT = "current_round"  # key in the table "meta"; without it the last round is in force
 
 _PARENT, _STARTED_FROM = "parent", "started_from"  # keys in a stored report, beside those of the training
@@ -84,6 +89,7 @@ class ProjectRounds:
         use: bool,
         parent: int | None = None,
         started_from: str = "",
+        taught: Mapping[int, Labels] | None = None,
     ) -> Round:
         """Store a round, whole or not at all; without a parent, it is the round in force."""
         current = self.current()
@@ -95,9 +101,11 @@ class ProjectRounds:
         text = to_json("report", values | {_PARENT: parent, _STARTED_FROM: started_from})
         number = 1 + max((done.number for done in self.all()), default=0)
         path = self._folder / f"round_{number:03d}.safetensors"
-        save_file(path, model.save)
         with ExitStack() as undo:
-            undo.callback(remove_files, path.parent, [path.name])
+            undo.callback(remove_files, path.parent, [path.name, _lesson(path).name])
+            save_file(path, model.save)
+            if taught is not None:
+                save_file(_lesson(path), lambda part: self._write_lesson(part, taught))
             with self._database.transaction():
                 self._database.execute(
                     "INSERT INTO rounds VALUES (?, ?, ?, ?)", (number, now(), text, path.name)
@@ -124,7 +132,7 @@ class ProjectRounds:
             self._choose(current.number if current else 0)
             self._database.execute("DELETE FROM rounds WHERE number = ?", (number,))
             write_event(self._database, "remove round", {"round": number})
-        remove_files(self._folder, [done.model_path.name])
+        remove_files(self._folder, [done.model_path.name, _lesson(done.model_path).name])
 
     def load(self, number: int) -> SegmentationModel:
         """Return the model of a round."""
@@ -133,12 +141,40 @@ class ProjectRounds:
 
         return load_checkpoint(self.get(number).model_path)
 
+    def taught(self, number: int) -> dict[int, Labels]:
+        """Return what a round was taught, in the values of the present class table."""
+        path = _lesson(self.get(number).model_path)
+        if not path.exists():
+            return {}
+        try:
+            with np.load(path) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, BadZipFile) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        values = {name: value for value, (name,) in enumerate(self._names())}
+        new_values = [values.get(str(name)) for name in arrays.pop(_CLASSES)]
+        return {int(item): remap_labels(labels, new_values, len(values)) for item, labels in arrays.items()}
+
     def files(self) -> list[str]:
-        """Return the names of the models' files."""
-        return [done.model_path.name for done in self.all()]
+        """Return the names of the files of models and of what they were taught."""
+        models = [done.model_path for done in self.all()]
+        return [path.name for model in models for path in (model, _lesson(model)) if path.exists()]
+
+    def _write_lesson(self, path: Path, taught: Mapping[int, Labels]) -> None:
+        names = np.array([name for (name,) in self._names()], dtype=str)
+        arrays: dict[str, Any] = {str(item): labels for item, labels in taught.items()} | {_CLASSES: names}
+        np.savez_compressed(path, **arrays)
+
+    def _names(self) -> list[tuple[Any, ...]]:
+        return self._database.rows("SELECT name FROM classes ORDER BY value")
 
     def _choose(self, number: int) -> None:
         self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_CURRENT, str(number)))
+
+
+def _lesson(model: Path) -> Path:
+    """Return where it is noted what the round of a model was taught."""
+    return model.with_suffix(".taught.npz")
 
 
 def _round(number: int, created: str, report: dict[str, Any], path: Path) -> Round:

@@ -5,6 +5,7 @@ Every function here is slow and runs in the thread of the disk, one after anothe
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from napari_crfasrnn.project import Item, Project
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.work import Labels, Mask, Snapshot
+
+_log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "NAPARI_CRFASRNN_DATA"
 """Environment variable that names another folder for the projects that were not saved by name."""
@@ -82,6 +85,22 @@ class Keeper:
         """Return the number that an image of the viewer has in the project."""
         item = self._items.get(key)
         return None if item is None else item.id
+
+    def by_key(self, labels: Mapping[int, Labels]) -> dict[str, Labels]:
+        """Return labels by the keys of the images in the viewer, not by their numbers in the project."""
+        return {key: labels[item.id] for key, item in tuple(self._items.items()) if item.id in labels}
+
+    def taught(self, rounds: Sequence[int]) -> dict[int, dict[str, Labels]]:
+        """Return what rounds were taught, as far as images of it are in the viewer."""
+        found: dict[int, dict[str, Labels]] = {}
+        if self.project is None:
+            return found
+        for number in rounds:
+            try:
+                found[number] = self.by_key(self.project.taught(number))
+            except ValueError as error:  # then its labels count as new: no reason not to open the project
+                _log.warning("%s", error)
+        return found
 
     def save(self, snapshot: Snapshot, classes: Sequence[ClassSpec]) -> Item:
         """Store an image, with its labels; a project is made for the first one."""

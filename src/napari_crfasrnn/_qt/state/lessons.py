@@ -7,11 +7,12 @@ cancel: the person chooses between that and the model from before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 from psygnal import Signal
 
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
@@ -20,7 +21,9 @@ from napari_crfasrnn._qt.state.shelf import LEARNT, ModelChoice, Shelf, round_ch
 from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.worker import Report, Task
+from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.edits import Labels, labelled_mask
 
 if TYPE_CHECKING:
     from napari_crfasrnn.project import Project, Round
@@ -78,32 +81,43 @@ class Lessons:
         """The model from before the round that is neither kept nor discarded."""
         return self._before
 
-    def learn(self, request: ModelRequest, config: TrainConfig, taken: Callable[[], None]) -> None:
-        """Teach a copy of a model what the project holds; then ``taken``, and the copy is chosen."""
+    def learn(
+        self, request: ModelRequest, config: TrainConfig, taken: Callable[[Mapping[int, Labels]], None]
+    ) -> None:
+        """Teach a copy of a model what the project holds; then ``taken`` with that, and the copy is chosen.
+
+        ``taken`` gets labels by the numbers of the images in the project; what is painted meanwhile is new.
+        """
         busy = Busy("learn", "Learning…")
         self.history = []
 
-        def run(task: Task, report: Report) -> TrainReport:
+        def run(task: Task, report: Report) -> tuple[TrainReport, dict[int, Labels]]:
             project = self._storage.keeper.project
             if project is None:
                 raise ValueError("there is nothing to learn from: correct something first")
-            return self._engine.learn(request, project, config, report, task.cancelled)
+            taught = _known(project)
+            return self._engine.learn(request, project, config, report, task.cancelled), taught
 
-        def done(report: TrainReport) -> None:
+        def done(result: tuple[TrainReport, dict[int, Labels]]) -> None:
+            report, taught = result
             self._before, self.report = self._shelf.choice, report
-            taken()
+            taken(taught)
             names = tuple(spec.name for spec in report.model.classes)
             parent, name = self._rounds.parent_of(self._before)
             self._shelf.add(ModelChoice(LEARNT, "What was just learnt", report.model, names))
-            self._store(report, parent, name)
+            self._store(report, parent, name, taught)
 
         on_step = partial(self._on_step, config)
         self._storage.when_saved(busy, lambda: self._tasks.start(busy, run, done, on_step))
 
-    def _store(self, report: TrainReport, parent: int, started_from: str) -> None:
+    def _store(
+        self, report: TrainReport, parent: int, started_from: str, taught: Mapping[int, Labels]
+    ) -> None:
         """Put a round into the project, not in force."""
         project, stored = self._storage.keeper.project, self._stored
-        self._to_add = partial(_add_round, report=report, parent=parent, started_from=started_from)
+        self._to_add = partial(
+            _add_round, report=report, parent=parent, started_from=started_from, taught=taught
+        )
         if project is None or project.read_only:
             return  # keeping says so
         add = partial(self._to_add, project, use=False)
@@ -172,5 +186,26 @@ def share_done(step: TrainStep, config: TrainConfig) -> float:
     return min(share, 1.0)
 
 
-def _add_round(project: Project, *, report: TrainReport, parent: int, started_from: str, use: bool) -> Round:
-    return project.add_round(report, report.model, use=use, parent=parent, started_from=started_from)
+def _known(project: Project) -> dict[int, Labels]:
+    """Return what a project holds to learn from: by the number of an image its labels known to be true."""
+    known = {}
+    for item in project.items:
+        labels = item.labels()
+        where = labelled_mask(labels, item.baseline(), item.verified())
+        if where.any():
+            known[item.id] = np.where(where, labels, labels.dtype.type(ignore_value(labels.dtype)))
+    return known
+
+
+def _add_round(
+    project: Project,
+    *,
+    report: TrainReport,
+    parent: int,
+    started_from: str,
+    taught: Mapping[int, Labels],
+    use: bool,
+) -> Round:
+    return project.add_round(
+        report, report.model, use=use, parent=parent, started_from=started_from, taught=taught
+    )

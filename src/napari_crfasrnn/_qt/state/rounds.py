@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from psygnal import Signal
 
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest
-from napari_crfasrnn._qt.state.shelf import ModelChoice, Shelf
+from napari_crfasrnn._qt.state.shelf import PREFIX, ModelChoice, Shelf
 from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.worker import Report, Task
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
     from napari_crfasrnn._qt.state.work import Labels, PlaneIndex
     from napari_crfasrnn.project import Round
-
-PREFIX = "round:"
 
 
 class Rounds:

@@ -14,8 +14,8 @@ from psygnal import Signal
 from napari_crfasrnn._qt.state.boxes import Outline
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
 from napari_crfasrnn._qt.state.lessons import Effort, Lessons
-from napari_crfasrnn._qt.state.rounds import PREFIX, Rounds
-from napari_crfasrnn._qt.state.shelf import LEARNT, ModelChoice, Shelf
+from napari_crfasrnn._qt.state.rounds import Rounds
+from napari_crfasrnn._qt.state.shelf import LEARNT, PREFIX, ModelChoice, Shelf
 from napari_crfasrnn._qt.state.standing import Standing
 from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.table import ClassTable
@@ -95,6 +95,7 @@ class Session:
         self.shelf.chosen.connect(self._on_model_chosen)
         self.lessons.kept.connect(lambda name: self.standing.rename(LEARNT, name))
         self.storage.replaced.connect(self._on_project_replaced)
+        self.storage.taught.connect(self.standing.add_lessons)
 
     @property
     def busy(self) -> Busy | None:
@@ -224,18 +225,10 @@ class Session:
         advice = self.tasks.lines.get("classes")
         if advice is not None and advice.text in (BESIDE, PAINT_EACH):
             self.tasks.say("classes", "")
-        lessons: dict[str, Labels] = {}  # as they are now: what is painted meanwhile is new
-        works = dict(self.works)
-        self._counter.start(
-            "lessons",
-            lambda task, report: {key: work.known() for key, work in works.items()},
-            lessons.update,
-            lambda error: _log.error("noting what is taught failed", exc_info=error),
-        )
         self.lessons.learn(
             self.request(),
             config or self.effort.config(),
-            lambda: self.standing.taught(LEARNT, lessons),
+            lambda taught: self.standing.taught(LEARNT, self.storage.keeper.by_key(taught)),
         )
 
     def accept(self, key: str, step: object) -> None:

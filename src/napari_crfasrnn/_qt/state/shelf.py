@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.network import SegmentationModel
     from napari_crfasrnn.zoo import ModelEntry, Published
 
+PREFIX = "round:"  # the choice that stands for a round is called this and the number of the round
 LEARNT = "learnt"  # the choice that stands for what was learnt and is neither kept nor discarded
 
 
@@ -35,7 +36,7 @@ class ModelChoice:
 
 def round_choice(number: int, path: Path, class_names: tuple[str, ...]) -> ModelChoice:
     """Return the choice of a round of learning."""
-    return ModelChoice(f"round:{number}", f"Round {number}", path, class_names)
+    return ModelChoice(f"{PREFIX}{number}", f"Round {number}", path, class_names)
 
 
 class Shelf:

@@ -43,6 +43,10 @@ class Standing:
         for name in list(self._lessons)[:-_MOST]:
             del self._lessons[name]
 
+    def add_lessons(self, model: str, lessons: dict[str, Labels]) -> None:
+        """Note what else a model was taught, of images that were opened just now."""
+        self._lessons.setdefault(model, {}).update(lessons)
+
     def n_learnt(self, model: str, key: str, known: Labels) -> int:
         """Count the labels of an image, known to be true, that a model was taught as they are."""
         lesson = self._lessons.get(model, {}).get(key)

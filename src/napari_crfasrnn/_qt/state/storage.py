@@ -12,10 +12,10 @@ from psygnal import Signal
 
 from napari_crfasrnn._qt.state.engine import Engine
 from napari_crfasrnn._qt.state.keeper import Keeper, Opened, Recent
-from napari_crfasrnn._qt.state.shelf import round_choice
+from napari_crfasrnn._qt.state.shelf import PREFIX, round_choice
 from napari_crfasrnn._qt.state.table import ClassTable
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
-from napari_crfasrnn._qt.state.work import Work
+from napari_crfasrnn._qt.state.work import Labels, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Storage:
         object, object, int
     )  # of the project that was opened: class table, `ModelChoice` rounds,
     # and the number of the round in force
+    taught = Signal(str, object)  # name of a round's model; labels it was taught, by keys of opened images
 
     def __init__(self, tasks: Tasks, engine: Engine, works: dict[str, Work], table: ClassTable) -> None:
         self.keeper = Keeper()
@@ -133,13 +134,15 @@ class Storage:
                 round_choice(r.number, r.model_path, self._engine.names(r.model_path)) for r in project.rounds
             ]
             current = project.current_round
-            return project, images, left, (rounds, current.number if current else 0)
+            in_force = current.number if current else 0
+            return project, images, left, (rounds, in_force), self._taught()
 
         def done(result: Any) -> None:
-            project, images, left, (rounds, current) = result
+            project, images, left, (rounds, current), taught = result
             self._unsaved.clear()
             self._failed.clear()
             self.replaced.emit(project.classes, rounds, current)
+            self._tell_taught(taught)
             self.opened.emit(images, left)
             n_all = len(images) + len(left)
             self._tasks.say("project", f"{len(images)} of {n_all} images opened." if left else "")
@@ -152,10 +155,15 @@ class Storage:
     def open_item(self, number: int) -> None:
         """Open one more image of the project."""
 
-        def run(task: Task, report: Report) -> list[Opened]:
-            return [self.keeper.read_number(number)]
+        def run(task: Task, report: Report) -> tuple[list[Opened], dict[int, dict[str, Labels]]]:
+            return [self.keeper.read_number(number)], self._taught()
 
-        self._tasks.start(Busy("open", "Opening…"), run, lambda images: self.opened.emit(images, None))
+        def done(result: tuple[list[Opened], dict[int, dict[str, Labels]]]) -> None:
+            images, taught = result
+            self._tell_taught(taught)
+            self.opened.emit(images, None)
+
+        self._tasks.start(Busy("open", "Opening…"), run, done)
 
     def list_recents(self) -> None:
         """Find out which earlier projects there are."""
@@ -191,6 +199,20 @@ class Storage:
             except (OSError, ValueError) as error:
                 _log.error("the last changes could not be saved: %s", error)
         self.keeper.close()
+
+    def _taught(self) -> dict[int, dict[str, Labels]]:
+        """Read what the rounds were taught that somebody is likely to use: the one in force, and the last."""
+        project = self.keeper.project
+        if project is None or not project.rounds:
+            return {}
+        in_force = project.current_round
+        return self.keeper.taught(
+            sorted({project.rounds[-1].number, *([in_force.number] if in_force else [])})
+        )
+
+    def _tell_taught(self, taught: Mapping[int, dict[str, Labels]]) -> None:
+        for number, lessons in taught.items():
+            self.taught.emit(f"{PREFIX}{number}", lessons)
 
     def _on_saved(self, key: str, item: Item) -> None:
         if self.keeper.path is not None:
