@@ -105,6 +105,27 @@ def test_earlier_work_is_offered(user, photograph, make_napari_viewer) -> None:
     other.session.cancel()
 
 
+def test_a_sample_is_earlier_work_only_when_somebody_corrected_it(user, make_napari_viewer) -> None:
+    def offered() -> list[str]:
+        other = User(make_napari_viewer(show=True))
+        other.wait(lambda: other.session.shelf.choice is not None)
+        other.settle()
+        other.session.cancel()
+        return [recent.title for recent in other.session.storage.recents]
+
+    user.bench.open_sample("cell")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    assert user.session.storage.keeper.project.items[0].metadata["sample"] == "cell"
+    assert offered() == []
+    user.bench.paint_with(1)
+    labels = user.labels.copy()
+    labels[:20, :20] = 1
+    user.bench.group.write(labels)
+    user.settle()
+    assert offered() == ["cell"]
+
+
 def test_the_model_is_saved_with_its_classes(user, tmp_path) -> None:
     from napari_crfasrnn import load_model
 

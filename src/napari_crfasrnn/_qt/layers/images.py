@@ -264,6 +264,7 @@ def _settings(layer: Any) -> dict[str, Any]:
         "axis_labels": list(layer.axis_labels),
         "contrast_limits": None if layer.rgb else [float(limit) for limit in layer.contrast_limits],
         "colormap": None if layer.rgb else str(layer.colormap.name),
+        "sample": mark_of(layer).get("sample"),  # its name, if it is one of ours
     }
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import platformdirs
 
 from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.edits import summarize
 from napari_crfasrnn.project import Item, Project
 
 if TYPE_CHECKING:
@@ -57,6 +58,18 @@ def data_dir() -> Path:
     override = os.environ.get(DATA_VARIABLE)
     base = Path(override) if override else platformdirs.user_data_path("napari-crfasrnn", appauthor=False)
     return base / "projects"
+
+
+def _is_work(project: Project) -> bool:
+    """Return whether somebody may want to go on with a project: it is of no sample, or something was done."""
+    return bool(project.rounds) or any(
+        not item.metadata.get("sample") or _is_corrected(item) for item in project.items
+    )
+
+
+def _is_corrected(item: Item) -> bool:
+    done = summarize(item.labels(), item.baseline(), item.verified())
+    return bool(done.n_edited or done.n_verified)
 
 
 class Keeper:
@@ -161,7 +174,10 @@ class Keeper:
         return self.read(self.project.item(number))
 
     def recent(self, limit: int = 8) -> list[Recent]:
-        """Return the projects that were not saved by name, the latest first."""
+        """Return the projects that were not saved by name, the latest first.
+
+        Those of sample images alone are left out where nobody corrected anything.
+        """
         folder = data_dir()
         found = sorted(folder.glob("*/project.sqlite"), key=lambda file: file.stat().st_mtime, reverse=True)
         recents: list[Recent] = []
@@ -172,7 +188,7 @@ class Keeper:
                 continue
             try:
                 with Project.open(file.parent, read_only=True) as project:
-                    names = [item.name for item in project.items]
+                    names = [item.name for item in project.items] if _is_work(project) else []
             except (ValueError, OSError):
                 continue  # not ours to repair; opening it by hand says what is wrong
             if names:
