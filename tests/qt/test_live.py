@@ -314,3 +314,27 @@ def test_nothing_holds_up_the_window(painter, photograph, monkeypatch, record_pr
     for name, share in shares.items():
         record_property(f"CPU time of {name}, share of a segmentation's", round(share, 4))
     assert max(shares.values()) < MOST_SHARE
+
+
+def test_it_is_seen_that_live_is_not_ready_yet(user, photograph, monkeypatch) -> None:
+    made = threading.Event()
+    make_ready = user.session.engine.live
+
+    def slowly(*arguments: Any) -> LiveRefinement:
+        assert made.wait(60)
+        return make_ready(*arguments)
+
+    monkeypatch.setattr(user.session.engine, "live", slowly)
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    correct = user.widget.correct
+    user.click(correct.live)
+    user.bench.paint_with(0)
+    user.wait(lambda: correct.live.text() == "Live …")
+    assert correct.note.toolTip() == "Live is getting ready…"
+    assert correct.live.isChecked()
+    made.set()
+    user.wait(lambda: correct.live.text() == "Live")
+    assert user.bench.live._refinement is not None
+    assert correct.note.toolTip() == "nothing edited yet"

@@ -303,3 +303,18 @@ def test_the_samples_are_a_click_away(user) -> None:
     assert user.widget.start.image.currentText() == "cell"
     user.wait(lambda: user.session.shelf.choice is not None)
     assert user.session.shelf.choice.name == "nuclei-fluorescence"
+
+
+def test_no_two_buttons_look_alike_and_each_has_a_name(user) -> None:
+    for width in (300, 340):
+        user.dock.setFloating(True)
+        user.widget.resize(width, 700)
+        buttons = [b for b in user.widget.findChildren(QAbstractButton) if b.text() and b.isVisible()]
+        texts = [button.text() for button in buttons]
+        for button in buttons:
+            assert button.accessibleName()
+            assert button.toolTip()
+            assert button.width() >= button.minimumSizeHint().width()  # what is on it is to be read
+        assert sorted(text for text in texts if texts.count(text) > 1) == []
+    (entry,) = user.widget.classes.own.menu().actions()
+    assert entry.text().startswith("My classes")

@@ -107,6 +107,11 @@ class Live:
         waits = bool(self._answers) or self._stroke is not None
         return waits or self._job is not None or self._rest.isActive()
 
+    @property
+    def is_getting_ready(self) -> bool:
+        """Whether strokes are not refined yet, but will be soon."""
+        return self._place is not None and self._refinement is None and self.busy
+
     def set_on(self, on: bool) -> None:
         """Refine strokes from now on, or do not."""
         self.on = on
@@ -243,6 +248,7 @@ class Live:
     def _take_ready(self, refinement: LiveRefinement) -> None:
         self._refinement = refinement
         self._prepared = not refinement.is_whole
+        self._bench.show_soon()
 
     def _ask_base(self, place: _Place, live: LiveRefinement) -> None:
         strokes = self._strokes_before(place, ...)

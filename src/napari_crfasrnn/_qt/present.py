@@ -131,6 +131,7 @@ def correct_state(bench: Workbench) -> CorrectState:
         ),
         in_patch=bench.patching.patch is not None,
         live=bench.live.on,
+        live_waits=bench.live.is_getting_ready,
         refine=Action(not (nothing or busy or no_model), nothing or busy or no_model),
         accept=Action(not nothing, nothing),
         accepted=work is not None and work.accepted is not None,

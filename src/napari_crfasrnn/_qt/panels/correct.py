@@ -8,6 +8,8 @@ from qtpy.QtWidgets import QWidget
 from napari_crfasrnn._qt.panels.parts import MessageLine, Section, button, row, show_action
 from napari_crfasrnn._qt.panels.state import Action, CorrectState, Message
 
+LIVE_WAITS = "Live is getting ready…"
+
 
 class CorrectPanel(Section):
     """Correcting: how much was, and what helps."""
@@ -82,6 +84,7 @@ class CorrectPanel(Section):
         for widget in (self.refine_view, self.refine_all):
             show_action(widget, state.refine)
         self.live.setChecked(state.live)
+        self.live.setText("Live …" if state.live_waits else "Live")
         show_action(self.accept, state.accept)
         self.accept.setChecked(state.accepted)
         self.accept.setText("✓ Accepted" if state.accepted else "Accept")
@@ -91,5 +94,5 @@ class CorrectPanel(Section):
         ):
             show_action(widget, action)
             widget.setChecked(on)
-        self.note.show_text(state.numbers)
+        self.note.show_text(LIVE_WAITS if state.live_waits else state.numbers)
         self.message.show_message(Message(state.progress.text) if state.progress else state.message)

@@ -65,7 +65,7 @@ class StartPanel(QWidget):  # type: ignore[misc]
         self.score.valueChanged.connect(self.score_chosen)
         self.model = _combo("Model", "The model that segments.")
         self.model.activated.connect(lambda place: self.model_chosen.emit(self.model.itemData(place)))
-        self.more = tool_button("⋯", "Open a model file")
+        self.more = tool_button("File…", "Open a model file")
         self.more.clicked.connect(self.model_file_wanted)
 
         self.channels = _combo("First axis", "What the first axis of the image holds.")
@@ -153,7 +153,7 @@ def _combo(name: str, tooltip: str) -> QComboBox:
     combo.setAccessibleName(name)
     combo.setToolTip(tooltip)
     combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    combo.setMinimumContentsLength(8)
+    combo.setMinimumContentsLength(5)
     combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     return combo
 

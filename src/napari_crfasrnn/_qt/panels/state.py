@@ -97,6 +97,7 @@ class CorrectState:
     patch: Action = Action()
     in_patch: bool = False  # a square is framed
     live: bool = True
+    live_waits: bool = False  # it is being made ready
     refine: Action = Action()
     accept: Action = Action()
     accepted: bool = False
