@@ -26,6 +26,8 @@ from qtpy.QtWidgets import (
 from napari_crfasrnn._qt.panels.look import GAP
 from napari_crfasrnn._qt.panels.state import Action, Cure, Message, Progress
 
+LEAST_CHARACTERS = 16  # of a combo box, its arrow counted as some
+
 
 class Sentence(QLabel):  # type: ignore[misc]
     """A text that wraps. What it needs at its width counts, not what Qt thinks a text of its length takes."""
@@ -172,6 +174,13 @@ class ElidedCombo(QComboBox):  # type: ignore[misc]
         option.currentText = self.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, room.width())
         painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
         painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802 - Qt's
+        """Return the room of a few characters; Qt's asks for all of the text where nothing is chosen."""
+        least = super().minimumSizeHint()
+        return QSize(
+            min(least.width(), LEAST_CHARACTERS * self.fontMetrics().averageCharWidth()), least.height()
+        )
 
     def showPopup(self) -> None:  # noqa: N802 - Qt's
         """Open the list."""
