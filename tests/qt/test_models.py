@@ -276,6 +276,6 @@ def test_a_class_beside_those_of_photographs_brings_the_advice_once(user: Any) -
     assert user.line("classes") == BESIDE
     QTest.qWait(50)
     assert [button.text() for button in user.widget.classes.message.buttons] == ["My classes…"]
-    assert user.session.own_names == ("nucleus",)  # what the dialog begins with
+    assert user.session.table.own_names == ("nucleus",)  # what the dialog begins with
     user.widget.classes.add_wanted.emit("border")
     assert user.line("classes") == ""

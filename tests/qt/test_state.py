@@ -306,3 +306,19 @@ def test_lessons_of_a_few_models_are_remembered() -> None:
         standing.rename(LEARNT, f"round:{number}")
     counts = [standing.n_learnt(f"round:{number}", "key", labels) for number in range(5)]
     assert counts == [0, 0, 4, 4, 4]
+
+
+def test_changes_of_the_class_table_say_what_becomes_of_each_class() -> None:
+    table = ClassTable()
+    table.replace(("background", "cell", "debris"), ("background", "cell", None), None)
+    assert table.own_names == ("debris",)
+    assert table.added("x").new_values is None
+    assert table.renamed(1, "nucleus").mapping == {"cell": "nucleus"}
+    without = table.without(1)
+    assert (without.mapping, without.new_values) == ({"cell": None}, (0, None, 1))
+    begun = table.begun(["debris", " x "])
+    assert (begun.origins, begun.new_values) == (("background", None, None), (0, None, 1))
+    assert begun.mapping == {"cell": None}
+    change, kept = table.adopting(class_table(["background", "nucleus"]), {0, 2})
+    assert [spec.name for spec in kept] == ["debris"]
+    assert (change.origins, change.new_values) == (("background", "nucleus", None), (0, None, 2))

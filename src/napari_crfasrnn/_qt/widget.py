@@ -256,7 +256,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self,
             "Classes of your own",
             "Their names, with commas between; the background is there already:",
-            text=", ".join(self.session.own_names),
+            text=", ".join(self.session.table.own_names),
         )
         if not given or not names.strip():
             return

@@ -18,9 +18,9 @@ from napari_crfasrnn._qt.state.rounds import Rounds
 from napari_crfasrnn._qt.state.shelf import LEARNT, PREFIX, ModelChoice, Shelf
 from napari_crfasrnn._qt.state.standing import Standing
 from napari_crfasrnn._qt.state.storage import Storage
-from napari_crfasrnn._qt.state.table import ClassTable
+from napari_crfasrnn._qt.state.table import ClassTable, TableChange
 from napari_crfasrnn._qt.state.tasks import Busy, Line, Tasks
-from napari_crfasrnn._qt.state.telling import BACKGROUND, OWN_CLASSES, tell
+from napari_crfasrnn._qt.state.telling import OWN_CLASSES, tell
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.classes import ClassSpec, ignore_value
@@ -176,7 +176,7 @@ class Session:
             of_photographs=self._model_name == PHOTOGRAPHS,
             kept=[spec.name for spec in kept],
             names=self.table.names,
-            unknown=self.own_names,
+            unknown=self.table.own_names,
             models=[choice.name for choice in self.shelf.models] if is_free else (),
         )
         self.tell_again(image.key)
@@ -356,16 +356,10 @@ class Session:
     def add_class(self, name: str) -> None:
         """Add a class at the end of the table; say once when that is not the best place for it."""
         is_first = not self.table.edited
-        self._change_classes([*self.table.classes, name], [*self.table.origins, None])
+        self._change_classes(self.table.added(name))
         if is_first and not self._hinted_beside and self._model_name == PHOTOGRAPHS:
             self._hinted_beside = True
             self.tasks.say("classes", BESIDE, "quiet", OWN_CLASSES)
-
-    @property
-    def own_names(self) -> tuple[str, ...]:
-        """Names of the classes that the chosen model does not know."""
-        pairs = zip(self.table.names, self.table.origins, strict=True)
-        return tuple(name for name, origin in pairs if origin is None)
 
     def begin_classes(self, names: Sequence[str]) -> None:
         """Begin a table of one's own: the background and these; pixels of classes that go become unlabelled.
@@ -375,35 +369,19 @@ class Session:
         ValueError
             If there is no name, or a blank one, or one twice.
         """
-        old = {spec.name: value for value, spec in enumerate(self.table.classes)}
-        wanted = [name.strip() for name in names if name.strip() != BACKGROUND]
-        if not wanted:
-            raise ValueError("a table of your own must hold a class beside the background: name one")
-        new = [BACKGROUND, *wanted]
-        self._change_classes(
-            [self.table.classes[old[name]] if name in old else name for name in new],
-            [self.table.origins[old[name]] if name in old else None for name in new],
-            {name: None for name in old if name not in new},
-            [new.index(name) if name in new else None for name in old],
-        )
+        self._change_classes(self.table.begun(names))
         self.told.clear()
         self.tasks.lines.pop("start", None)
         self.tasks.say("classes", PAINT_EACH)
 
     def rename_class(self, value: int, name: str) -> None:
         """Give a class another name."""
-        classes = list(self.table.classes)
-        old = classes[value]
-        if old.name == name.strip():
-            return
-        classes[value] = ClassSpec(name=name, color=old.color)
-        self._change_classes(classes, self.table.origins, {old.name: classes[value].name})
+        if self.table.names[value] != name.strip():
+            self._change_classes(self.table.renamed(value, name))
 
     def recolor_class(self, value: int, color: Color) -> None:
         """Give a class another colour."""
-        classes = list(self.table.classes)
-        classes[value] = ClassSpec(name=classes[value].name, color=color)
-        self._change_classes(classes, self.table.origins)
+        self._change_classes(self.table.recolored(value, color))
 
     def delete_class(self, value: int) -> None:
         """Remove a class; its pixels become unlabelled.
@@ -413,30 +391,14 @@ class Session:
         ValueError
             If it is the background.
         """
-        if value == 0:
-            raise ValueError("the first class stands for the background and stays: rename it instead")
-        n_classes = len(self.table.classes)
-        keep = [v for v in range(n_classes) if v != value]
-        new_values = [None if v == value else v - (v > value) for v in range(n_classes)]
-        self._change_classes(
-            [self.table.classes[v] for v in keep],
-            [self.table.origins[v] for v in keep],
-            {self.table.classes[value].name: None},
-            new_values,
-        )
+        self._change_classes(self.table.without(value))
 
-    def _change_classes(
-        self,
-        classes: Sequence[str | ClassSpec],
-        origins: Sequence[str | None],
-        mapping: Mapping[str, str | None] | None = None,
-        new_values: Sequence[int | None] | None = None,
-    ) -> None:
+    def _change_classes(self, change: TableChange) -> None:
         n_before = len(self.table.classes)
-        self.table.replace(classes, origins, new_values)
+        self.table.replace(change.classes, change.origins, change.new_values)
         self.table.edited = self.table.locked = True
-        self._remap(new_values, n_before)
-        self.storage.set_classes(self.table.classes, mapping or {})
+        self._remap(change.new_values, n_before)
+        self.storage.set_classes(self.table.classes, change.mapping)
 
     def _adopt_classes(self, classes: tuple[ClassSpec, ...], replaced: str | None) -> tuple[ClassSpec, ...]:
         """Take the class table of a model; what was labelled before is matched by name.
@@ -444,19 +406,14 @@ class Session:
         Classes that the model does not know stay behind those of the model where labels hold them, but for
         the labels of an image that are all replaced now. Returns these classes.
         """
-        old = self.table.classes
-        names = {spec.name: value for value, spec in enumerate(classes)}
+        n_before = len(self.table.classes)
         works = [work for key, work in self.works.items() if key != replaced]
-        held = {value for work in works for value in work.present(len(old))}
-        kept = tuple(spec for value, spec in enumerate(old) if value in held and spec.name not in names)
-        names |= {spec.name: value for value, spec in enumerate(kept, len(classes))}
-        new_values = [names.get(spec.name) for spec in old]
-        self.table.replace(
-            (*classes, *kept), [*(spec.name for spec in classes), *(None for _ in kept)], new_values
-        )
+        held = {value for work in works for value in work.present(n_before)}
+        change, kept = self.table.adopting(classes, held)
+        self.table.replace(change.classes, change.origins, change.new_values)
         self.table.locked = True
-        self._remap(new_values, len(old))
-        self.storage.set_classes(self.table.classes, {})
+        self._remap(change.new_values, n_before)
+        self.storage.set_classes(self.table.classes, change.mapping)
         return kept
 
     def _remap(self, new_values: Sequence[int | None] | None, n_before: int) -> None:

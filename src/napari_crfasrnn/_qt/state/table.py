@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from napari_crfasrnn.classes import ClassSpec, class_table
+from napari_crfasrnn.palette import Color
 
+BACKGROUND = "background"
 N_KEYS = 9  # number keys 1 to 9; 0 is the background's
+
+
+@dataclass(frozen=True)
+class TableChange:
+    """Another class table, and what becomes of the classes there are.
+
+    Attributes
+    ----------
+    classes, origins
+        The new ones, as in `ClassTable`.
+    mapping
+        Old name → new one, or None where the class goes; of the classes whose names do not stay.
+    new_values
+        For each old class its new value or None; None where values stay.
+    """
+
+    classes: tuple[str | ClassSpec, ...]
+    origins: tuple[str | None, ...]
+    mapping: Mapping[str, str | None] = field(default_factory=dict)
+    new_values: tuple[int | None, ...] | None = None
 
 
 class ClassTable:
@@ -41,6 +64,11 @@ class ClassTable:
     def names(self) -> tuple[str, ...]:
         """Names of the classes."""
         return tuple(spec.name for spec in self.classes)
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Names of the classes that the chosen model does not know."""
+        return tuple(name for name, origin in zip(self.names, self.origins, strict=True) if origin is None)
 
     def key_of(self, value: int) -> int | None:
         """Return the number key of a class."""
@@ -82,6 +110,76 @@ class ClassTable:
             moved = {key: new_values[value] for key, value in self.keys.items() if value < len(new_values)}
             self.keys = {key: value for key, value in moved.items() if value is not None}
         self.give_keys(())
+
+    def added(self, name: str) -> TableChange:
+        """Return the table with one more class, at its end."""
+        return TableChange((*self.classes, name), (*self.origins, None))
+
+    def renamed(self, value: int, name: str) -> TableChange:
+        """Return the table with another name for a class."""
+        old = self.classes[value]
+        new = ClassSpec(name=name, color=old.color)
+        return TableChange(self._with(value, new), self.origins, {old.name: new.name})
+
+    def recolored(self, value: int, color: Color) -> TableChange:
+        """Return the table with another colour for a class."""
+        return TableChange(
+            self._with(value, ClassSpec(name=self.classes[value].name, color=color)), self.origins
+        )
+
+    def without(self, value: int) -> TableChange:
+        """Return the table without a class.
+
+        Raises
+        ------
+        ValueError
+            If it is the background.
+        """
+        if value == 0:
+            raise ValueError("the first class stands for the background and stays: rename it instead")
+        values = range(len(self.classes))
+        return TableChange(
+            tuple(self.classes[v] for v in values if v != value),
+            tuple(self.origins[v] for v in values if v != value),
+            {self.classes[value].name: None},
+            tuple(None if v == value else v - (v > value) for v in values),
+        )
+
+    def begun(self, names: Sequence[str]) -> TableChange:
+        """Return a table of the background and some names; of those that are here already, all stays.
+
+        Raises
+        ------
+        ValueError
+            If there is no name.
+        """
+        old = {name: value for value, name in enumerate(self.names)}
+        wanted = [name.strip() for name in names if name.strip() != BACKGROUND]
+        if not wanted:
+            raise ValueError("a table of your own must hold a class beside the background: name one")
+        new = [BACKGROUND, *wanted]
+        return TableChange(
+            tuple(self.classes[old[name]] if name in old else name for name in new),
+            tuple(self.origins[old[name]] if name in old else None for name in new),
+            {name: None for name in old if name not in new},
+            tuple(new.index(name) if name in new else None for name in old),
+        )
+
+    def adopting(
+        self, classes: Sequence[ClassSpec], held: Container[int]
+    ) -> tuple[TableChange, tuple[ClassSpec, ...]]:
+        """Return the table of a model, and which classes stay behind its own: those held that it lacks."""
+        values = {spec.name: value for value, spec in enumerate(classes)}
+        kept = tuple(
+            spec for value, spec in enumerate(self.classes) if value in held and spec.name not in values
+        )
+        values |= {spec.name: value for value, spec in enumerate(kept, len(classes))}
+        origins = (*(spec.name for spec in classes), *(None for _ in kept))
+        new_values = tuple(values.get(name) for name in self.names)
+        return TableChange((*classes, *kept), origins, new_values=new_values), kept
+
+    def _with(self, value: int, spec: ClassSpec) -> tuple[ClassSpec, ...]:
+        return (*self.classes[:value], spec, *self.classes[value + 1 :])
 
     def give_keys(self, present: Iterable[int]) -> None:
         """Give number keys to classes that have none: all of a short table, else those that are present."""

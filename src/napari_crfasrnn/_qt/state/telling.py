@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from napari_crfasrnn._qt.state.table import BACKGROUND
 from napari_crfasrnn._qt.state.tasks import Line
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.engine import Segmented
 
-BACKGROUND = "background"
 HINTS = {
     "grey": "Is this a micrograph? The starter knows everyday photographs; these do better:",
     "stained": "Is this stained tissue? The starter knows everyday photographs; these do better:",
