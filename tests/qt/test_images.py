@@ -182,17 +182,14 @@ def test_an_image_in_another_world_is_seen_when_somebody_goes_to_it(user, photog
     assert 256 * camera.zoom > min(viewer.canvas.size) / 2  # and is not tiny
 
     # Chosen by its name, the small one is shown above the large one, as large as the canvas allows.
-    active = viewer.layers.selection.active
     start.image.activated.emit(start.image.findText("cell"))
     QTest.qWait(50)
     assert user.bench.image is small
     assert 66 * camera.zoom > min(viewer.canvas.size) / 2
     np.testing.assert_array_equal(user.color_at(30, 20), (0, 255, 0))
-    assert viewer.layers.selection.active is active
+    assert viewer.layers.selection.active is small
 
     # Selecting a layer is enough, too; what a person zoomed into stays when they go to another channel.
-    viewer.layers.selection.active = small
-    QTest.qWait(50)
     viewer.layers.selection.active = large
     QTest.qWait(50)
     assert seen(user, large) == 1
@@ -213,3 +210,32 @@ def test_finer_units_change_the_world_and_the_view_follows(user) -> None:
     shown = np.array(user.viewer.canvas.size) / user.viewer.scene.camera.zoom
     assert (shown >= (50_000, 60_000)).all()
     assert (shown < 2 * np.array((50_000, 60_000))).any()
+
+
+def test_two_models_are_compared_where_the_image_lies(user, photograph) -> None:
+    scale, viewer = (0.1, 0.1), user.viewer
+    small = viewer.add_image(photograph[:100, :90], name="small", scale=scale, units=("um", "um"))
+    QTest.qWait(50)
+    viewer.add_image(photograph, name="photo")
+    QTest.qWait(50)
+    user.wait(lambda: user.session.shelf.get("road-scenes") is not None)
+    user.widget.start.image_chosen.emit(user.widget.start.image.itemData(1))
+    QTest.qWait(50)
+    assert user.bench.image is small
+    before = set(viewer.layers)
+    assert user.do(lambda: user.bench.comparing.start("starter", "road-scenes")) == "compare"
+    QTest.qWait(50)
+    added = [layer for layer in viewer.layers if layer not in before]
+    assert len(added) == 6
+    for layer in added:
+        np.testing.assert_array_equal(layer.extent.world, small.extent.world)
+        assert layer.units == small.units
+    height, width = np.array(viewer.canvas.size) / viewer.scene.camera.zoom / (1, 2)  # of a cell of the grid
+    assert (height >= 10, width >= 9) == (True, True)
+    assert height < 40 or width < 36
+
+    # Another image ends it, and is seen.
+    viewer.layers.selection.active = viewer.layers["photo"]
+    QTest.qWait(50)
+    assert not viewer.canvas.grid.enabled
+    assert seen(user, viewer.layers["photo"]) == 1

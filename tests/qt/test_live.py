@@ -338,3 +338,27 @@ def test_it_is_seen_that_live_is_not_ready_yet(user, photograph, monkeypatch) ->
     user.wait(lambda: correct.live.text() == "Live")
     assert user.bench.live._refinement is not None
     assert correct.note.toolTip() == "nothing edited yet"
+
+
+def test_what_cannot_be_made_ready_is_told_once_and_tried_again_with_a_stroke(
+    user, photograph, monkeypatch
+) -> None:
+    tried: list[int] = []
+
+    def fail(*arguments: Any) -> LiveRefinement:
+        tried.append(1)
+        raise ValueError("there is no room")
+
+    monkeypatch.setattr(user.session.engine, "live", fail)
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    user.click(user.widget.correct.live)
+    user.bench.paint_with(0)
+    user.wait(lambda: user.line("correct"))
+    QTest.qWait(1000)
+    assert user.line("correct") == "There is no room"
+    assert len(tried) == 1
+    user.viewer.layers.selection.active.brush_size = 8
+    user.drag(*HELMET)
+    user.wait(lambda: len(tried) > 1)

@@ -90,6 +90,7 @@ class Live:
         self._prepared = False
         self._before: Labels = np.zeros((0, 0), np.uint8)  # [H, W], labels before the stroke
         self._claimed: Mask = np.zeros((0, 0), bool)  # [H, W], painted by it, but as they were
+        self._failed: _Place | None = None  # where it cannot be made ready: only a stroke tries again
         self._stroke: _Stroke | None = None
         self._answers: list[Refined] = []  # that wait for the end of the next stroke
         self._uncertain: Refined | None = None  # whose uncertainty is to be computed
@@ -141,7 +142,8 @@ class Live:
             self._leave()
             if place is not None:
                 self._enter(place)
-        if place is not None and self._refinement is None and self._bench.painting is not None:
+        waits = place is not None and self._refinement is None and not place.is_same(self._failed)
+        if waits and self._bench.painting is not None:
             self._rest.start()
 
     def _enter(self, place: _Place) -> None:
@@ -339,7 +341,7 @@ class Live:
             self._go()
 
         def fail(error: Exception) -> None:
-            self._job = None
+            self._job, self._failed = None, place if what == "make ready" else None
             self._drop()
             self._session.tasks.complain("correct", "Live refinement", error)
 

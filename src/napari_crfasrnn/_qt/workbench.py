@@ -198,8 +198,10 @@ class Workbench:
             self._after_change_of_image()
 
     def choose_image(self, key: str) -> None:
-        """Work on another image, and see it."""
+        """Work on another image, and see it. Its layer is selected: selecting any other goes there."""
         self.select_image(key)
+        if self.image is not None:
+            self.viewer.layers.selection.active = self.image
         self._sight.ask()
 
     def set_channels(self, channels: bool) -> None:
