@@ -93,6 +93,23 @@ class TestNucleiInFluorescence:
         noise = np.random.default_rng(0).normal(12, 1.5, (160, 160)).clip(0, 255).astype(np.uint8)
         assert (segment(load_model("nuclei-fluorescence"), noise) == 0).mean() > 0.95
 
+    @pytest.mark.parametrize(("value", "places"), [(0, [(40, 50)]), (1, [(20, 100), (190, 120)])])
+    def test_a_few_corrections_do_not_cost_what_it_knew(
+        self, value: int, places: list[tuple[int, int]], tmp_path: Path
+    ) -> None:
+        # Of a disc that is none, and of two in the dark: neither is to say what all the others are.
+        model = load_model("nuclei-fluorescence")
+        (image, _), (other, inside) = (discs(np.random.default_rng(seed)) for seed in (0, 5))
+        labels = np.full(image.shape, 255, np.uint8)
+        for y, x in places:
+            labels[y - 4 : y + 4, x - 4 : x + 4] = value
+        with Project.create(tmp_path / "project", model.classes) as project:
+            project.add(image, labels=labels)
+            report = fine_tune(model, project, TrainConfig(seconds=None))
+        assert (segment(report.model, image) == value)[labels != 255].mean() > 0.3  # something is learnt
+        assert overlap(segment(report.model, other) > 0, inside) > 0.9
+        assert not report.crf_learnt
+
 
 def test_purple_discs_in_pink_tissue_are_nuclei() -> None:
     rng = np.random.default_rng(0)

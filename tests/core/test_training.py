@@ -22,7 +22,7 @@ from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
 from napari_crfasrnn.training import LockedScore, TrainStep, fine_tune, learning_round
-from napari_crfasrnn.training.memory_limits import halves
+from napari_crfasrnn.training.head_lessons import Lesson, halves, weighed
 from napari_crfasrnn.training.planes import (
     LOOKS,
     LabelledPlane,
@@ -32,6 +32,7 @@ from napari_crfasrnn.training.planes import (
     make_view,
 )
 from napari_crfasrnn.training.positions import locate, score_map
+from napari_crfasrnn.training.teacher import Advice
 from napari_crfasrnn.zoo import load_model
 
 QUICK = TrainConfig(seconds=None, max_iterations=25, crf_iterations=2)
@@ -354,6 +355,42 @@ class TestLearning:
         assert len(found) == 2
         assert start == cells[axis]
         assert sum(len(mine) for _, mine, _ in found) > 0.85 * len(expected)
+        read = make_view(starter, 0, plane, pixels, LOOKS[1], encode=True)
+        parts = [half.features for half, _, _ in halves(read, starter.network)]
+        for whole, *cut in zip(read.features, *parts, strict=True):
+            assert torch.equal(torch.cat(cut, dim=2 + axis), whole)
+
+    def test_a_lesson_in_parts_teaches_the_same_pixels(self, starter: SegmentationModel) -> None:
+        labels = np.full((200, 330), 255, np.uint8)
+        labels[20:60, 30:90], labels[150:180, 200:320] = 0, 15
+        image = torch.rand(1, 3, *labels.shape) * 255
+        nothing = np.full_like(labels, 255)
+        plane = LabelledPlane(0, (), image, labels, nothing, np.zeros(labels.shape, bool))
+        pixels = draw_pixels(plane, np.random.default_rng(0))
+        view = make_view(starter, 0, plane, pixels, LOOKS[0], encode=True)
+        n = len(view.untouched)
+        weight = torch.arange(len(view.training), dtype=torch.float32)
+        advice = Advice(torch.arange(float(n))[:, None], torch.arange(float(n)))
+        whole = Lesson(view, weight, advice)
+        stride = starter.network.stride
+        assert whole.within(starter.network, 224 * 352 // stride**2) == [whole]
+        parts = whole.within(starter.network, 128 * 192 // stride**2)
+        assert [len(part.weight) > 0 for part in parts] == [True, False, False, True]
+        n_free = sum(len(part.view.untouched) for part in parts)
+        assert 0.85 * n < n_free < n  # but for those beside a cut
+        assert torch.cat([part.weight for part in parts]).sort().values.tolist() == weight.tolist()
+        for part in parts:
+            mine = part.weight.long()
+            assert torch.equal(part.view.training.place, view.training.place[mine])
+            assert torch.equal(part.view.training.target, view.training.target[mine])
+            assert part.advice is not None
+            assert torch.equal(part.view.untouched.place, view.untouched.place[part.advice.weight.long()])
+            assert torch.equal(part.advice.marginals[:, 0], part.advice.weight)
+            assert max(part.view.grid.input_size) <= 192
+        total = float(weight.sum())
+        parts = [part for part in parts if len(part.weight)]
+        says = [part.say for part in weighed(parts)]
+        assert says == pytest.approx([(2 * float(p.weight.sum()) / total) ** 0.5 for p in parts])
 
     @pytest.mark.parametrize("half", [None, torch.bfloat16])
     def test_a_thawed_encoder_learns_in_16_bits_too(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import ignore_value
@@ -26,6 +26,7 @@ from napari_crfasrnn.experts.sampling import Positions, values_at
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
+from napari_crfasrnn.training.adamw import AdamW
 from napari_crfasrnn.training.planes import LabelledPlane, View
 from napari_crfasrnn.training.positions import locate, score_map
 from napari_crfasrnn.training.report import LockedScore
@@ -160,8 +161,7 @@ class CrfTuning:
             for group in crf.parameter_groups(config.crf_learning_rate)
             if group["name"] in ("spatial", "bilateral", "scales")
         ]
-        self._parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-        self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
+        self._optimizer = AdamW(groups, betas=(0.9, 0.99), max_norm=_MAX_GRADIENT)
         self._iteration = 0
 
     def step(self) -> float:
@@ -172,9 +172,8 @@ class CrfTuning:
             value = float(loss.detach())
             if not np.isfinite(value):
                 return value
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT)
         self._optimizer.step()
         self._iteration += 1
         return value

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from napari_crfasrnn import metrics
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.experts.sampling import values_at
 from napari_crfasrnn.network import Fcn8s, SegmentationModel
-from napari_crfasrnn.training.memory_limits import fits, halves
+from napari_crfasrnn.training.adamw import AdamW
+from napari_crfasrnn.training.head_lessons import Lesson, weighed
+from napari_crfasrnn.training.memory_limits import fits
 from napari_crfasrnn.training.planes import PixelSample, View
 from napari_crfasrnn.training.positions import score_map
 from napari_crfasrnn.training.report import LockedScore
@@ -54,16 +55,6 @@ def n_iterations(max_iterations: int, n_planes: int) -> int:
     return min(max_iterations, max(_LEAST_ITERATIONS, round(share * max_iterations)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Lesson:
-    """A view with all that does not change between iterations."""
-
-    view: View
-    weight: Tensor  # [N] of each labelled pixel, by its class
-    say: float  # of all labelled pixels together; a single stroke has less than a mask, but not by its area
-    advice: Advice | None  # for the untouched pixels
-
-
 class HeadLearner:
     """Trains a model in place, one iteration per call of `step`.
 
@@ -82,11 +73,14 @@ class HeadLearner:
     replay
         Views of other images with what their pixels should stay, one of which takes part in every iteration,
         so that the network does not forget what these labels do not show (Robins, Connection Science 1995).
+        So do parts of large planes that hold no labels.
     half
         What a thawed encoder computes in beside 32 bits, as `half_precision` returns it.
     settled_after
         Iterations before which no weights are the best: the few held-back pixels of a few strokes may like
         what has hardly learnt.
+    most_cells
+        Of the network's finest map in an iteration: larger views of a `LiteNetwork` are cut.
 
     Attributes
     ----------
@@ -106,6 +100,7 @@ class HeadLearner:
         replay: Sequence[tuple[View, Advice]] = (),
         half: torch.dtype | None = None,
         settled_after: int = 0,
+        most_cells: int | None = None,
     ) -> None:
         self._model = model
         self._half = half if config.thaw else None
@@ -119,19 +114,20 @@ class HeadLearner:
         self._best: list[Tensor] | None = None
         self._best_miou = -math.inf
         self._settled_after = settled_after
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self._optimizer = AdamW(groups, max_norm=_MAX_GRADIENT)
         counts = torch.zeros(model.n_labels)
         for view in views:
             counts += torch.bincount(view.training.target.cpu(), minlength=model.n_labels)
         class_weight = counts.clamp_min(1).rsqrt().to(model.device)
-        weights = [class_weight[view.training.target] for view in views]
-        self._lessons = _lessons(
-            [
-                (view, w, advice[view.plane] if advice else None)
-                for view, w in zip(views, weights, strict=True)
-            ]
-        )
-        self._replay, self._next_replay = list(replay), 0
+        lessons = [
+            Lesson(view, class_weight[view.training.target], advice[view.plane] if advice else None)
+            for view in views
+        ]
+        if most_cells is not None:
+            lessons = [part for each in lessons for part in each.within(model.network, most_cells)]
+        self._lessons = weighed([each for each in lessons if len(each.weight)])
+        others = [(each.view, each.advice) for each in lessons if each.advice and not len(each.weight)]
+        self._replay, self._next_replay = [*replay, *others], 0
         self._order: list[int] = []
         self._measure_every = max(_MEASURE_EVERY, 2 * len(self._locked))
         self._loss_value, self._sound = math.nan, True  # of the latest iteration
@@ -153,9 +149,8 @@ class HeadLearner:
             self._halve()
         if not self._sound:
             return self._loss_value
-        self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT)
-        self._scaler.step(self._optimizer)  # in float16, a step with an overflow is left out
+        self._scaler.unscale_(self._optimizer)  # type: ignore[arg-type]
+        self._scaler.step(self._optimizer)  # type: ignore[arg-type]  # in float16, a step with an overflow is left out
         self._scaler.update()
         self.iteration += 1
         self._pull_and_average()
@@ -165,7 +160,7 @@ class HeadLearner:
         """Compute loss and gradients of the next lesson."""
         if not self._order:
             self._order = self._random.permutation(len(self._lessons)).tolist()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         with torch.enable_grad():
             loss = self._loss(self._lessons[self._order.pop()])
             if self._replay:
@@ -179,19 +174,19 @@ class HeadLearner:
 
     def _halve(self) -> None:
         """Cut all views into two, which the encoder reads one by one."""
-        parts = []
-        for lesson in self._lessons:
-            cut = halves(lesson.view, self._model.network) if lesson.view.input is not None else []
-            advice = lesson.advice
-            for view, mine, free in cut:
-                some = None if advice is None else Advice(advice.marginals[free], advice.weight[free])
-                parts.append((view, lesson.weight[mine], some))
+        parts = [
+            half
+            for lesson in self._lessons
+            if lesson.view.input is not None
+            for half in lesson.split(self._model.network)
+            if len(half.weight)
+        ]
         if not parts:
             raise torch.OutOfMemoryError(
                 "the GPU's memory does not hold a step on the smallest window of an image: free some "
                 "of it, or learn on the CPU"
             )
-        self._lessons, self._order = _lessons(parts), []
+        self._lessons, self._order = weighed(parts), []
         self.n_halvings += 1
 
     def measure(self) -> float | None:
@@ -251,7 +246,7 @@ class HeadLearner:
             scores = score_map(self._model.network, view.encoded(self._model), view.grid)
         return scores.float()
 
-    def _loss(self, lesson: _Lesson) -> Tensor:
+    def _loss(self, lesson: Lesson) -> Tensor:
         scores = self._scores(lesson.view)
         sample = lesson.view.training
         positions, target, weight = sample.positions, sample.target, lesson.weight
@@ -274,16 +269,6 @@ class HeadLearner:
     def _choose(self, n: int, size: int) -> Tensor:
         chosen = self._random.choice(n, min(size, n), replace=False)
         return torch.from_numpy(chosen).to(self._model.device)
-
-
-def _lessons(parts: Sequence[tuple[View, Tensor, Advice | None]]) -> list[_Lesson]:
-    """Return lessons; a view with more labels has more to say, but not by their area."""
-    sums = [float(weight.sum()) for _, weight, _ in parts]
-    mean = sum(sums) / max(1, len(sums))
-    return [
-        _Lesson(view, weight, (total / mean) ** 0.5, advice)
-        for (view, weight, advice), total in zip(parts, sums, strict=True)
-    ]
 
 
 def _parameter_groups(model: SegmentationModel, config: TrainConfig) -> list[dict[str, Any]]:

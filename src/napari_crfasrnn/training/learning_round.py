@@ -17,11 +17,11 @@ from napari_crfasrnn.progress import Cancel, Cancelled, raise_if_cancelled
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.training import round_notes
 from napari_crfasrnn.training.aside import Aside
-from napari_crfasrnn.training.background import background_views
 from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
 from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.head import SETTLED, HeadLearner, n_iterations
+from napari_crfasrnn.training.keeping import Keeper
 from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, with_classes_of
 from napari_crfasrnn.training.panel_head import HeadStudent, n_steps, with_head
 from napari_crfasrnn.training.panel_lesson import PanelLesson
@@ -37,7 +37,7 @@ from napari_crfasrnn.training.report import (
     TrainStep,
 )
 from napari_crfasrnn.training.round_clock import RoundClock
-from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes, advise_to_stay
+from napari_crfasrnn.training.teacher import Advice
 from napari_crfasrnn.training.views import draw_views
 
 _FIRST_LOOK_SHARE = 0.5  # of the time limit at most goes into looking at every image once
@@ -114,6 +114,7 @@ class _Round:
         self.student = with_classes_of(model, project)
         if self.config.thaw:
             self.student = self.student.with_panel(None)  # what is trained must also speak
+        self.keeper = Keeper(self.student, self.known, self.config)
         self.encodings = Encodings(keep=not self.config.thaw)
         self.planes: list[LabelledPlane] = []
         self.labelled: list[bool] = []
@@ -194,19 +195,20 @@ class _Round:
         if self.knows and not self.config.thaw:
             iterations = n_iterations(iterations, len(self.planes))
             settled_after = int(SETTLED * iterations)
-        self.total = iterations + self.config.crf_iterations
+        n_tuning = self.config.crf_iterations if self.keeper.may_tune_crf(self.planes) else 0
+        self.total = iterations + n_tuning
         tuner = CrfTuner(self.student, self.planes, views[: len(self.planes)], self.config, self.cancel)
         begun = self.clock.seconds()
         self.before = tuner.score()
         score_seconds = self.clock.seconds() - begun
-        crf_seconds = score_seconds / max(1, len(tuner)) * _CRF_STEP_COST * self.config.crf_iterations
+        crf_seconds = score_seconds / max(1, len(tuner)) * _CRF_STEP_COST * n_tuning
         if self.clock.limit is not None:
             crf_seconds = min(crf_seconds, _CRF_SHARE * self.clock.limit)
         reserve = crf_seconds + _SCORES_AFTER * score_seconds
-        advice = self._advice(self.planes, views)
+        advice = self.keeper.advice(self.student, self.planes, views, self.cancel)
         learner = self._head_learner(self.planes, views, advice, settled_after)
         stopped_by = self._learn_head(learner, iterations, reserve)
-        if stopped_by != "diverged" and self.config.crf_iterations:
+        if stopped_by != "diverged" and n_tuning:
             stopped_by = self._learn_crf(tuner, stopped_by, reserve=_SCORES_AFTER * score_seconds)
         if self.after is None:
             self.after = tuner.score()
@@ -273,19 +275,8 @@ class _Round:
         unknown = [value for value, is_known in enumerate(self.known) if not is_known]
         planes = [plane for plane in (each.without(unknown) for each in self.planes) if plane.n_training]
         views = self._draw_views(planes, _CORRECTION_VIEWS)
-        advice = advise_by_votes(self.student, views[: len(planes)], self.config, self.cancel)
+        advice = self.keeper.advice(self.student, planes, views, self.cancel)
         return self._head_learner(planes, views, advice, int(SETTLED * iterations))
-
-    def _replay(self) -> list[tuple[View, Advice]]:
-        """Return views of photographs that are to look as they did, if the network knows their kind.
-
-        What a model of micrographs, which stretches them, says of everyday photographs is not worth keeping.
-        """
-        is_of_photographs = self.student.config.preprocessing.stretch is None
-        if not (self.knows and is_of_photographs and isinstance(self.student.network, LiteNetwork)):
-            return []
-        views = background_views(self.student, encode=not self.config.thaw, cancel=self.cancel)
-        return [(view, advise_to_stay(self.student, view, self.config)) for view in views]
 
     def _read_for_panel(self, speaks_for: tuple[int, ...] | None) -> PanelRound:
         """Read the planes for experts."""
@@ -419,8 +410,9 @@ class _Round:
             for view, plane in zip(views[: len(planes)], planes, strict=True)
         ]
         half = half_precision("auto", self.student.device)
-        work = (self.student, views, locked, self.config, advice, self._replay(), half)
-        return HeadLearner(*work, settled_after)
+        config, replay = self.keeper.config(planes), self.keeper.replay(self.student, self.cancel)
+        work = (self.student, views, locked, config, advice, replay, half)
+        return HeadLearner(*work, settled_after, self.keeper.most_cells(planes))
 
     def _learn_head(self, learner: HeadLearner, iterations: int, reserve: float) -> StoppedBy:
         """Teach the head so many iterations, as far as there is time."""
@@ -442,15 +434,6 @@ class _Round:
                     f"1/{2**learner.n_halvings} of an image"
                 )
         return "iterations"
-
-    def _advice(self, planes: list[LabelledPlane], views: list[View]) -> list[Advice]:
-        """Return what the untouched pixels of every plane should become."""
-        first = views[: len(planes)]
-        if self.knows:
-            return advise_by_votes(self.student, first, self.config, self.cancel)
-        if sum(self.labelled) < 2:  # a forest that saw one class only would say that all is of this class
-            return []
-        return advise_by_forest(self.student, planes, first, self.config, self.cancel)
 
     def _learn_crf(self, tuner: CrfTuner, stopped_by: StoppedBy, reserve: float) -> StoppedBy:
         """Learn the CRF; put it back if the held-back pixels (or else the labels) are worse for it."""

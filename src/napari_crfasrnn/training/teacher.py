@@ -9,6 +9,9 @@ how alike two pixels are in the network's eyes, in what they were predicted to b
 an old prediction counts a twentieth of a label, times how sure the network was. A pixel that resembles
 the strokes more than the rest follows them, and the rest stays.
 
+Where the model was made for one kind of image, it is right in most places, and what somebody leaves there
+as it is stays: strokes that correct single errors would draw much with them that was right.
+
 Where the model does not know the classes, its old predictions mean nothing, and a forest reads the
 strokes instead (`forest`).
 """
@@ -90,11 +93,17 @@ def advise_by_votes(
 
 
 @torch.no_grad()
-def advise_to_stay(model: SegmentationModel, view: View, config: TrainConfig) -> Advice:
-    """Return the advice that all pixels of a view stay what the model predicts now."""
+def advise_to_stay(
+    model: SegmentationModel, view: View, config: TrainConfig, firmness: float | None = None
+) -> Advice:
+    """Return the advice that all pixels of a view stay what the model predicts now.
+
+    Where a firmness is given, also those of which the model is not sure, and the advice counts so many times.
+    """
     scores = score_map(model.network, view.encoded(model), view.grid)
     marginals = values_at(scores, view.untouched.positions).softmax(1)
-    return Advice(marginals, config.keep_weight * _certainty(marginals))
+    weight = _certainty(marginals) if firmness is None else torch.full_like(marginals[:, 0], firmness)
+    return Advice(marginals, config.keep_weight * weight)
 
 
 @torch.no_grad()

@@ -1,0 +1,108 @@
+"""What a head that learns corrections must not lose of what the network knew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.fcn_fine import FcnFine
+from napari_crfasrnn.network import LiteNetwork, SegmentationModel
+from napari_crfasrnn.progress import Cancel
+from napari_crfasrnn.training.background import background_views
+from napari_crfasrnn.training.planes import LabelledPlane, View
+from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes, advise_to_stay
+
+_FIRMNESS = 100.0  # with which a network made for one kind of image keeps what nobody touched
+_SLOWNESS = 0.3  # of the learning rate, at which it learns what somebody did
+_MOST_CELLS = 128**2  # of its finest map in an iteration: a window of 256 pixels
+_WHOLE = 0.5  # share of labelled pixels from which on planes are labelled as a whole
+
+
+class Keeper:
+    """Says what is to stay as it is in a round on classes that the network knows.
+
+    Parameters
+    ----------
+    model
+        Before the round.
+    known
+        Which of its classes the network knows.
+    config
+        Of the round.
+
+    Attributes
+    ----------
+    is_fitting
+        Whether the network was made for one kind of image. Then it is right in most places, and what a
+        person leaves as it is there is right.
+    """
+
+    def __init__(self, model: SegmentationModel, known: Sequence[bool], config: TrainConfig) -> None:
+        self._knows = sum(known) > 1
+        self.is_fitting = self._knows and isinstance(model.network, FcnFine) and not config.thaw
+        self._config = config
+
+    def advice(
+        self,
+        model: SegmentationModel,
+        planes: Sequence[LabelledPlane],
+        views: Sequence[View],
+        cancel: Cancel | None,
+    ) -> list[Advice]:
+        """Return what the untouched pixels of every plane should become, or nothing where nobody knows.
+
+        Raises
+        ------
+        Cancelled
+            When asked to stop.
+        """
+        first = views[: len(planes)]
+        if self.is_fitting:
+            return [advise_to_stay(model, view, self._config, _FIRMNESS) for view in first]
+        if self._knows:
+            return advise_by_votes(model, first, self._config, cancel)
+        classes = set[int]().union(*(set(view.training.target.tolist()) for view in first))
+        if len(classes) < 2:  # a forest that saw one class only would say that all is of this class
+            return []
+        return advise_by_forest(model, planes, first, self._config, cancel)
+
+    def replay(self, model: SegmentationModel, cancel: Cancel | None) -> list[tuple[View, Advice]]:
+        """Return views of photographs that are to look as they did, if the network knows their kind.
+
+        What a network made for one kind of image says of everyday photographs is not worth keeping.
+
+        Raises
+        ------
+        Cancelled
+            When asked to stop.
+        """
+        is_of_photographs = model.config.preprocessing.stretch is None and not self.is_fitting
+        if not (self._knows and is_of_photographs and isinstance(model.network, LiteNetwork)):
+            return []
+        views = background_views(model, encode=not self._config.thaw, cancel=cancel)
+        return [(view, advise_to_stay(model, view, self._config)) for view in views]
+
+    def config(self, planes: Sequence[LabelledPlane]) -> TrainConfig:
+        """Return how the head learns."""
+        if not self._are_corrections(planes):
+            return self._config
+        return self._config.model_copy(update={"learning_rate": _SLOWNESS * self._config.learning_rate})
+
+    def most_cells(self, planes: Sequence[LabelledPlane]) -> int | None:
+        """Return how many cells of the finest map an iteration may have; None if whole images shall teach."""
+        return _MOST_CELLS if self._are_corrections(planes) else None
+
+    def may_tune_crf(self, planes: Sequence[LabelledPlane]) -> bool:
+        """Return whether the labels can teach a CRF that was learnt from many images.
+
+        Strokes that correct errors say nothing of what is right, and lie where the CRF did not help.
+        """
+        return not self._are_corrections(planes)
+
+    def _are_corrections(self, planes: Sequence[LabelledPlane]) -> bool:
+        """Return whether the labels are of places where a network is wrong that is right elsewhere."""
+        labelled = [plane.n_training / math.prod(plane.size) for plane in planes]
+        return self.is_fitting and float(np.mean(labelled)) < _WHOLE
