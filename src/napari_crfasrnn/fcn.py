@@ -399,3 +399,7 @@ class FcnLite(LiteNetwork):
         if self.lateral_second is not None:
             seen16 = torch.cat([seen16, features[3]], 1)
         return F.relu(x32), seen16, F.relu(x8)
+
+
+Network = Fcn8s | LiteNetwork
+"""The networks that a model may have."""

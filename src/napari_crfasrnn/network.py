@@ -5,23 +5,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Self, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from napari_crfasrnn.classes import ClassSpec, class_table
 from napari_crfasrnn.config import Frame, ModelConfig, Preprocessing
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.experts import Panel
-from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, LiteNetwork, bilinear_kernel
+from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, LiteNetwork, Network
 from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.frames import FramedImage, put_in_frame
 from napari_crfasrnn.higher_order import HigherOrder
+from napari_crfasrnn.regrowing import origins, regrow_network, regrown_crf, regrown_higher_order
 
 __all__ = [
     "Fcn8s",
@@ -34,18 +33,8 @@ __all__ = [
     "build_network",
 ]
 
-Network = Fcn8s | LiteNetwork
-
-# A class without a past among two or more with one: their mean logit, give or take this, lest two be alike.
-_QUIET = 0.05
-# A class without a past among none or one: this much deviation on photographs, so that none takes all.
-_LOUD = 2.0
-
 _PERCENTILE_PIXELS = 1 << 16  # about so many pixels of an image tell its range of values
 _LEAST_RANGE = 20.0  # of 0..255: an image with less contrast holds noise, or nothing
-
-_PROBE_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "coins")
-_PROBE_SIDE = 160  # pixels
 
 
 def build_network(config: ModelConfig) -> Network:
@@ -317,13 +306,14 @@ class SegmentationModel:
             If the table is invalid, or ``continues`` names a class that is not there.
         """
         table = class_table(classes)
-        origin = _origins(self.classes, table, continues or {})
+        origin = origins(self.classes, table, continues or {})
         config = self.config.model_copy(update={"classes": table})
         with torch.no_grad():
-            network = _regrown_network(self, config, origin)
-            crf = _regrown_crf(self.crf, origin).to(self.device)
+            network = build_network(config)
+            regrow_network(network, self.network, origin, self.preprocess)
+            crf = regrown_crf(self.crf, origin).to(self.device)
             panel = None if self.panel is None else self.panel.with_origin(origin)
-            higher_order = _regrown_higher_order(self.higher_order, origin).to(self.device)
+            higher_order = regrown_higher_order(self.higher_order, origin).to(self.device)
         return SegmentationModel(config, network, crf, copy.deepcopy(self.provenance), panel, higher_order)
 
     def save(self, path: Path | str) -> None:
@@ -373,129 +363,3 @@ def _shrunk(h: int, w: int, long_side: int | None) -> tuple[int, int]:
         return h, w
     factor = long_side / max(h, w)
     return max(1, round(h * factor)), max(1, round(w * factor))
-
-
-def _origins(
-    old: tuple[ClassSpec, ...], new: tuple[ClassSpec, ...], continues: Mapping[str, str]
-) -> list[int | None]:
-    """Return for each new class its place in the old table, or None."""
-    place = {spec.name: value for value, spec in enumerate(old)}
-    for name, source in continues.items():
-        if name not in {spec.name for spec in new}:
-            raise ValueError(f"continues must name classes of the new table, got {name!r}")
-        if source not in place:
-            raise ValueError(
-                f"continues must lead to classes of this model, got {source!r}; it has {', '.join(place)}"
-            )
-    return [place.get(continues.get(spec.name, spec.name)) for spec in new]
-
-
-def _regrown_network(model: SegmentationModel, config: ModelConfig, origin: list[int | None]) -> Network:
-    """Return a copy of the model's network whose class layers follow ``origin``."""
-    old = model.network
-    network = build_network(config)
-    class_layers = {id(layer) for layer in (*network.score_layers, *network.class_upsamplers)}
-    ours = dict(network.named_modules())
-    for name, module in old.named_modules():
-        if not list(module.children()) and id(ours[name]) not in class_layers:
-            ours[name].load_state_dict(module.state_dict())
-    for score, old_score in zip(network.score_layers, old.score_layers, strict=True):
-        _regrow_rows(score, old_score, origin)
-    for up, old_up in zip(network.class_upsamplers, old.class_upsamplers, strict=True):
-        _regrow_upsampler(up, old_up, origin)
-    network.to(model.device).eval()
-    fresh = [value for value, source in enumerate(origin) if source is None]
-    if fresh:
-        loud = len(origin) - len(fresh) < 2
-        _add_contrasts(network, model, fresh, _LOUD if loud else _QUIET)
-    return network
-
-
-def _regrow_rows(score: nn.Conv2d, old: nn.Conv2d, origin: list[int | None]) -> None:
-    """Copy the rows of the classes that stay; the others get their mean, or zero if none stays."""
-    kept = sorted({source for source in origin if source is not None})
-    for layer, source_layer in ((score.weight, old.weight), (score.bias, old.bias)):
-        assert layer is not None
-        assert source_layer is not None
-        mean = source_layer[kept].mean(0) if kept else torch.zeros_like(source_layer[0])
-        for value, source in enumerate(origin):
-            layer[value] = mean if source is None else source_layer[source]
-
-
-def _regrow_upsampler(up: nn.ConvTranspose2d, old: nn.ConvTranspose2d, origin: list[int | None]) -> None:
-    """Copy the kernels between classes that stay; the others are bilinear on their own channel."""
-    kernel = bilinear_kernel(up.kernel_size[0])
-    up.weight.zero_()
-    for i, source_i in enumerate(origin):
-        if source_i is None:
-            up.weight[i, i] = kernel
-        for j, source_j in enumerate(origin):
-            if source_i is not None and source_j is not None:
-                up.weight[i, j] = old.weight[source_i, source_j]
-    if up.bias is not None and old.bias is not None:
-        for i, source_i in enumerate(origin):
-            up.bias[i] = old.bias.mean() if source_i is None else old.bias[source_i]
-
-
-def _add_contrasts(network: Network, model: SegmentationModel, fresh: list[int], deviation: float) -> None:
-    """Add random directions of the finest features to the rows of new classes.
-
-    On photographs each has the given standard deviation in logits, and the mean 0.
-    """
-    features = network.encode(model.preprocess(_probe()))
-    x = network.level_inputs(features)[-1].movedim(1, -1).flatten(0, -2)  # [N, C]
-    score = network.score_layers[-1]
-    assert score.bias is not None
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(len(fresh), x.shape[1], generator=generator).to(x)
-    z = x @ rows.T  # [N, new]
-    rows = rows * (deviation / z.std(0).clamp_min(1e-6))[:, None]
-    means = (x @ rows.T).mean(0)
-    for row, mean, value in zip(rows, means, fresh, strict=True):
-        score.weight[value] += row[:, None, None]
-        score.bias[value] -= mean
-
-
-@cache
-def _probe() -> Tensor:
-    """Return a few photographs that scikit-image bundles, [B, 3, 160, 160], 0..255."""
-    from skimage import data
-
-    photographs = []
-    for name in _PROBE_PHOTOGRAPHS:
-        pixels = np.atleast_3d(getattr(data, name)())
-        photograph = torch.from_numpy(pixels).movedim(-1, 0).float()[None]
-        photograph = F.interpolate(photograph, (_PROBE_SIDE, _PROBE_SIDE), mode="bilinear", antialias=True)
-        photographs.append(photograph.expand(-1, 3, -1, -1))
-    return torch.cat(photographs)
-
-
-def _regrown_crf(old: CrfRnn, origin: list[int | None]) -> CrfRnn:
-    """Return a CRF whose matrices keep the entries between classes that stay.
-
-    A new class relates to itself as the others do on average, and to no other class.
-    """
-    crf = CrfRnn(len(origin), old.config)
-    source = dict(old.named_parameters())
-    for name, parameter in crf.named_parameters():
-        if parameter.ndim == 0:
-            parameter.copy_(source[name])
-            continue
-        matrix = source[name]  # [L, L], or [T, L, L] for untied iterations
-        parameter.zero_()
-        for i, source_i in enumerate(origin):
-            if source_i is None:
-                parameter[..., i, i] = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
-            for j, source_j in enumerate(origin):
-                if source_i is not None and source_j is not None:
-                    parameter[..., i, j] = matrix[..., source_i, source_j]
-    return crf.eval()
-
-
-def _regrown_higher_order(old: HigherOrder, origin: list[int | None]) -> HigherOrder:
-    """Return potentials with the weights of the classes that stay, and their mean for the others."""
-    new = HigherOrder(len(origin), old.config)
-    for parameter, source in zip(new.parameters(), old.parameters(), strict=True):
-        columns = [source.mean(-1) if place is None else source[..., place] for place in origin]
-        parameter.copy_(torch.stack(columns, dim=-1))
-    return new

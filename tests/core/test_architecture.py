@@ -27,7 +27,7 @@ CORE_RANKS = [
     {"deeplab", "higher_order"},
     {"fcn"},
     {"fcn_fine"},
-    {"experts"},
+    {"experts", "regrowing"},
     {"network"},
     {"checkpoint"},
     {"importing"},

@@ -566,13 +566,14 @@ class TestHeads:
         some = draw_windows(starter, [plane], range(1, 6, 2), [3], None, lambda: False)
         assert list(drawn) == list(range(6))
         assert list(some) == [1, 3, 5]
-        for number, one in drawn.items():
-            other = some.get(number, one)
+        for number, other in some.items():
+            one = drawn[number]
+            assert torch.equal(one.labels, other.labels)
+            assert all(torch.equal(a, b) for a, b in zip(one.features, other.features, strict=True))
+        for one in drawn.values():
             assert max(one.labels.shape) <= 257
             assert (one.labels >= 0).any()
             assert set(one.labels.unique().tolist()) <= {-1, 0, 1}
-            assert torch.equal(one.labels, other.labels)
-            assert all(torch.equal(a, b) for a, b in zip(one.features, other.features, strict=True))
             height, width = one.labels.shape
             assert one.features[0].shape[-2:] == (-(-height // 32) * 16, -(-width // 32) * 16)
         assert list(draw_windows(starter, [plane], range(6), [3], None, lambda: True)) == [0]

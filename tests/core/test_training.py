@@ -392,6 +392,20 @@ class TestLearning:
         says = [part.say for part in weighed(parts)]
         assert says == pytest.approx([(2 * float(p.weight.sum()) / total) ** 0.5 for p in parts])
 
+    def test_a_lesson_is_not_cut_where_a_class_would_be_lost(self, starter: SegmentationModel) -> None:
+        labels = np.full((200, 330), 255, np.uint8)
+        labels[20:60, 30:90] = 0
+        labels[50:150, 161] = 15  # a thin stroke, just where the cut would be
+        image = torch.rand(1, 3, *labels.shape) * 255
+        nothing = np.full_like(labels, 255)
+        plane = LabelledPlane(0, (), image, labels, nothing, np.zeros(labels.shape, bool))
+        pixels = draw_pixels(plane, np.random.default_rng(0))
+        view = make_view(starter, 0, plane, pixels, LOOKS[0], encode=True)
+        whole = Lesson(view, torch.ones(len(view.training)), None)
+        taught = [set(part.view.training.target.tolist()) for part in whole.split(starter.network)]
+        assert taught == [{0}, set()]
+        assert whole.within(starter.network, 1) == [whole]
+
     @pytest.mark.parametrize("half", [None, torch.bfloat16])
     def test_a_thawed_encoder_learns_in_16_bits_too(
         self, starter: SegmentationModel, coins_project: Project, half: torch.dtype | None, monkeypatch: Any

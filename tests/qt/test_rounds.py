@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -50,6 +51,18 @@ def learn(user: User) -> None:
     user.settle()
 
 
+def opened_again(user: User, make_napari_viewer: Any, target: Path) -> User:
+    """Save somebody's project by name, close the widget, and open it as somebody else."""
+    assert user.do(lambda: user.session.storage.save_as(target)) == "save"
+    user.viewer.window.remove_dock_widget(user.dock)
+    QTest.qWait(50)
+    other = User(make_napari_viewer(show=True))
+    other.wait(lambda: other.session.shelf.choice is not None)
+    assert other.do(lambda: other.session.storage.open(target)) == "open"
+    other.settle()
+    return other
+
+
 def entries(user: User) -> dict[str, Any]:
     return {action.text(): action.menu() for action in user.widget.learning.rounds.menu().actions()}
 
@@ -85,14 +98,7 @@ def test_a_round_is_on_the_disk_before_anybody_keeps_it(
     # Left undecided, the next round waits in the project, and what was kept is used.
     teach(user, np.s_[100:250, 16:30])
     learn(user)
-    target = tmp_path / "saved"
-    assert user.do(lambda: user.session.storage.save_as(target)) == "save"
-    user.viewer.window.remove_dock_widget(user.dock)
-    QTest.qWait(50)
-    other = User(make_napari_viewer(show=True))
-    other.wait(lambda: other.session.shelf.choice is not None)
-    assert other.do(lambda: other.session.storage.open(target)) == "open"
-    other.settle()
+    other = opened_again(user, make_napari_viewer, tmp_path / "saved")
     assert other.session.shelf.choice.name == "round:1"
     assert [done.number for done in other.session.rounds.all] == [1, 2]
     again = other.session.engine.model(other.session.request())
@@ -157,14 +163,7 @@ def test_what_was_learnt_is_known_after_the_project_was_opened_again(
     teach(user, np.s_[100:250, 16:30])  # and this was not learnt
     n_new = user.session.numbers[user.bench.key].n_new
     assert n_new > 0
-    target = tmp_path / "saved"
-    assert user.do(lambda: user.session.storage.save_as(target)) == "save"
-    user.viewer.window.remove_dock_widget(user.dock)
-    QTest.qWait(50)
-    other = User(make_napari_viewer(show=True))
-    other.wait(lambda: other.session.shelf.choice is not None)
-    assert other.do(lambda: other.session.storage.open(target)) == "open"
-    other.settle()
+    other = opened_again(user, make_napari_viewer, tmp_path / "saved")
     assert other.widget.correct.note.toolTip() == f"{n_labelled:,} px learnt · {n_new:,} px new"
     other.session.cancel()
 

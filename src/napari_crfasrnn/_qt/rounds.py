@@ -46,8 +46,7 @@ def describe(report: TrainReport) -> str:
     )
     areas = f"{report.n_locked_areas:,} area{'s' * (report.n_locked_areas != 1)}"
     said += f" with labels of yours kept aside as a check: {report.n_locked_pixels:,} px in {areas}"
-    few = "too few to tell" in report.verdict
-    return f"{said}, too few to rely on: look at Compare, too." if few else f"{said}."
+    return f"{said}." if report.is_telling else f"{said}, too few to rely on: look at Compare, too."
 
 
 def _row(one: Round, in_use: bool) -> RoundRow:

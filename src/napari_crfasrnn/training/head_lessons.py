@@ -45,9 +45,15 @@ class Lesson:
         return found
 
     def within(self, network: Network, n_cells: int) -> list[Lesson]:
-        """Return it in parts of so many cells of the network's finest map, or of fewer, if it can be cut."""
+        """Return it in parts of so many cells of the network's finest map at most, as far as it can be cut.
+
+        It is not cut where all labels of a class would lie on the cut, which no part would teach.
+        """
         height, width = _n_cells(self.view, network)
         parts = self.split(network) if height * width > n_cells else []
+        left = {value for part in parts for value in part.view.training.target.tolist()}
+        if left != set(self.view.training.target.tolist()):
+            return [self]
         return [small for part in parts for small in part.within(network, n_cells)] or [self]
 
 

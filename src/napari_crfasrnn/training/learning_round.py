@@ -21,7 +21,6 @@ from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
 from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.head import SETTLED, HeadLearner, n_iterations
-from napari_crfasrnn.training.keeping import Keeper
 from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, with_classes_of
 from napari_crfasrnn.training.panel_head import HeadStudent, n_steps, with_head
 from napari_crfasrnn.training.panel_lesson import PanelLesson
@@ -36,6 +35,7 @@ from napari_crfasrnn.training.report import (
     TrainReport,
     TrainStep,
 )
+from napari_crfasrnn.training.restraint import Restraint
 from napari_crfasrnn.training.round_clock import RoundClock
 from napari_crfasrnn.training.teacher import Advice
 from napari_crfasrnn.training.views import draw_views
@@ -114,7 +114,7 @@ class _Round:
         self.student = with_classes_of(model, project)
         if self.config.thaw:
             self.student = self.student.with_panel(None)  # what is trained must also speak
-        self.keeper = Keeper(self.student, self.known, self.config)
+        self.restraint = Restraint(self.student, self.knows, self.config)
         self.encodings = Encodings(keep=not self.config.thaw)
         self.planes: list[LabelledPlane] = []
         self.labelled: list[bool] = []
@@ -195,7 +195,7 @@ class _Round:
         if self.knows and not self.config.thaw:
             iterations = n_iterations(iterations, len(self.planes))
             settled_after = int(SETTLED * iterations)
-        n_tuning = self.config.crf_iterations if self.keeper.may_tune_crf(self.planes) else 0
+        n_tuning = self.config.crf_iterations if self.restraint.may_tune_crf(self.planes) else 0
         self.total = iterations + n_tuning
         tuner = CrfTuner(self.student, self.planes, views[: len(self.planes)], self.config, self.cancel)
         begun = self.clock.seconds()
@@ -205,7 +205,7 @@ class _Round:
         if self.clock.limit is not None:
             crf_seconds = min(crf_seconds, _CRF_SHARE * self.clock.limit)
         reserve = crf_seconds + _SCORES_AFTER * score_seconds
-        advice = self.keeper.advice(self.student, self.planes, views, self.cancel)
+        advice = self.restraint.advice(self.student, self.planes, views, self.cancel)
         learner = self._head_learner(self.planes, views, advice, settled_after)
         stopped_by = self._learn_head(learner, iterations, reserve)
         if stopped_by != "diverged" and n_tuning:
@@ -275,7 +275,7 @@ class _Round:
         unknown = [value for value, is_known in enumerate(self.known) if not is_known]
         planes = [plane for plane in (each.without(unknown) for each in self.planes) if plane.n_training]
         views = self._draw_views(planes, _CORRECTION_VIEWS)
-        advice = self.keeper.advice(self.student, planes, views, self.cancel)
+        advice = self.restraint.advice(self.student, planes, views, self.cancel)
         return self._head_learner(planes, views, advice, int(SETTLED * iterations))
 
     def _read_for_panel(self, speaks_for: tuple[int, ...] | None) -> PanelRound:
@@ -410,9 +410,9 @@ class _Round:
             for view, plane in zip(views[: len(planes)], planes, strict=True)
         ]
         half = half_precision("auto", self.student.device)
-        config, replay = self.keeper.config(planes), self.keeper.replay(self.student, self.cancel)
+        config, replay = self.restraint.config(planes), self.restraint.replay(self.student, self.cancel)
         work = (self.student, views, locked, config, advice, replay, half)
-        return HeadLearner(*work, settled_after, self.keeper.most_cells(planes))
+        return HeadLearner(*work, settled_after, self.restraint.most_cells(planes))
 
     def _learn_head(self, learner: HeadLearner, iterations: int, reserve: float) -> StoppedBy:
         """Teach the head so many iterations, as far as there is time."""

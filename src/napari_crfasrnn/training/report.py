@@ -137,6 +137,11 @@ class TrainReport:
     seconds: float = field(default=0.0)
 
     @property
+    def is_telling(self) -> bool:
+        """Whether enough was held back for the scores to say something of other places."""
+        return self.n_locked_areas >= _TELLING_AREAS and self.n_locked_pixels >= _TELLING_PIXELS
+
+    @property
     def verdict(self) -> str:
         """What the scores say, in a sentence that nobody can take for a score of whole images."""
         if self.before is None or self.after is None:
@@ -146,7 +151,7 @@ class TrainReport:
             return "Too few pixels were held back to tell whether it is better."
         areas = f"{self.n_locked_areas:,} area{'s' * (self.n_locked_areas != 1)} you labelled"
         said = f"IoU {before:.2f} → {after:.2f} on {self.n_locked_pixels:,} px, held back in {areas}"
-        if self.n_locked_areas < _TELLING_AREAS or self.n_locked_pixels < _TELLING_PIXELS:
+        if not self.is_telling:
             said += ": too few to tell of the rest"
         return f"{said}."
 

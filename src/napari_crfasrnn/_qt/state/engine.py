@@ -151,7 +151,7 @@ class Engine:
         heeded = heed(boxes, planes, source.plane_shape, segmenter.model.classes)
         result = segmenter.predict(detections=heeded.by_plane, index=index, progress=progress, cancel=cancel)
         present = tuple(value for value, share in enumerate(result.shares()) if share > 0)
-        kind = kind_of(source.plane(planes[0]))
+        kind = kind_of(source, planes[0])
         return Segmented(result, source.n_nonfinite, present, heeded.n_boxes, heeded.left_out, kind)
 
     def refine(

@@ -6,10 +6,13 @@ what is found here is asked, never acted on.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from napari_crfasrnn.imaging import ImageSource
 
 Kind = Literal["grey", "stained"]
 
@@ -23,23 +26,27 @@ MOST_GREEN = 0.002
 LEAST_COLORED = 0.01
 
 
-def kind_of(plane: NDArray[np.float32]) -> Kind | None:
-    """Return the kind of micrograph that a plane may be.
+def kind_of(source: ImageSource, index: Sequence[int]) -> Kind | None:
+    """Return the kind of micrograph that a plane of an image may be.
 
     Parameters
     ----------
-    plane
-        ``[C, H, W]``, values 0..255.
+    source
+        The image. What has colours is read for it.
+    index
+        Which plane.
 
     Returns
     -------
     kind
         "grey" where there are no colours, "stained" for tissue in bright field; None for all else.
     """
-    steps = [max(1, size // LOOK) for size in plane.shape[1:]]
-    few = plane[:, :: steps[0], :: steps[1]] / np.float32(255)
-    if len(few) not in (1, 3):
+    if source.n_channels == 1:
+        return "grey"
+    if source.n_channels != 3:
         return None
+    steps = [max(1, size // LOOK) for size in source.plane_shape]
+    few = source.plane(index)[:, :: steps[0], :: steps[1]] / np.float32(255)
     if (few == few[:1]).all():
         return "grey"
     red, green, blue = few

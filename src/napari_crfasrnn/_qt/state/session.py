@@ -457,7 +457,7 @@ class Session:
         self.told.clear()
         self.standing.clear()
         self.lessons.forget()
-        self.shelf.remove("round:")
+        self.shelf.remove(PREFIX)
         self.table.clear()
         self.table.replace(classes, [spec.name for spec in classes], None)
         self.table.locked = self.table.edited = True

@@ -1,4 +1,4 @@
-"""What a head that learns corrections must not lose of what the network knew."""
+"""What holds a head back that learns: it must not lose what the network knew."""
 
 from __future__ import annotations
 
@@ -21,28 +21,25 @@ _MOST_CELLS = 128**2  # of its finest map in an iteration: a window of 256 pixel
 _WHOLE = 0.5  # share of labelled pixels from which on planes are labelled as a whole
 
 
-class Keeper:
-    """Says what is to stay as it is in a round on classes that the network knows.
+class Restraint:
+    """What holds the head of a network back in a round, by what the network knows.
+
+    A network that was made for one kind of image is right in most places, and what a person leaves as it is
+    there is right. So it keeps more than one of all kinds of photographs, whose errors are whole objects.
 
     Parameters
     ----------
     model
         Before the round.
-    known
-        Which of its classes the network knows.
+    knows
+        Whether the network knows more of its classes than the background.
     config
         Of the round.
-
-    Attributes
-    ----------
-    is_fitting
-        Whether the network was made for one kind of image. Then it is right in most places, and what a
-        person leaves as it is there is right.
     """
 
-    def __init__(self, model: SegmentationModel, known: Sequence[bool], config: TrainConfig) -> None:
-        self._knows = sum(known) > 1
-        self.is_fitting = self._knows and isinstance(model.network, FcnFine) and not config.thaw
+    def __init__(self, model: SegmentationModel, knows: bool, config: TrainConfig) -> None:
+        self._knows = knows
+        self._is_fitting = knows and isinstance(model.network, FcnFine) and not config.thaw
         self._config = config
 
     def advice(
@@ -60,7 +57,7 @@ class Keeper:
             When asked to stop.
         """
         first = views[: len(planes)]
-        if self.is_fitting:
+        if self._is_fitting:
             return [advise_to_stay(model, view, self._config, _FIRMNESS) for view in first]
         if self._knows:
             return advise_by_votes(model, first, self._config, cancel)
@@ -79,7 +76,7 @@ class Keeper:
         Cancelled
             When asked to stop.
         """
-        is_of_photographs = model.config.preprocessing.stretch is None and not self.is_fitting
+        is_of_photographs = model.config.preprocessing.stretch is None and not self._is_fitting
         if not (self._knows and is_of_photographs and isinstance(model.network, LiteNetwork)):
             return []
         views = background_views(model, encode=not self._config.thaw, cancel=cancel)
@@ -105,4 +102,4 @@ class Keeper:
     def _are_corrections(self, planes: Sequence[LabelledPlane]) -> bool:
         """Return whether the labels are of places where a network is wrong that is right elsewhere."""
         labelled = [plane.n_training / math.prod(plane.size) for plane in planes]
-        return self.is_fitting and float(np.mean(labelled)) < _WHOLE
+        return self._is_fitting and float(np.mean(labelled)) < _WHOLE
