@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,23 +69,28 @@ class PhotographSet:
         """Return k images to label; those of a smaller k are among those of a larger one."""
         names = self._names("train")
         order = np.random.default_rng([seed, 7]).permutation(len(names))
-        return [self._read(names[i]) for i in order[:k]]
+        return [self.read(names[i]) for i in order[:k]]
 
     def validation(self, n: int) -> list[Photograph]:
         """Return n images to score, the same for every seed, spread over the split."""
         names = self._names("val")
-        return [self._read(names[i]) for i in np.linspace(0, len(names) - 1, n).round().astype(int)]
+        return [self.read(names[i]) for i in np.linspace(0, len(names) - 1, n).round().astype(int)]
 
     def development(self, n: int, seed: int) -> list[Photograph]:
         """Return n images of the training split that `training` reaches last, to choose settings on."""
         names = self._names("train")
         order = np.random.default_rng([seed, 7]).permutation(len(names))
-        return [self._read(names[i]) for i in order[-n:]]
+        return [self.read(names[i]) for i in order[-n:]]
+
+    def of(self, splits: Sequence[str]) -> list[str]:
+        """Return the sorted names of the images of these splits."""
+        return sorted(name for split in splits for name in self._names(split))
 
     def _names(self, split: str) -> list[str]:
         return (self.folder / f"{split}.txt").read_text().split()
 
-    def _read(self, name: str) -> Photograph:
+    def read(self, name: str) -> Photograph:
+        """Return an image by its name in the lists of the splits."""
         (path,) = (self.folder / "images").glob(f"{name}.*")
         image = np.asarray(Image.open(path))
         mask = np.asarray(Image.open(self.folder / "masks" / f"{name}.png"))

@@ -362,6 +362,7 @@ class TrainConfig(_Config):
     """AdamW, head of the network. The encoder, when thawed, takes a hundredth."""
     crf_learning_rate: float = Field(3e-2, gt=0)
     """AdamW, weight matrices of the CRF."""
-    keep_weight: float = Field(0.5, ge=0)
-    """Weight of the unlabelled pixels of a labelled image, times the certainty of their target, where a
-    labelled pixel weighs 1: what keeps the untouched parts of an image as they were."""
+    keep_weight: float = Field(10.0, ge=0)
+    """Weight of all unlabelled pixels of a labelled image, where all its labelled ones weigh 1: what spreads
+    strokes over what resembles them, and keeps the rest as it was. So much weigh photographs, too, that are
+    replayed lest they be forgotten."""

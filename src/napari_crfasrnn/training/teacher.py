@@ -37,7 +37,7 @@ from napari_crfasrnn.training.positions import score_map
 
 _VOTERS = 1_500  # labelled pixels and as many untouched ones: more change nothing but the time
 _WIDTH = 0.5  # of the kernel, in the units that the four weights below set
-_NETWORK_WEIGHT = 1.0  # squared distances: 1 is what two random pixels have on average, per dimension
+_NETWORK_WEIGHT = 0.5  # squared distances: 1 is what two random pixels have on average, per dimension
 _PREDICTION_WEIGHT = 1.5  # of the squared difference between the old marginals
 _PLACE_WEIGHT = 1.0
 _PLACE_UNIT = 0.25  # of the longer side of the image
@@ -88,22 +88,16 @@ def advise_by_votes(
     for view in views:
         raise_if_cancelled(cancel)
         marginals = _vote(model, view, generator)
-        advice.append(Advice(marginals, config.keep_weight * _certainty(marginals)))
+        advice.append(Advice(marginals, _evenly(marginals, config.keep_weight)))
     return advice
 
 
 @torch.no_grad()
-def advise_to_stay(
-    model: SegmentationModel, view: View, config: TrainConfig, firmness: float | None = None
-) -> Advice:
-    """Return the advice that all pixels of a view stay what the model predicts now.
-
-    Where a firmness is given, also those of which the model is not sure, and the advice counts so many times.
-    """
+def advise_to_stay(model: SegmentationModel, view: View, weight: float) -> Advice:
+    """Return the advice that all pixels of a view stay what the model predicts now."""
     scores = score_map(model.network, view.encoded(model), view.grid)
     marginals = values_at(scores, view.untouched.positions).softmax(1)
-    weight = _certainty(marginals) if firmness is None else torch.full_like(marginals[:, 0], firmness)
-    return Advice(marginals, config.keep_weight * weight)
+    return Advice(marginals, _evenly(marginals, weight))
 
 
 @torch.no_grad()
@@ -195,6 +189,10 @@ def _count(pixels: Tensor, voters: Tensor, votes: Tensor) -> Tensor:  # [n, d], 
 def _draw(n: int, generator: np.random.Generator, device: torch.device) -> Tensor:
     chosen = np.arange(n) if n <= _VOTERS else np.sort(generator.choice(n, _VOTERS, replace=False))
     return torch.from_numpy(chosen).to(device)
+
+
+def _evenly(marginals: Tensor, weight: float) -> Tensor:  # [N, L] → [N]
+    return torch.full_like(marginals[:, 0], weight)
 
 
 def _certainty(marginals: Tensor) -> Tensor:  # [N, L] → [N]
