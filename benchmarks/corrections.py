@@ -112,7 +112,7 @@ def _work(task: tuple[str, int, argparse.Namespace]) -> list[Step]:
     """Correct the images of a draw; nothing where too few need it."""
     torch.set_num_threads(1)
     name, draw, options = task
-    model = load_model(name)
+    base = model = load_model(name)
     corrected, others = _draw(model, name, draw, options)
     random = np.random.default_rng([draw, 13])
     steps: list[Step] = []
@@ -123,7 +123,7 @@ def _work(task: tuple[str, int, argparse.Namespace]) -> list[Step]:
         for n_rounds in range(1, options.rounds + 1):
             strokes = corrections(own.mask, _segment(model, own), N_STROKES, random)
             lesson[-1] = (own, np.where(strokes == UNLABELLED, lesson[-1][1], strokes))
-            model = _learn(model, lesson, TrainConfig(seconds=None, seed=draw + len(steps)))
+            model = _learn(model, base, lesson, TrainConfig(seconds=None, seed=draw + len(steps)))
             steps.append(Step(number, n_rounds, _score(model, [own]), _score(model, others)))
     return steps
 
@@ -161,7 +161,10 @@ def _renamed(photograph: Photograph, table: Labels) -> Photograph:
 
 
 def _learn(
-    model: SegmentationModel, lesson: Sequence[tuple[Photograph, Labels]], config: TrainConfig
+    model: SegmentationModel,
+    base: SegmentationModel,
+    lesson: Sequence[tuple[Photograph, Labels]],
+    config: TrainConfig,
 ) -> SegmentationModel:
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -169,7 +172,7 @@ def _learn(
     ):
         for photograph, labels in lesson:
             project.add(photograph.image, labels=labels)
-        return fine_tune(model, project, config).model
+        return fine_tune(model, project, config, base=base).model
 
 
 def _segment(model: SegmentationModel, photograph: Photograph) -> Labels:

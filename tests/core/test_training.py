@@ -450,6 +450,50 @@ class TestRepeating:
         assert same(weights(first.model), weights(second.model))
         assert [step.loss for step in first.history] == [step.loss for step in second.history]
 
+    def test_a_later_round_begins_anew(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        project = self._corrected(starter, make_project)
+        first = fine_tune(starter, project, QUICK)
+        later = fine_tune(first.model, project, QUICK, base=starter)
+        assert same(weights(later.model), weights(first.model))  # no further from the starter
+        assert later.before == first.after  # scored is what was in use
+        assert not same(weights(fine_tune(first.model, project, QUICK).model), weights(first.model))
+
+    def test_a_round_goes_on_where_images_were_read_otherwise(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        project = self._corrected(starter, make_project)
+        thawed = starter.copy()
+        with torch.no_grad():
+            next(thawed.network.encoder.parameters()).mul_(1.01)
+        on = fine_tune(thawed, project, QUICK)
+        assert same(weights(fine_tune(thawed, project, QUICK, base=starter).model), weights(on.model))
+
+    def test_what_a_cancel_leaves_is_not_the_model_of_long_ago(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        project = self._corrected(starter, make_project)
+        first = fine_tune(starter, project, QUICK).model
+        asked = 0
+
+        def cancel() -> bool:
+            nonlocal asked
+            asked += 1
+            return asked > 10  # before the head learns
+
+        report = fine_tune(first, project, QUICK, cancel=cancel, base=starter)
+        assert report.stopped_by == "cancelled"
+        assert not report.history
+        assert same(weights(report.model), weights(first))
+
+    def _corrected(self, starter: SegmentationModel, make_project: Callable[..., Project]) -> Project:
+        project = make_project(starter.classes)
+        labels = np.full((96, 128), 255, np.uint8)
+        labels[20:30, 20:100], labels[60:70, 20:100] = 0, 7
+        project.add(data.chelsea()[60:156, 100:228], labels=labels)
+        return project
+
     def test_another_seed_gives_others(
         self, starter: SegmentationModel, make_project: Callable[..., Project]
     ) -> None:

@@ -122,6 +122,10 @@ class CrfTuner:
                 counts += metrics.confusion(given, tile.locked[held].cpu().numpy(), n_labels, ignore=None)
         return LockedScore.from_confusion(counts, tuple(spec.name for spec in self._model.classes))
 
+    def turn_to(self, model: SegmentationModel) -> None:
+        """Score and tune another model from now on, with the same encoder and the same kernels."""
+        self._model = model
+
     def tune(self) -> CrfTuning:
         """Begin to learn the CRF for the network as it is now."""
         lessons = [(tile, logits) for tile, logits in self._logits() if (tile.training >= 0).any()]

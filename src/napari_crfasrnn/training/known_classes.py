@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from napari_crfasrnn.experts import REST
-from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.project import Project
 
 TAUGHT = "taught"
@@ -37,6 +37,21 @@ def with_classes_of(model: SegmentationModel, project: Project) -> SegmentationM
     # Growing a head draws random numbers; the caller's must not move on.
     with torch.random.fork_rng(devices=[]):
         return model.with_classes(classes, continues=_renamed(model, project))
+
+
+def may_begin_anew(model: SegmentationModel, base: SegmentationModel) -> bool:
+    """Return whether a head may be taught from ``base`` on, with what was read of images for ``model``.
+
+    Both must read images alike, by the same encoder and the same kernels of the CRF.
+    """
+    if model.config != base.config.model_copy(update={"classes": model.classes}):
+        return False
+    network, first = model.network, base.network
+    if not (isinstance(network, LiteNetwork) and isinstance(first, LiteNetwork)):
+        return False
+    parts = zip(network.encoder_parts(), first.encoder_parts(), strict=True)
+    weights = ((one.state_dict(), other.state_dict()) for one, other in parts)
+    return all(torch.equal(one[name], other[name]) for one, other in weights for name in one)
 
 
 def _renamed(model: SegmentationModel, project: Project) -> dict[str, str]:

@@ -21,7 +21,7 @@ from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
 from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.head import SETTLED, HeadLearner, n_iterations
-from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, with_classes_of
+from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, may_begin_anew, with_classes_of
 from napari_crfasrnn.training.panel_head import HeadStudent, n_steps, with_head
 from napari_crfasrnn.training.panel_lesson import PanelLesson
 from napari_crfasrnn.training.panel_round import PanelRound
@@ -62,6 +62,8 @@ def fine_tune(
     config: TrainConfig | None = None,
     progress: Callable[[TrainStep], None] | None = None,
     cancel: Cancel | None = None,
+    *,
+    base: SegmentationModel | None = None,
 ) -> TrainReport:
     """Teach a copy of a model what a person labelled.
 
@@ -81,6 +83,10 @@ def fine_tune(
         Called after every iteration, in the calling thread.
     cancel
         Asked between iterations and images; once it says True, the best so far is returned.
+    base
+        The model that the first round in this project began with, where ``model`` is of a later one. The
+        labels of all rounds are in the project, so a head begins there anew: each round that goes on from the
+        last forgets some more of what the labels do not show. ``model`` is what ``before`` is measured of.
 
     Returns
     -------
@@ -92,7 +98,7 @@ def fine_tune(
     ValueError
         If nothing in the project is labelled.
     """
-    return _Round(model, project, config or TrainConfig(), progress, cancel).run()
+    return _Round(model, project, config or TrainConfig(), progress, cancel, base).run()
 
 
 class _Round:
@@ -105,6 +111,7 @@ class _Round:
         config: TrainConfig,
         progress: Callable[[TrainStep], None] | None,
         cancel: Cancel | None,
+        base: SegmentationModel | None,
     ) -> None:
         self.clock = RoundClock(config.seconds, time.monotonic())
         self.project, self.config, self.progress = project, config, progress
@@ -112,8 +119,11 @@ class _Round:
         self.known = known_classes(model, project)
         self.is_foreign = model.provenance.get(TAUGHT, {}).get("project") != project.id
         self.student = with_classes_of(model, project)
+        self.base: SegmentationModel | None = None
         if self.config.thaw:
             self.student = self.student.with_panel(None)  # what is trained must also speak
+        elif base is not None and may_begin_anew(self.student, base):
+            self.base = with_classes_of(base, project)
         self.restraint = Restraint(self.student, self.knows, self.config)
         self.encodings = Encodings(keep=not self.config.thaw)
         self.planes: list[LabelledPlane] = []
@@ -205,8 +215,14 @@ class _Round:
         if self.clock.limit is not None:
             crf_seconds = min(crf_seconds, _CRF_SHARE * self.clock.limit)
         reserve = crf_seconds + _SCORES_AFTER * score_seconds
-        advice = self.restraint.advice(self.student, self.planes, views, self.cancel)
-        learner = self._head_learner(self.planes, views, advice, settled_after)
+        latest, self.student = self.student, self.base or self.student
+        try:
+            advice = self.restraint.advice(self.student, self.planes, views, self.cancel)
+            learner = self._head_learner(self.planes, views, advice, settled_after)
+        except Cancelled:
+            self.student = latest
+            raise
+        tuner.turn_to(self.student)
         stopped_by = self._learn_head(learner, iterations, reserve)
         if stopped_by != "diverged" and n_tuning:
             stopped_by = self._learn_crf(tuner, stopped_by, reserve=_SCORES_AFTER * score_seconds)

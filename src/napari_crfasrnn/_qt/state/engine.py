@@ -181,13 +181,15 @@ class Engine:
         config: TrainConfig,
         report: Callable[[TrainStep], None],
         cancel: Cancel,
+        base: ModelRequest | None = None,
     ) -> TrainReport:
-        """Teach a copy of a model what a project holds."""
+        """Teach a copy of a model what a project holds; ``base`` is what its first round began with."""
         from napari_crfasrnn.training import fine_tune
 
         model = _with_names_of(request)
+        first = None if base is None else _with_names_of(base)
         raise_if_cancelled(cancel)
-        return fine_tune(model, project, config, progress=report, cancel=cancel)
+        return fine_tune(model, project, config, progress=report, cancel=cancel, base=first)
 
     def compare(
         self,

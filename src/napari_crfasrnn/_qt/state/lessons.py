@@ -82,10 +82,15 @@ class Lessons:
         return self._before
 
     def learn(
-        self, request: ModelRequest, config: TrainConfig, taken: Callable[[Mapping[int, Labels]], None]
+        self,
+        request: ModelRequest,
+        base: ModelRequest | None,
+        config: TrainConfig,
+        taken: Callable[[Mapping[int, Labels]], None],
     ) -> None:
         """Teach a copy of a model what the project holds; then ``taken`` with that, and the copy is chosen.
 
+        ``base`` is the model that the first of its rounds began with, if it is of one and that one is there.
         ``taken`` gets labels by the numbers of the images in the project; what is painted meanwhile is new.
         """
         busy = Busy("learn", "Learning…")
@@ -96,7 +101,7 @@ class Lessons:
             if project is None:
                 raise ValueError("there is nothing to learn from: correct something first")
             taught = _known(project)
-            return self._engine.learn(request, project, config, report, task.cancelled), taught
+            return self._engine.learn(request, project, config, report, task.cancelled, base), taught
 
         def done(result: tuple[TrainReport, dict[int, Labels]]) -> None:
             report, taught = result

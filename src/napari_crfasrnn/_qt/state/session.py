@@ -225,8 +225,11 @@ class Session:
         advice = self.tasks.lines.get("classes")
         if advice is not None and advice.text in (BESIDE, PAINT_EACH):
             self.tasks.say("classes", "")
+        parent, first = self.rounds.parent_of(self.shelf.choice)
+        base = self.shelf.get(first) if parent else None
         self.lessons.learn(
             self.request(),
+            None if base is None else self.request(base),
             config or self.effort.config(),
             lambda taught: self.standing.taught(LEARNT, self.storage.keeper.by_key(taught)),
         )
