@@ -4,7 +4,8 @@
 
 A simulated annotator (learning/annotator.py) looks at what a model says of an image that it never saw, draws
 a stroke in each of the five largest errors, and presses Learn; then does it again with what the new model
-says, and goes on to the next image, whose labels are learnt together with those before. The table has means
+says, and goes on to the next image, whose labels are learnt together with those before. Every round begins at
+the model from before the first (`fine_tune(base=...)`), as in the widget. The table has means
 over the draws, each of which begins with another image:
 
 - "this image": mean IoU of the image that is being corrected. A person wants it to follow the strokes, and
@@ -85,7 +86,8 @@ def main() -> None:
                 print(lines[-1], flush=True)
     if options.write:
         when = datetime.now(tz=UTC).strftime("%Y-%m-%d")
-        how = f"--draws {options.draws} --images {options.images} --rounds {options.rounds}"
+        models = "" if options.models == list(SOURCES) else f"--models {' '.join(options.models)} "
+        how = f"{models}--draws {options.draws} --images {options.images} --rounds {options.rounds}"
         command = f"python benchmarks/corrections.py ../shared/data {how}"
         about = f"`{command}`, {platform.machine()}, torch {torch.__version__}, {when}"
         text = f"# Correcting an image\n\n{about}\n\n" + "\n".join(lines) + "\n"

@@ -97,7 +97,7 @@ def test_the_whole_loop(user, photograph, record_property) -> None:
     verified_before = user.bench.work.verified.copy()
     with StallSpy() as learning:
         assert user.do(lambda: widget.learn(LESSON)) == "learn"
-    assert "overlap" in widget.learning.result.label.text()
+    assert "look at Compare" in widget.learning.result.label.text()  # a stroke does not tell more
     assert len(user.session.lessons.history) == LESSON.max_iterations
     panel = user.session.lessons.report.model.panel  # experts learn what the model does not know
     assert panel is not None

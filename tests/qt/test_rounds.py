@@ -19,7 +19,7 @@ from napari_crfasrnn._qt.state.session import BESIDE
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import compare_labels
-from napari_crfasrnn.training import TrainReport
+from napari_crfasrnn.training import TrainReport, TrainStep
 from napari_crfasrnn.training.report import LockedScore
 
 FLAG = 21
@@ -324,11 +324,12 @@ def test_after_a_cancel_a_person_chooses(teacher: User) -> None:
 
 
 def test_what_came_of_a_round_is_told_in_words() -> None:
-    def told(before: float | None, after: float | None, n_pixels: int, n_areas: int) -> str:
+    def told(before: float | None, after: float | None, n_pixels: int, n_areas: int, *end: TrainStep) -> str:
         scores = [LockedScore(("a", "b"), (None, value), (0, n_pixels)) for value in (before, after)]
         return describe_round(
             TrainReport(
-                model=cast(Any, None), before=scores[0], after=scores[1], history=(), stopped_by="iterations",
+                model=cast(Any, None), before=scores[0], after=scores[1], history=end,
+                stopped_by="time" if end else "iterations",
                 n_planes=1, n_training_pixels=9, n_locked_pixels=n_pixels, n_locked_areas=n_areas,
                 crf_learnt=False, contradictions=(), notes=(), config=LESSON,
             )
@@ -338,8 +339,14 @@ def test_what_came_of_a_round_is_told_in_words() -> None:
     assert told(0.01, 0.85, 2310, 14) == f"Better: 85 % overlap, 1 % before this round, {aside}"
     assert told(0.852, 0.8, 2310, 14) == f"Worse: 80 % overlap, 85 % before this round, {aside}"
     assert told(0.972, 0.974, 2310, 14) == f"As good as before this round: 97 % overlap {aside}"
-    assert told(0.972, 0.974, 768, 1).endswith("768 px in 1 area, too few to rely on: look at Compare, too.")
+    few = (
+        "Learnt. Too few labels of yours are kept aside to tell how well (768 px in 1 area): look at Compare."
+    )
+    assert told(0.972, 0.974, 768, 1) == told(0.1, 1.0, 768, 1) == few
     assert told(None, 0.9, 9, 1).startswith("Too little was labelled to tell")
+    barely = told(0.04, 0.09, 2310, 14, TrainStep(1, 120, 0.5, None, 19.0))
+    assert barely == "Its time was over after 1 of 120 steps: give it more, in the menu beside Learn."
+    assert told(0.04, 0.09, 2310, 14, TrainStep(100, 120, 0.5, None, 19.0)).startswith("Better")
 
 
 def test_what_differs_is_told_in_a_sentence() -> None:

@@ -169,6 +169,7 @@ class TrainReport:
             "n_training_pixels": self.n_training_pixels,
             "n_locked_pixels": self.n_locked_pixels,
             "n_locked_areas": self.n_locked_areas,
+            "is_telling": self.is_telling,
             "verdict": self.verdict,
             "crf_learnt": self.crf_learnt,
             "contradictions": [asdict(place) for place in self.contradictions],
