@@ -85,7 +85,7 @@ def _row(one: Round, in_use: bool) -> RoundRow:
 def _origin(one: Round) -> str:
     """Return what the round began with."""
     if one.parent:
-        return f"It went on from round {one.parent}."
+        return f"It followed round {one.parent}."
     return (
         f"It began with the model {one.started_from!r}." if one.started_from else "It began without a round."
     )
