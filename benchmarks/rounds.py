@@ -139,7 +139,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--spread", type=int, default=8, help="cancels beside those at the worst moments")
     parser.add_argument("--cases", nargs="+", default=[""], help="only those with one of these in their name")
     parser.add_argument(
-        "--no-cancels", action="store_true", help="leave out the cancels: minutes, not an hour"
+        "--no-cancels", action="store_true", help="leave out the cancels: two minutes, not six"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
