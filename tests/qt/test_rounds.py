@@ -108,6 +108,26 @@ def test_a_round_is_on_the_disk_before_anybody_keeps_it(
     other.session.cancel()
 
 
+def test_a_later_round_is_given_the_model_that_the_first_began_with(
+    teacher: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, engine = teacher, teacher.session.engine
+    given, really_learn = [], engine.learn
+
+    def watched(*arguments: Any) -> TrainReport:
+        given.append(arguments[5])
+        return really_learn(*arguments)
+
+    monkeypatch.setattr(engine, "learn", watched)
+    learn(user)
+    assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"
+    user.settle()
+    learn(user)
+    assert given[0] is None
+    assert given[1].source == user.session.shelf.get("starter").source
+    assert given[1].classes == user.session.table.classes
+
+
 def test_what_was_learnt_is_told_and_labels_say_whose_they_are(teacher: User) -> None:
     user, learning, correct = teacher, teacher.widget.learning, teacher.widget.correct
 
