@@ -24,7 +24,6 @@ import argparse
 import multiprocessing
 import platform
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -34,10 +33,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from napari_crfasrnn import Project, Segmenter, TrainConfig, fine_tune, load_model, metrics
+from napari_crfasrnn import Segmenter, TrainConfig, load_model, metrics
 from napari_crfasrnn.network import SegmentationModel
 
 sys.path.insert(0, str(Path(__file__).parent / "learning"))
+import ours
 from annotator import UNLABELLED, Labels, corrections
 from photographs import Photograph, PhotographSet
 
@@ -115,17 +115,20 @@ def _work(task: tuple[str, int, argparse.Namespace]) -> list[Step]:
     torch.set_num_threads(1)
     name, draw, options = task
     base = model = load_model(name)
+    names = [spec.name for spec in model.classes]
     corrected, others = _draw(model, name, draw, options)
     random = np.random.default_rng([draw, 13])
     steps: list[Step] = []
     lesson: list[tuple[Photograph, Labels]] = []
     for number, own in enumerate(corrected):
-        steps.append(Step(number, 0, _score(model, [own]), _score(model, others)))
+        beside = steps[-1].others if steps else _score(model, others)
+        steps.append(Step(number, 0, _score(model, [own]), beside))
         lesson.append((own, np.full(own.mask.shape, UNLABELLED, np.uint8)))
         for n_rounds in range(1, options.rounds + 1):
             strokes = corrections(own.mask, _segment(model, own), N_STROKES, random)
             lesson[-1] = (own, np.where(strokes == UNLABELLED, lesson[-1][1], strokes))
-            model = _learn(model, base, lesson, TrainConfig(seconds=None, seed=draw + len(steps)))
+            config = TrainConfig(seconds=None, seed=draw + len(steps))
+            model = ours.learn(model, names, lesson, config, base).model
             steps.append(Step(number, n_rounds, _score(model, [own]), _score(model, others)))
     return steps
 
@@ -136,45 +139,18 @@ def _draw(
     """Return images that the model does not segment well yet, another first for each draw, and the others."""
     folder, splits = SOURCES[name]
     photographs = PhotographSet(options.data / folder, options.side)
-    pool = photographs.of(splits)[options.on == "report" :: 2]
-    table = _table(photographs.classes, [spec.name for spec in model.classes])
+    pool = sorted(name for split in splits for name in photographs.names(split))[options.on == "report" :: 2]
+    known = {spec.name: value for value, spec in enumerate(model.classes)}
+    values = {value: known[name] for value, name in enumerate(photographs.classes) if name in known}
     order = np.random.default_rng([17]).permutation(len(pool))
     n_others = min(N_OTHERS, len(pool) // 2)
-    read = [_renamed(photographs.read(pool[i]), table) for i in order]
+    read = [photographs.read(pool[i]).renamed(values, rest=UNLABELLED) for i in order]
     needy: list[Photograph] = []
     for photograph in read[n_others:]:
         if len(needy) < draw + options.images and _score(model, [photograph]) < GOOD:
             needy.append(photograph)
     found = needy[draw : draw + options.images]
     return found if len(found) == options.images else [], read[:n_others]
-
-
-def _table(names: Sequence[str], known: Sequence[str]) -> Labels:
-    """Return which class of the model a value of a mask is; those that it does not have are left out."""
-    table = np.full(UNLABELLED + 1, UNLABELLED, np.uint8)
-    for value, name in enumerate(names):
-        if name in known:
-            table[value] = known.index(name)
-    return table
-
-
-def _renamed(photograph: Photograph, table: Labels) -> Photograph:
-    return Photograph(photograph.name, photograph.image, table[photograph.mask])
-
-
-def _learn(
-    model: SegmentationModel,
-    base: SegmentationModel,
-    lesson: Sequence[tuple[Photograph, Labels]],
-    config: TrainConfig,
-) -> SegmentationModel:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Project.create(Path(folder) / "project", [spec.name for spec in model.classes]) as project,
-    ):
-        for photograph, labels in lesson:
-            project.add(photograph.image, labels=labels)
-        return fine_tune(model, project, config, base=base).model
 
 
 def _segment(model: SegmentationModel, photograph: Photograph) -> Labels:

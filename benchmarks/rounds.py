@@ -163,9 +163,9 @@ def _cases(options: argparse.Namespace, model: SegmentationModel) -> Iterator[Ca
         if k == min(options.k):
             yield _case("new classes", "masks", stained.classes, tissue)
         yield _case(
-            "one new class", "strokes", [*known, "road"], [_renamed(each, one_new) for each in scenes]
+            "one new class", "strokes", [*known, "road"], [each.renamed(one_new, rest=0) for each in scenes]
         )
-        yield _case("known classes", "strokes", known, [_renamed(each, in_starter) for each in scenes])
+        yield _case("known classes", "strokes", known, [each.renamed(in_starter, rest=0) for each in scenes])
 
 
 def _case(name: str, labels: str, classes: list[str], photographs: list[Photograph]) -> Case:
@@ -181,14 +181,6 @@ def _sized(photograph: Photograph, side: int) -> Photograph:
     image = resize(photograph.image, size, order=1, preserve_range=True, anti_aliasing=False)
     mask = resize(photograph.mask, size, order=0, preserve_range=True, anti_aliasing=False)
     return Photograph(photograph.name, np.rint(image).astype(np.uint8), mask.astype(np.uint8))
-
-
-def _renamed(photograph: Photograph, values: dict[int, int]) -> Photograph:
-    """Return a photograph with other label values; what has none is background."""
-    table = np.zeros(UNLABELLED + 1, np.uint8)
-    table[list(values)] = list(values.values())
-    table[UNLABELLED] = UNLABELLED
-    return Photograph(photograph.name, photograph.image, table[photograph.mask])
 
 
 def _measure(

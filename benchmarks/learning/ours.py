@@ -19,12 +19,16 @@ def learn(
     classes: list[str],
     training: Sequence[tuple[Photograph, Labels]],
     config: TrainConfig,
+    base: SegmentationModel | None = None,
 ) -> TrainReport:
-    """Return what a round of learning makes of a model, in a project that holds these labels."""
+    """Return what a round of learning makes of a model, in a project that holds these labels.
+
+    ``base`` is as in `fine_tune`.
+    """
     with (
         tempfile.TemporaryDirectory() as folder,
         Project.create(Path(folder) / "project", classes) as project,
     ):
         for photograph, labels in training:
             project.add(photograph.image, labels=labels)
-        return fine_tune(model, project, config)
+        return fine_tune(model, project, config, base=base)

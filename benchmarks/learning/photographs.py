@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from annotator import UNLABELLED
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -44,6 +45,13 @@ class Photograph:
         image = (255 * share.clip(0, 1)).round().astype(np.uint8)
         return Photograph(f"{self.name}, stretched", image, self.mask)
 
+    def renamed(self, values: Mapping[int, int], rest: int) -> Photograph:
+        """Return the photograph with other label values; those that have none become ``rest``."""
+        table = np.full(UNLABELLED + 1, rest, np.uint8)
+        table[list(values)] = list(values.values())
+        table[UNLABELLED] = UNLABELLED
+        return Photograph(self.name, self.image, table[self.mask])
+
 
 @dataclass(frozen=True)
 class PhotographSet:
@@ -67,26 +75,23 @@ class PhotographSet:
 
     def training(self, k: int, seed: int) -> list[Photograph]:
         """Return k images to label; those of a smaller k are among those of a larger one."""
-        names = self._names("train")
+        names = self.names("train")
         order = np.random.default_rng([seed, 7]).permutation(len(names))
         return [self.read(names[i]) for i in order[:k]]
 
     def validation(self, n: int) -> list[Photograph]:
         """Return n images to score, the same for every seed, spread over the split."""
-        names = self._names("val")
+        names = self.names("val")
         return [self.read(names[i]) for i in np.linspace(0, len(names) - 1, n).round().astype(int)]
 
     def development(self, n: int, seed: int) -> list[Photograph]:
         """Return n images of the training split that `training` reaches last, to choose settings on."""
-        names = self._names("train")
+        names = self.names("train")
         order = np.random.default_rng([seed, 7]).permutation(len(names))
         return [self.read(names[i]) for i in order[-n:]]
 
-    def of(self, splits: Sequence[str]) -> list[str]:
-        """Return the sorted names of the images of these splits."""
-        return sorted(name for split in splits for name in self._names(split))
-
-    def _names(self, split: str) -> list[str]:
+    def names(self, split: str) -> list[str]:
+        """Return the names of the images of a split."""
         return (self.folder / f"{split}.txt").read_text().split()
 
     def read(self, name: str) -> Photograph:

@@ -19,6 +19,7 @@ from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import ModelConfig, Preprocessing, TrainConfig
 from napari_crfasrnn.experts.sampling import Grid, Lay, _Interpolate, values_at
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
 from napari_crfasrnn.training import LockedScore, TrainStep, fine_tune, learning_round
@@ -471,20 +472,20 @@ class TestRepeating:
         assert same(weights(fine_tune(thawed, project, QUICK, base=starter).model), weights(on.model))
 
     def test_what_a_cancel_leaves_is_not_the_model_of_long_ago(
-        self, starter: SegmentationModel, make_project: Callable[..., Project]
+        self,
+        starter: SegmentationModel,
+        make_project: Callable[..., Project],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         project = self._corrected(starter, make_project)
         first = fine_tune(starter, project, QUICK).model
-        asked = 0
 
-        def cancel() -> bool:
-            nonlocal asked
-            asked += 1
-            return asked > 10  # before the head learns
+        def cancelled(*_: object) -> None:  # the last question before the head learns
+            raise Cancelled
 
-        report = fine_tune(first, project, QUICK, cancel=cancel, base=starter)
+        monkeypatch.setattr(learning_round.Restraint, "replay", cancelled)
+        report = fine_tune(first, project, QUICK, base=starter)
         assert report.stopped_by == "cancelled"
-        assert not report.history
         assert same(weights(report.model), weights(first))
 
     def _corrected(self, starter: SegmentationModel, make_project: Callable[..., Project]) -> Project:

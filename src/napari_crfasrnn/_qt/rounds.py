@@ -36,15 +36,15 @@ def describe(report: TrainReport) -> str:
         done = share_done(report.history[-1], report.config)
         when = "when it had hardly begun" if done < HARDLY else f"when {_percent(done)} was done"
         return f"Cancelled {when}: keep what was learnt so far, or discard it for the model from before."
-    if report.stopped_by == "time" and report.history and _share_of_steps(report) < BARELY:
+    if report.stopped_by == "time" and report.history:
         done, total = report.history[-1].iteration, report.history[-1].total
-        return f"Its time was over after {done} of {total} steps: give it more, in the menu beside Learn."
+        if done < BARELY * total:
+            return f"Its time was over after {done} of {total} steps: give it more, in the menu beside Learn."
     before, after = (None if score is None else score.miou for score in (report.before, report.after))
-    areas = (
-        f"{report.n_locked_pixels:,} px in {report.n_locked_areas:,} area{'s' * (report.n_locked_areas != 1)}"
-    )
     if before is None or after is None:
         return "Too little was labelled to tell whether it is better: look at Compare."
+    n_areas = report.n_locked_areas
+    areas = f"{report.n_locked_pixels:,} px in {n_areas:,} area{'s' * (n_areas != 1)}"
     if not report.is_telling:
         return f"Learnt. Too few labels of yours are kept aside to tell how well ({areas}): look at Compare."
     old, new = _percent(before), _percent(after)
@@ -56,18 +56,15 @@ def describe(report: TrainReport) -> str:
     return f"{said} with labels of yours kept aside as a check: {areas}."
 
 
-def _share_of_steps(report: TrainReport) -> float:
-    return report.history[-1].iteration / report.history[-1].total
-
-
 def _row(one: Round, in_use: bool) -> RoundRow:
     report = one.report
     before, after = report.get("before"), report.get("after")
-    came = _miou(before, after)
     if report.get("stopped_by") == "cancelled":
         came = "cancelled"
     elif not report.get("is_telling", True):  # rounds of earlier versions do not say
         came = "too little kept aside to tell"
+    else:
+        came = _miou(before, after)
     created = datetime.fromisoformat(one.created).astimezone()
     return RoundRow(
         number=one.number,

@@ -106,7 +106,7 @@ class Round:
     model_path
         The checkpoint it produced.
     parent
-        Number of the round whose model it taught further; 0 if that was of no round.
+        Number of the round whose model was in use before it; 0 if that was of no round.
     started_from
         Name of the model that the first of its line began with, as the caller knows it; may be empty.
     """

@@ -373,7 +373,7 @@ class Project:
         use
             Put it in force; otherwise it is stored, and the round in force stays.
         parent
-            Number of the round whose model was taught further; 0 for a model of no round, None for the
+            Number of the round whose model was in use before; 0 for a model of no round, None for the
             round in force.
         started_from
             Name of the model that the first round of the line began with.

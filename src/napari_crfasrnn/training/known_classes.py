@@ -51,7 +51,7 @@ def may_begin_anew(model: SegmentationModel, base: SegmentationModel) -> bool:
         return False
     parts = zip(network.encoder_parts(), first.encoder_parts(), strict=True)
     weights = ((one.state_dict(), other.state_dict()) for one, other in parts)
-    return all(torch.equal(one[name], other[name]) for one, other in weights for name in one)
+    return all(torch.equal(one[name], other[name].to(model.device)) for one, other in weights for name in one)
 
 
 def _renamed(model: SegmentationModel, project: Project) -> dict[str, str]:

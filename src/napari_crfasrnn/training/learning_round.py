@@ -123,7 +123,7 @@ class _Round:
         if self.config.thaw:
             self.student = self.student.with_panel(None)  # what is trained must also speak
         elif base is not None and may_begin_anew(self.student, base):
-            self.base = with_classes_of(base, project)
+            self.base = with_classes_of(base, project).to(self.student.device)
         self.restraint = Restraint(self.student, self.knows, self.config)
         self.encodings = Encodings(keep=not self.config.thaw)
         self.planes: list[LabelledPlane] = []
@@ -215,7 +215,9 @@ class _Round:
         if self.clock.limit is not None:
             crf_seconds = min(crf_seconds, _CRF_SHARE * self.clock.limit)
         reserve = crf_seconds + _SCORES_AFTER * score_seconds
-        latest, self.student = self.student, self.base or self.student
+        latest = self.student
+        if self.base is not None:
+            self.student = self.base
         try:
             advice = self.restraint.advice(self.student, self.planes, views, self.cancel)
             learner = self._head_learner(self.planes, views, advice, settled_after)
