@@ -23,7 +23,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QInputDialog, QMessageBox
 
 from napari_crfasrnn._qt.state.micrographs import kind_of
-from napari_crfasrnn._qt.state.session import BESIDE, PAINT_EACH
+from napari_crfasrnn._qt.state.session import BESIDE, KNOWS_NONE, PAINT_EACH
 from napari_crfasrnn._qt.state.telling import FITTING, HINTS, NOTHING
 from napari_crfasrnn._qt.widget import MODEL_FILES
 from napari_crfasrnn.imaging import open_image
@@ -243,8 +243,12 @@ def test_classes_of_ones_own_are_two_steps_away(user: Any, monkeypatch: pytest.M
     assert correct.patch.property("primary") == "false"  # the starter is no judge of what is uncertain here
     assert user.line("start") == ""
     assert [row.key for row in user.widget.classes.table.rows.rows] == [1, 2, 0]
-    assert user.do(user.widget.segment) == "segment"
-    assert "knows nothing of cell, debris" in user.line("start")
+    # The starter would make these up.
+    assert not user.widget.start.task.button.isEnabled()
+    assert KNOWS_NONE in user.widget.start.task.button.toolTip()
+    assert user.widget.start.message.label.text() == ""  # what to do is said beside the classes
+    assert user.do(user.widget.segment) == "failed"
+    assert user.line("start") == KNOWS_NONE
     user.bench.paint_with(1)
     user.drag((200, 210), (215, 220))
     user.settle()

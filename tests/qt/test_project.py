@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 from qtpy.QtTest import QTest
 from window_user import User
+
+from napari_crfasrnn._qt.state.keeper import NAMED, Keeper, data_dir
 
 
 def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, photograph, tmp_path) -> None:
@@ -102,6 +106,87 @@ def test_earlier_work_is_offered(user, photograph, make_napari_viewer) -> None:
     other = User(make_napari_viewer(show=True))
     other.wait(lambda: other.session.storage.recents)
     assert [recent.title for recent in other.session.storage.recents] == ["photo"]
+    other.session.cancel()
+
+
+def test_a_project_that_was_saved_by_name_is_offered_by_it(
+    user, photograph, make_napari_viewer, tmp_path
+) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    assert user.do(lambda: user.session.storage.save_as(tmp_path / "larvae")) == "save"
+    user.settle()
+    assert [recent.title for recent in user.session.storage.recents] == ["photo"]  # as it was before
+    other = User(make_napari_viewer(show=True))
+    other.wait(lambda: len(other.session.storage.recents) == 2)
+    assert {recent.title for recent in other.session.storage.recents} == {"larvae", "photo"}
+    menu = other.widget.project.open.menu()
+    other.wait(lambda: any(action.text().startswith("larvae") for action in menu.actions()))
+    other.session.cancel()
+    # A list that cannot be read costs nothing but the names in it; the same holds for folders that are gone.
+    named = data_dir() / NAMED
+    assert str(tmp_path / "larvae") in named.read_text()
+    for text in ("{", json.dumps([str(tmp_path / "gone")])):
+        named.write_text(text)
+        assert [recent.title for recent in Keeper().recent()] == ["photo"]
+
+
+def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) -> None:
+    new = user.widget.project.new
+    image = user.viewer.add_image(photograph, name="photo")
+    user.settle()
+    QTest.qWait(50)
+    assert not new.isEnabled()
+    assert "is new" in new.toolTip()
+    assert user.do(user.widget.segment) == "segment"
+    user.session.add_class("flag")
+    user.bench.paint_with(21)
+    user.drag((20, 5), (60, 5))
+    user.settle()
+    first, labels = user.session.storage.keeper.path, user.labels.copy()
+    assert (labels == 21).any()
+    assert user.do(lambda: user.click(new)) == "open"
+    user.settle()
+    assert list(user.viewer.layers) == [image]
+    assert user.bench.image is image
+    assert user.session.storage.keeper.project is None
+    assert "flag" not in user.session.table.names
+    assert user.session.table.names == user.session.shelf.choice.class_names
+    assert user.session.works == {}
+    assert not new.isEnabled()
+    assert (
+        not user.bench.labelling.leftovers()
+    )  # a widget that is opened again does not go on with the old one
+    assert [recent.path for recent in user.session.storage.recents] == [first]
+
+    # What is done now is of another project, and the first one has all that was done before.
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    second = user.session.storage.keeper.path
+    assert second != first
+    assert user.do(lambda: user.session.storage.open(first)) == "open"
+    user.settle()
+    np.testing.assert_array_equal(user.labels, labels)
+    assert user.session.table.names[21] == "flag"
+
+
+def test_all_images_of_a_project_count_when_it_is_opened(
+    user, photograph, make_napari_viewer, tmp_path
+) -> None:
+    for name, image in (("one", photograph), ("two", photograph[::-1])):
+        user.viewer.add_image(image, name=name)
+        user.bench.paint_with(15)
+        user.drag((100, 100), (140, 110))
+        user.settle()
+    material = user.widget.learning.note.toolTip()
+    assert material.endswith("px in 2 images")
+    assert user.do(lambda: user.session.storage.save_as(tmp_path / "two")) == "save"
+    other = User(make_napari_viewer(show=True))
+    other.wait(lambda: other.session.shelf.choice is not None)
+    assert other.do(lambda: other.session.storage.open(tmp_path / "two")) == "open"
+    other.settle()
+    assert other.widget.learning.note.toolTip() == material
     other.session.cancel()
 
 

@@ -13,8 +13,10 @@ from window_user import User
 
 from napari_crfasrnn import Project, Segmenter
 from napari_crfasrnn._qt.comparing import describe
+from napari_crfasrnn._qt.layers.frame import NAME as FRAME
 from napari_crfasrnn._qt.present import STILL_EARLIER
 from napari_crfasrnn._qt.rounds import describe as describe_round
+from napari_crfasrnn._qt.rounds import round_rows
 from napari_crfasrnn._qt.state.session import BESIDE
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import TrainConfig
@@ -200,6 +202,148 @@ def test_clicking_through_the_classes_leaves_no_empty_layers(teacher: User) -> N
     assert [layer.name for layer in user.viewer.layers] == names
 
 
+def test_a_round_that_comes_back_knows_what_it_was_taught(
+    teacher: User, make_napari_viewer: Any, tmp_path: Any
+) -> None:
+    user = teacher
+    n_taught = []
+    for number in range(3):
+        teach(user, np.s_[100:250, 0 : 16 + 8 * number])
+        n_taught.append(user.session.numbers[user.bench.key].summary.n_labelled)
+        learn(user)
+        assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"
+        user.settle()
+    other = opened_again(user, make_napari_viewer, tmp_path / "saved")
+    told = []
+    for number in (1, 2, 3):
+        other.session.choose_model(f"round:{number}")
+        other.settle()  # what it was taught is read,
+        other.settle()  # and then counted
+        told.append(other.widget.correct.note.toolTip())
+    new = [f"{n_taught[-1] - n:,} px new" for n in n_taught[:2]] + ["nothing new"]
+    assert told == [f"{n:,} px learnt · {rest}" for n, rest in zip(n_taught, new, strict=True)]
+    other.session.cancel()
+
+
+def test_a_model_that_knows_none_of_the_classes_segments_nothing(
+    teacher: User, photograph: np.ndarray
+) -> None:
+    user, start = teacher, teacher.widget.start
+    user.session.begin_classes(["flag"])
+    user.settle()
+    learn(user)
+    assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"
+    user.settle()
+    labels = user.labels.copy()
+    user.session.choose_model("nuclei-fluorescence")
+    user.settle()
+    assert start.message.label.text() == "This model knows none of your classes."
+    assert not start.task.button.isEnabled()
+    assert [button.text() for button in start.message.buttons] == ["Round 1", "New project"]
+    assert user.do(user.widget.segment) == "failed"
+    np.testing.assert_array_equal(user.labels, labels)
+
+    # Back to the round that knows them, or on to a project that has the classes of this model.
+    user.session.choose_model("round:1")
+    user.session.choose_model("nuclei-fluorescence")
+    user.settle()
+    assert user.do(lambda: user.click(start.message.buttons[0])) == "segment"
+    assert user.session.shelf.choice.name == "round:1"
+    user.session.choose_model("nuclei-fluorescence")
+    user.settle()
+    assert user.do(lambda: user.click(start.message.buttons[1])) == "open"
+    user.settle()
+    assert user.session.shelf.choice.name == "nuclei-fluorescence"
+    assert user.session.table.names == ("background", "nucleus", "border")
+    assert user.session.rounds.all == ()
+    assert not user.widget.learning.rounds.isVisible()
+    assert user.do(user.widget.segment) == "segment"
+
+
+def test_a_new_project_after_a_round_begins_with_the_model_that_the_round_began_with(teacher: User) -> None:
+    user = teacher
+    learn(user)
+    assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"
+    user.settle()
+    assert user.session.shelf.choice.name == "round:1"
+    assert user.do(lambda: user.click(user.widget.project.new)) == "open"
+    user.settle()
+    assert user.session.shelf.choice.name == "starter"
+    assert user.session.table.names == user.session.shelf.choice.class_names
+    assert [choice.name for choice in user.session.shelf.models if choice.name.startswith("round")] == []
+
+
+def test_strokes_that_contradict_the_others_are_shown_where_they_are(
+    teacher: User, photograph: np.ndarray
+) -> None:
+    user, learning = teacher, teacher.widget.learning
+    labels = user.labels.copy()
+    labels[160:174, 0:16] = 5  # across the flag, called a bottle
+    user.bench.group.write(labels)
+    user.settle()
+    learn(user)
+    (place, *others) = user.session.lessons.report.contradictions
+    assert (place.region.label, place.region.predicted) == (5, FLAG)
+    assert others == []
+    assert learning.message.label.text().startswith("1 stroke contradicts the others.")
+    other = user.viewer.add_image(photograph[::-1], name="another")
+    user.settle()
+    assert user.bench.image is other
+    camera = user.viewer.scene.camera
+    (show,) = learning.message.buttons
+    assert show.text() == "Show"
+    user.click(show)
+    QTest.qWait(50)
+    assert user.bench.image.name == "photo"
+    assert user.bench.doubts.shown == 0
+    assert FRAME in user.viewer.scene.overlays
+    y, x = camera.center[-2:]
+    assert (abs(y - 166.5) < 1, x < 60) == (True, True)  # the square lies within the image
+    said = learning.message.label.text()
+    assert said.startswith("Stroke 1 of 1: painted bottle, and still flag")
+    assert [button.text() for button in learning.message.buttons] == ["Back"]
+
+    # Back, and shown again; who goes on working, leaves it.
+    view = tuple(camera.center)
+    user.click(learning.message.buttons[0])
+    QTest.qWait(50)
+    assert FRAME not in user.viewer.scene.overlays
+    assert tuple(camera.center) != view
+    assert learning.message.label.text().startswith("1 stroke contradicts")
+    user.click(learning.message.buttons[0])
+    QTest.qWait(50)
+    user.bench.patching.next()
+    user.settle()
+    assert user.bench.doubts.shown is None
+    assert user.bench.patching.patch is not None
+    assert FRAME in user.viewer.scene.overlays  # of the square
+    user.bench.patching.leave()
+
+    # The report keeps the place.
+    (row,) = round_rows(user.session)
+    y0, x0, y1, x1 = place.region.box
+    fact = f"“photo”, rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}: painted bottle, still flag"
+    assert any(fact in line for line in row.facts)
+
+
+def test_a_round_that_was_cut_off_is_given_more_time_with_one_button(teacher: User) -> None:
+    user, learning, session = teacher, teacher.widget.learning, teacher.session
+    short = TrainConfig(seconds=1e-3, max_iterations=400, crf_iterations=0)
+    assert user.do(lambda: user.widget.learn(short)) == "learn"
+    user.settle()
+    assert learning.result.label.text().startswith("Its time was over after ")
+    (more,) = learning.result.buttons
+    assert more.text() == "Learn for 1 min"
+    user.click(more)
+    assert session.busy.what == "learn"
+    assert session.effort.seconds == 60
+    user.wait(lambda: session.lessons.history)
+    assert user.do(lambda: (session.cancel(), session.cancel())) == "cancelled"
+    user.settle()
+    assert session.shelf.choice.name == "starter"
+    assert session.rounds.all == ()
+
+
 def test_discarding_forgets_the_lesson(teacher: User) -> None:
     user = teacher
     learn(user)
@@ -365,7 +509,7 @@ def test_what_came_of_a_round_is_told_in_words() -> None:
     assert told(0.972, 0.974, 768, 1) == told(0.1, 1.0, 768, 1) == few
     assert told(None, 0.9, 9, 1).startswith("Too little was labelled to tell")
     barely = told(0.04, 0.09, 2310, 14, TrainStep(1, 120, 0.5, None, 19.0))
-    assert barely == "Its time was over after 1 of 120 steps: give it more, in the menu beside Learn."
+    assert barely == "Its time was over after 1 of 120 steps."
     assert told(0.04, 0.09, 2310, 14, TrainStep(100, 120, 0.5, None, 19.0)).startswith("Better")
 
 

@@ -49,6 +49,7 @@ class Comparing:
             return
         self.end()
         bench.patching.leave()
+        bench.doubts.end()
         if not shows_planes(bench.viewer):
             session.tasks.say("learn", NO_PLANES)
             return

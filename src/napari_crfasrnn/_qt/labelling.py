@@ -12,6 +12,7 @@ from qtpy.QtCore import QTimer
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.layers import (
     LabelGroup,
+    forget_mark,
     image_arguments,
     image_layers,
     key_of,
@@ -128,6 +129,11 @@ class Labelling:
             if "project" in mark and Path(mark["project"]).is_dir():
                 found.setdefault(Path(mark["project"]), {})[mark["image"]] = int(mark["item"])
         return found
+
+    def forget_project(self) -> None:
+        """Let the images of the viewer no longer be of the project that was open."""
+        for layer in image_layers(self._viewer.layers):
+            forget_mark(layer, "project", "item")
 
     # --- from the layers ----------------------------------------------------------------------------
 

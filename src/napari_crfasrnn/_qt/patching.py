@@ -69,6 +69,7 @@ class Patching:
         """Go to the square that is least certain; in the mode, leave the present one as it is."""
         if self._looking:
             return
+        self._bench.doubts.end(restore=False)
         if self.patch is not None and self._place is not None:
             self._skipped.setdefault(self._place.index, []).append(self.patch.box)
         self._look()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from napari_crfasrnn._qt.layers import image_layers, key_of, plane_index
 from napari_crfasrnn._qt.panels.state import (
+    TIMES,
     Action,
     ClassesState,
     ClassRow,
@@ -18,7 +19,8 @@ from napari_crfasrnn._qt.panels.state import (
     ProjectState,
     StartState,
 )
-from napari_crfasrnn._qt.rounds import describe, round_rows
+from napari_crfasrnn._qt.rounds import contradicting, describe, round_rows, was_cut_off
+from napari_crfasrnn._qt.state.session import KNOWS_NONE
 from napari_crfasrnn._qt.state.shelf import PREFIX
 from napari_crfasrnn._qt.state.telling import FITTING, USE
 
@@ -27,9 +29,14 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.workbench import Workbench
     from napari_crfasrnn.training import TrainReport
 
+NEW_PROJECT = Cure(
+    "new-project", "New project", "Begin another project with the model's classes; this one is kept"
+)
 CURES = {
     "segment": Cure("segment", "Segment"),
     "end-comparing": Cure("end-comparing", "Back"),
+    "next-doubt": Cure("next-doubt", "Next", "Go to the next stroke that contradicts the others"),
+    "end-doubts": Cure("end-doubts", "Back", "Take the frame away; the view is as it was"),
     "bring-back": Cure("bring-back", "Show them"),
     "open-model": Cure("open-model", "Open…"),
     "download": Cure("download", "Accept and download"),
@@ -45,9 +52,11 @@ CURES = {
         for name, text in models.items()
     },
 }
+LEARN_FOR = "learn-for:"  # the cure that learns anew with another time limit: its seconds follow
 STILL_EARLIER = "The labels are still the earlier model's."
 NO_IMAGE = "Open an image first."
-MAX_NOTES = 2  # of a round of learning; there is room for no more
+SHOW_DOUBT = Cure("next-doubt", "Show", "Go to the first of them; the image is brought into view")
+MAX_REMARKS = 2  # on a round of learning; there is room for no more
 DOING = {
     "segment": "the image is being segmented",
     "refine": "the labels are being refined",
@@ -165,7 +174,7 @@ def learn_state(bench: Workbench) -> LearnState:
     return LearnState(
         learn=Action(not why, why, primary=not why and _lead(bench) == "learn"),
         material="" if learning or session.lessons.report is not None else material,
-        result=describe(session.lessons.report) if session.lessons.report is not None else "",
+        result=_result(session),
         progress=_progress(session.busy, "learn", "compare"),
         show_plot=_shows_plot(session),
         compare=_compare_action(bench),
@@ -190,6 +199,7 @@ def project_state(bench: Workbench) -> ProjectState:
         title = "Project"
         summary = f"{images}, kept automatically" if n_images else ""
     nothing = "" if n_images or session.works else "There is nothing to save yet."
+    empty = "This project is new." if nothing and not session.rounds.all and not session.table.edited else ""
     no_model = _no_model(session)
     return ProjectState(
         title=title,
@@ -199,6 +209,7 @@ def project_state(bench: Workbench) -> ProjectState:
             for recent in session.storage.recents
         ),
         left=tuple((item.id, item.name) for item in bench.left),
+        new=Action(not (empty or busy), empty or busy),
         save=Action(not (nothing or busy), nothing or busy),
         save_model=Action(not (no_model or busy), no_model or busy),
         open=Action(not busy, busy),
@@ -212,6 +223,8 @@ def _segment_action(bench: Workbench) -> Action:
     why = _busy_reason(session)
     if bench.image is None:
         why = NO_IMAGE
+    elif session.table.is_unknown:
+        why = why or KNOWS_NONE
     elif not session.shelf.loading:  # else pressing it waits for the models
         why = why or _no_model(session)
     return Action(not why, why, primary=not why and _lead(bench) == "segment")
@@ -229,9 +242,12 @@ def _lead(bench: Workbench) -> str:
     session = bench.session
     if bench.patching.patch is not None:
         return "approve"
+    has_news = any(numbers.n_new > 0 for numbers in session.numbers.values())
+    if session.table.is_unknown:
+        return "learn" if has_news else ""
     if session.lessons.report is not None or not _is_segmented(bench) or _is_of_another_model(bench):
         return "segment"
-    if any(numbers.n_new > 0 for numbers in session.numbers.values()):
+    if has_news:
         return "learn"
     knows = any(origin is not None for origin in session.table.origins[1:])
     return "patch" if knows else ""  # what is uncertain to a model that knows no class here says nothing
@@ -284,10 +300,26 @@ def _shows_plot(session: Session) -> bool:
 def _start_message(bench: Workbench) -> Message:
     """Return what the section has to say, or else that the labels are not of the chosen model."""
     said = _message(bench.session, "start")
+    if not said.text and bench.session.busy is None and bench.session.table.is_unknown:
+        return _foreign_model(bench.session)
     if said.text or bench.session.busy is not None or not _is_of_another_model(bench):
         return said
     is_said = STILL_EARLIER in _lesson_message(bench).text
     return Message("" if is_said else STILL_EARLIER)
+
+
+def _foreign_model(session: Session) -> Message:
+    """Return what to do where the chosen model knows no class of the project, but for a project that begins.
+
+    In one that begins, the first round of learning makes the model.
+    """
+    current = session.rounds.current
+    if not session.rounds.all and session.table.edited:
+        return Message()
+    other = Cure(f"{USE}{PREFIX}{current}", f"Round {current}", "Use that model, and segment with it")
+    return Message(
+        "This model knows none of your classes.", "problem", (*([other] if current else []), NEW_PROJECT)
+    )
 
 
 def _lesson_message(bench: Workbench) -> Message:
@@ -300,17 +332,29 @@ def _lesson_message(bench: Workbench) -> Message:
         return Message(f"{said.text} {STILL_EARLIER}", said.tone, (again,))
     if said.text or report is None:
         return said
-    return Message(_remark(report))
+    shows = bool(report.contradictions) and not _busy_reason(bench.session)
+    return Message(_remark(report), cures=(SHOW_DOUBT,) if shows else ())
+
+
+def _result(session: Session) -> Message:
+    """Return what came of the round that waits for a decision; one that was cut off may have more time."""
+    report = session.lessons.report
+    if report is None:
+        return Message()
+    longer = next((seconds for seconds in TIMES if seconds > session.effort.seconds), None)
+    cures: tuple[Cure, ...] = ()
+    if was_cut_off(report) and longer is not None and not _busy_reason(session):
+        tip = "Drop what was learnt in the short time, and learn anew"
+        cures = (Cure(f"{LEARN_FOR}{longer:g}", f"Learn for {TIMES[longer]}", tip),)
+    return Message(describe(report), "plain", cures)
 
 
 def _remark(report: TrainReport) -> str:
-    """Return what else a round of learning has to say, in a sentence."""
-    if report.notes:
-        return " ".join(f"{note[:1].upper()}{note[1:]}." for note in report.notes[:MAX_NOTES])
+    """Return what else a round of learning has to say, in a sentence or two."""
     doubts = len(report.contradictions)
-    if doubts:
-        return f"{doubts} stroke{'s contradict' if doubts > 1 else ' contradicts'} the others."
-    return ""
+    said = [contradicting(doubts)] if doubts else []
+    said += [f"{note[:1].upper()}{note[1:]}." for note in report.notes]
+    return " ".join(said[:MAX_REMARKS])
 
 
 def _numbers(bench: Workbench) -> Numbers | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,21 @@ ENDED = {
     "diverged": "the loss was no longer a number",
 }
 HARDLY = 0.05  # of a round
+MOST_PLACES = 6  # of strokes that contradict the others
 BARELY = 0.25  # of its steps: too few to judge it by what came of them
 
 
 def round_rows(session: Session) -> tuple[RoundRow, ...]:
     """Return the rounds of the project, the latest first."""
-    current = session.rounds.current
-    return tuple(_row(one, one.number == current) for one in reversed(session.rounds.all))
+    current, name_of = session.rounds.current, session.storage.keeper.name_of
+    return tuple(_row(one, one.number == current, name_of) for one in reversed(session.rounds.all))
+
+
+def was_cut_off(report: TrainReport) -> bool:
+    """Return whether a round had no time for as many steps as it takes to judge it."""
+    if report.stopped_by != "time" or not report.history:
+        return False
+    return report.history[-1].iteration < BARELY * report.history[-1].total
 
 
 def describe(report: TrainReport) -> str:
@@ -36,10 +44,9 @@ def describe(report: TrainReport) -> str:
         done = share_done(report.history[-1], report.config)
         when = "when it had hardly begun" if done < HARDLY else f"when {_percent(done)} was done"
         return f"Cancelled {when}: keep what was learnt so far, or discard it for the model from before."
-    if report.stopped_by == "time" and report.history:
-        done, total = report.history[-1].iteration, report.history[-1].total
-        if done < BARELY * total:
-            return f"Its time was over after {done} of {total} steps: give it more, in the menu beside Learn."
+    if was_cut_off(report):
+        last = report.history[-1]
+        return f"Its time was over after {last.iteration} of {last.total} steps."
     before, after = (None if score is None else score.miou for score in (report.before, report.after))
     if before is None or after is None:
         return "Too little was labelled to tell whether it is better: look at Compare."
@@ -56,7 +63,7 @@ def describe(report: TrainReport) -> str:
     return f"{said} with labels of yours kept aside as a check: {areas}."
 
 
-def _row(one: Round, in_use: bool) -> RoundRow:
+def _row(one: Round, in_use: bool, name_of: Callable[[int], str]) -> RoundRow:
     report = one.report
     before, after = report.get("before"), report.get("after")
     if report.get("stopped_by") == "cancelled":
@@ -70,7 +77,7 @@ def _row(one: Round, in_use: bool) -> RoundRow:
         number=one.number,
         title=f"Round {one.number} · {came} · {created:%d %b %H:%M}",
         in_use=in_use,
-        facts=(_origin(one), *_facts(report)),
+        facts=(_origin(one), *_facts(report), *_doubts(report, name_of)),
         classes=_classes(before, after),
         history=tuple(
             (step["iteration"], float("nan") if step["loss"] is None else step["loss"], step["locked_miou"])
@@ -117,10 +124,35 @@ def _facts(report: Mapping[str, Any]) -> tuple[str, ...]:
             f"{', encoder trained too' if config.get('thaw') else ''}."
         )
     facts += [f"{note[:1].upper()}{note[1:]}." for note in report.get("notes", ())]
-    doubts = len(report.get("contradictions", ()))
-    if doubts:
-        facts.append(f"{doubts} stroke{'s contradict' if doubts > 1 else ' contradicts'} the others.")
     return tuple(facts)
+
+
+def _doubts(report: Mapping[str, Any], name_of: Callable[[int], str]) -> tuple[str, ...]:
+    """Return how many strokes contradict the others, and of the largest where they are."""
+    places, after = report.get("contradictions", ()), report.get("after")
+    if not places:
+        return ()
+    said = [contradicting(len(places))]
+    for place in places[:MOST_PLACES]:
+        region = place["region"]
+        y0, x0, y1, x1 = region["box"]
+        where = f"{name_of(place['item_id'])}, rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"
+        if place["index"]:
+            where += f", slice {', '.join(str(i + 1) for i in place['index'])}"
+        names = after["classes"] if after is not None else ()
+        painted, seen = (
+            names[value] if value < len(names) else f"class {value}"
+            for value in (region["label"], region["predicted"])
+        )
+        said.append(f"– {where}: painted {painted}, still {seen} ({region['n_pixels']:,} px).")
+    if len(places) > MOST_PLACES:
+        said.append(f"– and {len(places) - MOST_PLACES} more.")
+    return tuple(said)
+
+
+def contradicting(n_strokes: int) -> str:
+    """Return in a sentence that strokes contradict the others."""
+    return f"{n_strokes} stroke{'s contradict' if n_strokes > 1 else ' contradicts'} the others."
 
 
 def _classes(

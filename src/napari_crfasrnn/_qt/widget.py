@@ -32,6 +32,7 @@ from napari_crfasrnn._qt.panels import (
     theme_of,
 )
 from napari_crfasrnn._qt.panels.look import GAP
+from napari_crfasrnn._qt.present import LEARN_FOR
 from napari_crfasrnn._qt.rounds import round_rows
 from napari_crfasrnn._qt.state.shelf import LEARNT, PREFIX
 from napari_crfasrnn._qt.state.telling import OWN_CLASSES, USE
@@ -200,6 +201,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.learning.seconds_wanted.connect(lambda seconds: bench.set_effort(seconds=seconds))
         self.learning.thaw_wanted.connect(lambda thaw: bench.set_effort(thaw=thaw))
         self.learning.report_wanted.connect(self._show_round)
+        self.project.new_wanted.connect(bench.session.storage.begin)
         self.project.open_wanted.connect(self._open_project)
         self.project.save_as_wanted.connect(self._ask_save_as)
         self.project.save_model_wanted.connect(self._ask_save_model)
@@ -305,8 +307,16 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self._bench.bring_back()
         elif cure == "end-comparing":
             self._bench.comparing.end()
+        elif cure == "next-doubt":
+            self._bench.doubts.next()
+        elif cure == "end-doubts":
+            self._bench.doubts.end()
+        elif cure.startswith(LEARN_FOR):
+            self._learn_anew(float(cure.removeprefix(LEARN_FOR)))
         elif cure == "segment":
             self.segment()
+        elif cure == "new-project":
+            self.session.storage.begin()
         elif cure == "open-model":
             self._ask_model()
         elif cure == "download":
@@ -318,6 +328,12 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         elif cure.startswith(USE):
             self.session.choose_model(cure.removeprefix(USE))
             self.segment()
+
+    def _learn_anew(self, seconds: float) -> None:
+        """Drop what was just learnt, and learn with another time limit from now on."""
+        self.session.lessons.discard()
+        self._bench.set_effort(seconds=seconds)
+        self.learn()
 
     def _compare_learnt(self) -> None:
         before = self.session.lessons.before

@@ -13,6 +13,7 @@ from qtpy.QtCore import QTimer
 from napari_crfasrnn._qt import present
 from napari_crfasrnn._qt.boxes import Boxes
 from napari_crfasrnn._qt.comparing import Comparing
+from napari_crfasrnn._qt.doubts import Doubts
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.labelling import Labelling
 from napari_crfasrnn._qt.layers import (
@@ -61,8 +62,9 @@ class Workbench:
         Whether these layers are shown.
     left
         Images of the project that are not open.
-    live, patching, comparing, boxes
-        Live refinement; patch mode; rounds side by side; boxes around objects that Segment heeds.
+    live, patching, comparing, doubts, boxes
+        Live refinement; patch mode; rounds side by side; strokes that contradict the others; boxes around
+        objects that Segment heeds.
     """
 
     changed = Signal()  # something that the widgets show
@@ -86,7 +88,7 @@ class Workbench:
         self._show_timer = _timer(0, self._show)
         self._watch()
         self.live = Live(self)
-        self.patching, self.comparing = Patching(self), Comparing(self)
+        self.patching, self.comparing, self.doubts = Patching(self), Comparing(self), Doubts(self)
         self._select_first_image()
         self._sight = Sight(self)
         self.session.begin()
@@ -118,6 +120,7 @@ class Workbench:
             self.live.close()
             self.patching.close()
             self.comparing.close()
+            self.doubts.close()
             self._sight.close()
             self.labelling.flush()
         self.session.close()
@@ -388,6 +391,7 @@ class Workbench:
         if watch:
             self.session.changed.connect(self.show_soon)
             self.session.touched.connect(self._on_touched)
+            self.session.storage.left.connect(self._on_left)
             self.session.storage.opened.connect(self._on_opened)
             self.labelling.shown.connect(self.show_soon)
             self.labelling.lost.connect(self._on_lost)
@@ -453,13 +457,23 @@ class Workbench:
         self._save_timer.start()
         self.show_soon()
 
+    def _on_left(self) -> None:
+        """Let go of the labels of a project that was closed; they are in it."""
+        self.patching.leave()
+        self.comparing.end()
+        self.labelling.clear(remove=True)
+        self.labelling.forget_project()
+        self.left = []
+        self.show_soon()
+
     def _on_opened(self, opened: Sequence[Opened], left: Sequence[Item] | None) -> None:
         if left is not None:  # another project; what was there is in the one before
-            self.labelling.clear(remove=True)
+            self._on_left()
             self.left = list(left)
         for one in opened:
             self._channels[one.key] = one.item.axes.startswith("C")
             self.labelling.restore(one)
+            self.session.count(one.key, (0,) * len(self.session.works[one.key].image.stack_shape))
         self._count_timer.start()
         self.show_soon()
 

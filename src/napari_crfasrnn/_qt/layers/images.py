@@ -84,9 +84,12 @@ def set_mark(layer: Any, **notes: Any) -> None:
     layer.metadata[MARK] = {**mark_of(layer), **notes}
 
 
-def forget_mark(layer: Any) -> None:
-    """Remove our notes from the metadata of a layer."""
+def forget_mark(layer: Any, *notes: str) -> None:
+    """Remove our notes from the metadata of a layer: those named, or all of them."""
+    left = {name: note for name, note in mark_of(layer).items() if notes and name not in notes}
     layer.metadata.pop(MARK, None)
+    if left:
+        layer.metadata[MARK] = left
 
 
 def key_of(layer: Any) -> str:

@@ -19,10 +19,9 @@ from napari_crfasrnn._qt.panels.parts import (
     show_action,
     tool_button,
 )
-from napari_crfasrnn._qt.panels.state import Action, LearnState, Message, RoundRow
+from napari_crfasrnn._qt.panels.state import TIMES, Action, LearnState, RoundRow
 
 PLOT_HEIGHT = 76  # pixels
-TIMES = {20.0: "20 s", 60.0: "1 min", 300.0: "5 min"}
 
 
 class LearnPanel(Section):
@@ -54,6 +53,7 @@ class LearnPanel(Section):
         layout.setSpacing(0)
         self.plot: LossPlot | None = None  # made when it is first needed: pyqtgraph takes its time to load
         self.result = MessageLine()
+        self.result.cured.connect(self.cured)
         self.keep = button("Keep", "Use this model from now on, and store it in the project")
         self.discard = button("Discard", "Go back to the model from before")
         self.keep.clicked.connect(self.kept)
@@ -83,8 +83,8 @@ class LearnPanel(Section):
         """Draw."""
         self.task.show_action(state.learn, state.progress)
         self.note.show_text(state.material)
-        self.result.show_message(Message(state.result, "plain"))
-        self.decision.setVisible(bool(state.result))
+        self.result.show_message(state.result)
+        self.decision.setVisible(bool(state.result.text))
         show_action(self.compare, state.compare)
         self._fill_rounds(state.rounds, state.choose_round)
         self.effort.setText(f"{TIMES[state.seconds]}{' +' if state.thaw else ''} ▾")

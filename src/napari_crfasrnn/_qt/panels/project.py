@@ -12,6 +12,7 @@ from napari_crfasrnn._qt.panels.state import ProjectState
 class ProjectPanel(Section):
     """The project on the disk."""
 
+    new_wanted = Signal()
     open_wanted = Signal(str)  # a path, or "" to choose one
     save_as_wanted = Signal()
     save_model_wanted = Signal()
@@ -20,6 +21,11 @@ class ProjectPanel(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Project", parent)
+        self.new = tool_button(
+            "New",
+            "Begin a new project with the images that are open; this one is kept, and found under Open…",
+        )
+        self.new.clicked.connect(self.new_wanted)
         self.open = tool_button("Open…", "Open a project")
         self.open.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.open.setMenu(QMenu(self.open))
@@ -32,7 +38,7 @@ class ProjectPanel(Section):
         self.images.setMenu(QMenu(self.images))
         self.message = MessageLine()
         self.message.cured.connect(self.cured)
-        tools = row(self.open, self.save_as, self.save_model, self.images)
+        tools = row(self.new, self.open, self.save_as, self.save_model, self.images)
         tools.addStretch(1)
         self.content.addLayout(tools)
         self.content.addWidget(self.message)
@@ -42,7 +48,8 @@ class ProjectPanel(Section):
         """Draw."""
         self.set_title(state.title)
         for widget, action in (
-            (self.open, state.open), (self.save_as, state.save), (self.save_model, state.save_model),
+            (self.new, state.new), (self.open, state.open),
+            (self.save_as, state.save), (self.save_model, state.save_model),
         ):  # fmt: skip
             show_action(widget, action)
         self.note.show_text(state.summary)
@@ -52,7 +59,7 @@ class ProjectPanel(Section):
             menu.clear()
             menu.addAction("Choose a folder…", lambda: self.open_wanted.emit(""))
             if state.recents:
-                menu.addSection("Earlier work, kept automatically")
+                menu.addSection("Earlier work")
             for path, text in state.recents:
                 menu.addAction(text, lambda path=path: self.open_wanted.emit(path))
         if self._shown is None or self._shown.left != state.left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from types import SimpleNamespace
 
 from qtpy.QtCore import Qt
@@ -35,7 +36,7 @@ class RoundReport(QDialog):  # type: ignore[misc]
         self.setStyleSheet(style_sheet(theme))
         layout = QVBoxLayout(self)
         layout.setSpacing(2 * GAP)
-        facts = QLabel("<br>".join(round.facts))
+        facts = QLabel("<br>".join(map(escape, round.facts)))
         facts.setWordWrap(True)
         layout.addWidget(facts)
         if len(round.history) > 1:

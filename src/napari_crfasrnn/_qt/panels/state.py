@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from napari_crfasrnn.palette import Color
 
+TIMES = {20.0: "20 s", 60.0: "1 min", 300.0: "5 min"}
+"""How long a round of learning may be asked to take: seconds, and how they are written."""
+
 
 @dataclass(frozen=True)
 class Cure:
@@ -128,7 +131,7 @@ class LearnState:
 
     learn: Action = Action()
     material: str = ""
-    result: str = ""  # of a round that waits for a decision
+    result: Message = Message()  # of a round that waits for a decision
     progress: Progress | None = None
     show_plot: bool = False
     compare: Action = Action()  # what was just learnt with the model from before
@@ -147,6 +150,7 @@ class ProjectState:
     summary: str = ""
     recents: tuple[tuple[str, str], ...] = ()  # path, text
     left: tuple[tuple[int, str], ...] = ()  # images of the project that are not open: number, name
+    new: Action = Action()
     save: Action = Action()
     save_model: Action = Action()
     open: Action = Action()

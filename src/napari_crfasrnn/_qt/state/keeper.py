@@ -5,6 +5,7 @@ Every function here is slow and runs in the thread of the disk, one after anothe
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -21,6 +22,7 @@ import platformdirs
 from napari_crfasrnn.classes import ClassSpec
 from napari_crfasrnn.edits import summarize
 from napari_crfasrnn.project import Item, Project
+from napari_crfasrnn.project.database import DATABASE
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.work import Labels, Mask, Snapshot
@@ -29,6 +31,10 @@ _log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "NAPARI_CRFASRNN_DATA"
 """Environment variable that names another folder for the projects that were not saved by name."""
+
+
+NAMED = "named.json"  # in the folder of projects: where those are that were saved by name
+MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,46 @@ def data_dir() -> Path:
     return base / "projects"
 
 
+def _named() -> list[Path]:
+    """Return the folders that a person chose for projects, the latest first."""
+    try:
+        found = json.loads((data_dir() / NAMED).read_text(encoding="utf-8"))
+        return [Path(place) for place in found]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:  # a list for convenience: nobody's work depends on it
+        _log.warning("the list of projects cannot be read: %s", error)
+        return []
+
+
+def _remember(path: Path) -> None:
+    """Put a folder that a person chose at the head of the list of these."""
+    path = path.absolute()
+    if path.parent == data_dir().absolute():
+        return
+    places = [path, *(other for other in _named() if other != path)][:MOST_NAMED]
+    try:
+        data_dir().mkdir(parents=True, exist_ok=True)
+        (data_dir() / NAMED).write_text(json.dumps([str(place) for place in places]), encoding="utf-8")
+    except OSError as error:
+        _log.warning("the list of projects cannot be written: %s", error)
+
+
 def _is_work(project: Project) -> bool:
     """Return whether somebody may want to go on with a project: it is of no sample, or something was done."""
     return bool(project.rounds) or any(
         not item.metadata.get("sample") or _is_corrected(item) for item in project.items
     )
+
+
+def _title(path: Path) -> str:
+    """Return what a project is called by its images; "" where nobody may want to go on with it."""
+    try:
+        with Project.open(path, read_only=True) as project:
+            names = [item.name for item in project.items] if _is_work(project) else []
+    except (ValueError, OSError):
+        return ""  # not ours to repair; opening it by hand says what is wrong
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _is_corrected(item: Item) -> bool:
@@ -98,6 +139,15 @@ class Keeper:
         """Return the number that an image of the viewer has in the project."""
         item = self._items.get(key)
         return None if item is None else item.id
+
+    def key_of(self, number: int) -> str | None:
+        """Return the key that an image of the project has in the viewer, if it is open there."""
+        return next((key for key, item in tuple(self._items.items()) if item.id == number), None)
+
+    def name_of(self, number: int) -> str:
+        """Return what an image of the project is called, as far as it is open in the viewer."""
+        names = {item.id: item.name for item in tuple(self._items.values())}
+        return f"“{names[number]}”" if number in names else f"image {number}"
 
     def by_key(self, labels: Mapping[int, Labels]) -> dict[str, Labels]:
         """Return labels by the keys of the images in the viewer, not by their numbers in the project."""
@@ -150,6 +200,7 @@ class Keeper:
         project.save_as(path)
         self.project = Project.open(path)
         project.close()
+        _remember(path)
         return path
 
     def open(self, path: Path) -> Project:
@@ -157,6 +208,7 @@ class Keeper:
         project = Project.open(path)
         self.close()
         self.project = project
+        _remember(path)
         return project
 
     def read(self, item: Item, key: str | None = None) -> Opened:
@@ -174,26 +226,23 @@ class Keeper:
         return self.read(self.project.item(number))
 
     def recent(self, limit: int = 8) -> list[Recent]:
-        """Return the projects that were not saved by name, the latest first.
+        """Return the projects that were open before, the one changed last first.
 
-        Those of sample images alone are left out where nobody corrected anything.
+        Those that were not saved by name go by their images, and are left out where they hold samples alone
+        that nobody corrected.
         """
-        folder = data_dir()
-        found = sorted(folder.glob("*/project.sqlite"), key=lambda file: file.stat().st_mtime, reverse=True)
+        named = _named()
+        files = [place / DATABASE for place in named] + list(data_dir().glob(f"*/{DATABASE}"))
+        changed = {file: file.stat().st_mtime for file in files if file.is_file()}
         recents: list[Recent] = []
-        for file in found:
+        for file in sorted(changed, key=changed.__getitem__, reverse=True):
             if len(recents) == limit:
                 break
             if file.parent == self.path:
                 continue
-            try:
-                with Project.open(file.parent, read_only=True) as project:
-                    names = [item.name for item in project.items] if _is_work(project) else []
-            except (ValueError, OSError):
-                continue  # not ours to repair; opening it by hand says what is wrong
-            if names:
-                title = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-                recents.append(Recent(file.parent, title, datetime.fromtimestamp(file.stat().st_mtime)))
+            title = file.parent.name if file.parent in named else _title(file.parent)
+            if title:
+                recents.append(Recent(file.parent, title, datetime.fromtimestamp(changed[file])))
         return recents
 
     def close(self) -> None:

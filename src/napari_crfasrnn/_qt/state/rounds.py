@@ -77,6 +77,7 @@ class Rounds:
             return
         if not project.read_only:
             self._storage.run("rolling back", lambda: project.roll_back(number))
+        self._storage.read_taught()
         self.list_again()
         if number:
             self._shelf.choose(f"{PREFIX}{number}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +55,7 @@ class Numbers:
 
 PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
 BESIDE = "For micrographs, classes of your own do better without the starter's."
+KNOWS_NONE = "This model knows none of your classes: paint a little of each, and let it learn."
 PAINT_EACH = "Paint a little of each class and of the background, then let the model learn."
 
 
@@ -94,8 +95,9 @@ class Session:
         self._hinted_beside = False  # what the starter is not for was said
         self.shelf.chosen.connect(self._on_model_chosen)
         self.lessons.kept.connect(lambda name: self.standing.rename(LEARNT, name))
+        self.storage.left.connect(self._on_project_left)
         self.storage.replaced.connect(self._on_project_replaced)
-        self.storage.taught.connect(self.standing.add_lessons)
+        self.storage.taught.connect(self._on_taught)
 
     @property
     def busy(self) -> Busy | None:
@@ -138,11 +140,19 @@ class Session:
     # --- segmenting and correcting ------------------------------------------------------------------
 
     def segment(self, image: ImageInput, index: PlaneIndex | None, boxes: Sequence[Outline] = ()) -> None:
-        """Segment a plane of an image, or all of it where ``index`` is None, heeding boxes around objects."""
-        if self.busy is None:
-            self.shelf.when_loaded(
-                Busy("segment", "Looking for models…"), lambda: self._segment(image, index, boxes)
-            )
+        """Segment a plane of an image, or all of it where ``index`` is None, heeding boxes around objects.
+
+        A model that knows none of the table's classes segments nothing: it would make them up.
+        """
+        if self.busy is not None:
+            return
+        if self.table.is_unknown:
+            self.tasks.say("start", KNOWS_NONE, "problem")
+            self.finished.emit("failed")
+            return
+        self.shelf.when_loaded(
+            Busy("segment", "Looking for models…"), lambda: self._segment(image, index, boxes)
+        )
 
     def _segment(self, image: ImageInput, index: PlaneIndex | None, boxes: Sequence[Outline]) -> None:
         request, model = self.request(), self._model_name
@@ -176,7 +186,6 @@ class Session:
             of_photographs=self._model_name == PHOTOGRAPHS,
             kept=[spec.name for spec in kept],
             names=self.table.names,
-            unknown=self.table.own_names,
             models=[choice.name for choice in self.shelf.models] if is_free else (),
         )
         self.tell_again(image.key)
@@ -440,7 +449,16 @@ class Session:
             self.table.locked = False  # nothing would be lost: the table may follow the model
         if self.table.locked or not self.works:
             self.table.follow(names)
-        for key in self.numbers:  # what this model was taught
+        self._count_learnt(self.numbers)
+
+    def _on_taught(self, model: str, lessons: dict[str, Labels]) -> None:
+        self.standing.add_lessons(model, lessons)
+        if model == self._model_name:
+            self._count_learnt(lessons)
+
+    def _count_learnt(self, keys: Iterable[str]) -> None:
+        """Count anew what the chosen model was taught of images that were counted before."""
+        for key in keys:
             if key in self._counted:
                 self.count(key, self._counted[key])
 
@@ -452,9 +470,8 @@ class Session:
     def _model_name(self) -> str:
         return "" if self.shelf.choice is None else self.shelf.choice.name
 
-    def _on_project_replaced(
-        self, classes: tuple[ClassSpec, ...], rounds: list[ModelChoice], current: int
-    ) -> None:
+    def _forget(self) -> None:
+        """Forget all that is of the open project."""
         self.works.clear()
         self.numbers.clear()
         self.told.clear()
@@ -462,6 +479,22 @@ class Session:
         self.lessons.forget()
         self.shelf.remove(PREFIX)
         self.table.clear()
+        for section in ("start", "classes", "correct", "learn"):
+            self.tasks.lines.pop(section, None)
+
+    def _on_project_left(self) -> None:
+        first = self.rounds.all[0].started_from if self.rounds.all else ""
+        self._forget()
+        self.rounds.list_again()
+        if self.shelf.choice is None:  # it was of a round
+            self.shelf.choose_first(first)
+        else:
+            self.table.follow(self.shelf.choice.class_names)
+
+    def _on_project_replaced(
+        self, classes: tuple[ClassSpec, ...], rounds: list[ModelChoice], current: int
+    ) -> None:
+        self._forget()
         self.table.replace(classes, [spec.name for spec in classes], None)
         self.table.locked = self.table.edited = True
         before = self.shelf.choice

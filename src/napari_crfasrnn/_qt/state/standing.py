@@ -39,13 +39,13 @@ class Standing:
     def taught(self, model: str, lessons: dict[str, Labels]) -> None:
         """Note what a model was taught: labels of each image, the ignore value where there were none."""
         self.rename(model, "")  # an earlier one of this name is gone
-        self._lessons[model] = lessons
-        for name in list(self._lessons)[:-_MOST]:
-            del self._lessons[name]
+        self.add_lessons(model, lessons)
 
     def add_lessons(self, model: str, lessons: dict[str, Labels]) -> None:
-        """Note what else a model was taught, of images that were opened just now."""
-        self._lessons.setdefault(model, {}).update(lessons)
+        """Note what else a model was taught, of images that were opened just now, say."""
+        self._lessons[model] = {**self._lessons.pop(model, {}), **lessons}  # the latest come last
+        for name in list(self._lessons)[:-_MOST]:
+            del self._lessons[name]
 
     def n_learnt(self, model: str, key: str, known: Labels) -> int:
         """Count the labels of an image, known to be true, that a model was taught as they are."""

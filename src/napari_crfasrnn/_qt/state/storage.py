@@ -31,6 +31,7 @@ class Storage:
     """Keeps the work of a session in a project on the disk."""
 
     saved = Signal(str, Path, int)  # key of an image, folder of the project, number of its item
+    left = Signal()  # the project is closed, and the next one is new
     opened = Signal(object, object)  # `Opened` images; the items left closed, None where nothing was closed
     replaced = Signal(
         object, object, int
@@ -98,10 +99,28 @@ class Storage:
             self._tasks.say(
                 "project", f"Saved in {path.name}; from now on it is kept up to date there.", "good"
             )
+            self.list_recents()
 
         def start() -> None:
             classes = self._table.classes
             self._tasks.start(busy, lambda task, report: self.keeper.save_as(path, classes), done)
+
+        self.when_saved(busy, start)
+
+    def begin(self) -> None:
+        """Close the project, which is kept, and begin a new one."""
+        if self._tasks.busy is not None:
+            return
+        busy = Busy("open", "Beginning a new project…")
+
+        def done(_: None) -> None:
+            self._unsaved.clear()
+            self.left.emit()
+            self._tasks.say("project", "This is a new project; the one before is under Open….")
+            self.list_recents()
+
+        def start() -> None:
+            self._tasks.start(busy, lambda task, report: self.keeper.close(), done)
 
         self.when_saved(busy, start)
 
@@ -209,6 +228,10 @@ class Storage:
         return self.keeper.taught(
             sorted({project.rounds[-1].number, *([in_force.number] if in_force else [])})
         )
+
+    def read_taught(self) -> None:
+        """Read anew what the rounds were taught that are likely to be used."""
+        self.run("reading what was taught", self._taught, self._tell_taught)
 
     def _tell_taught(self, taught: Mapping[int, dict[str, Labels]]) -> None:
         for number, lessons in taught.items():

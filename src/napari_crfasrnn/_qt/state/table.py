@@ -70,6 +70,11 @@ class ClassTable:
         """Names of the classes that the chosen model does not know."""
         return tuple(name for name, origin in zip(self.names, self.origins, strict=True) if origin is None)
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether there are classes beside the first, and the chosen model knows none of these."""
+        return len(self.classes) > 1 and not any(self.origins[1:])
+
     def key_of(self, value: int) -> int | None:
         """Return the number key of a class."""
         return next((key for key, v in self.keys.items() if v == value), None)

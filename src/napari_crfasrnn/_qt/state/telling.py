@@ -34,7 +34,6 @@ def tell(
     of_photographs: bool,
     kept: Sequence[str],
     names: Sequence[str],
-    unknown: Sequence[str],
     models: Collection[str],
 ) -> Line:
     """Return what there is to say of a segmentation.
@@ -47,15 +46,14 @@ def tell(
         Whether the model is the one of everyday photographs.
     kept
         Classes of earlier labels that the model does not know.
-    names, unknown
-        The class table, and what of it the model does not know.
+    names
+        The class table.
     models
         The models that may be chosen instead.
     """
     seconds = result.segmentation.timings
-    knows_none = len(names) > 1 and not set(names[1:]) - set(unknown)
-    is_empty = set(result.present) <= {0} and names[0] == BACKGROUND and not knows_none
-    hint = HINTS.get(result.kind or "", "") if of_photographs and not knows_none else ""
+    is_empty = set(result.present) <= {0} and names[0] == BACKGROUND
+    hint = HINTS.get(result.kind or "", "") if of_photographs else ""
     text = f"{seconds['total']:.1f} s · network {seconds['network']:.1f} · CRF {seconds['crf']:.1f}"
     if result.n_boxes:
         text += f" · {result.n_boxes} box{'es' * (result.n_boxes != 1)} heeded"
@@ -63,8 +61,6 @@ def tell(
         text += f" · {', '.join(kept)} kept for what was segmented before"
     if result.n_nonfinite:
         text += f" · {result.n_nonfinite:,} NaN or infinite pixels taken as the darkest"
-    if knows_none:
-        text += f". This model knows nothing of {', '.join(unknown)}: teach it, or choose another"
     if is_empty:
         text = (ONLY_BACKGROUND if hint else NOTHING) + f" {text}" * bool(kept or result.n_nonfinite)
     cures: tuple[str, ...] = ()

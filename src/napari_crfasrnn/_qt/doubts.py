@@ -1,0 +1,120 @@
+"""Strokes that contradict the others: a person is led to them, one after the other.
+
+The view changes when a person presses something, and only then. If they look at another image or slice by
+themselves, or work on, the tour ends and the view stays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from napari_crfasrnn._qt.layers import Frame, key_of, show_plane, shows_planes
+from napari_crfasrnn._qt.state import PlaneIndex
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.workbench import Workbench
+    from napari_crfasrnn.edits import Box
+    from napari_crfasrnn.training import PlaceOfContradiction
+
+LEAST_SIDE = 96  # pixels of what is framed around a stroke, so that one sees what it lies in
+NO_PLANES = "Strokes are shown on a slice: show the image in 2-D, not turned."
+
+
+class Doubts:
+    """Showing contradicting strokes in one viewer.
+
+    Parameters
+    ----------
+    bench
+        The viewer's workbench.
+
+    Attributes
+    ----------
+    shown
+        Which one is framed, counted from 0; None while none is.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        self.shown: int | None = None
+        self._bench, self._session = bench, bench.session
+        self._frame = Frame(bench.viewer)
+        self._where: tuple[str | None, PlaneIndex] = (None, ())
+        bench.changed.connect(self._follow)
+
+    @property
+    def places(self) -> tuple[PlaceOfContradiction, ...]:
+        """The strokes in question: of the round that is neither kept nor discarded."""
+        report = self._session.lessons.report
+        return () if report is None else report.contradictions
+
+    def next(self) -> None:
+        """Frame the first of them, or the one after that which is framed."""
+        bench, say = self._bench, self._session.tasks.say
+        places = self.places
+        if not places or self._session.busy is not None:
+            return
+        bench.patching.leave()
+        bench.comparing.end()
+        if not shows_planes(bench.viewer):
+            say("learn", NO_PLANES)
+            return
+        number = 0 if self.shown is None else (self.shown + 1) % len(places)
+        place = places[number]
+        key = self._session.storage.keeper.key_of(place.item_id)
+        layer = bench.labelling.image_layer(key) if key is not None else None
+        work = self._session.works.get(key or "")
+        said = self._said(number)
+        if layer is None or work is None:
+            self._frame.hide(restore=False)
+            said += " Its image is not open."
+        else:
+            bench.choose_image(key_of(layer))
+            if place.index:
+                show_plane(bench.viewer, layer, place.index)
+            shape = work.image.plane_shape
+            self._frame.show(layer, shape, _around(place.region.box, shape))
+        self.shown, self._where = number, (bench.key, bench.index)
+        say("learn", said, "plain", *(["next-doubt"] if len(places) > 1 else []), "end-doubts")
+
+    def end(self, *, restore: bool = True) -> None:
+        """Take the frame away; with ``restore`` the view is as it was."""
+        if self.shown is None:
+            return
+        self._frame.hide(restore=restore)
+        self.shown = None
+        self._session.tasks.say("learn", "")
+
+    def close(self) -> None:
+        """Stop."""
+        self._bench.changed.disconnect(self._follow)
+        self.end(restore=False)
+
+    def _said(self, number: int) -> str:
+        report = self._session.lessons.report
+        assert report is not None
+        region = report.contradictions[number].region
+        names = [spec.name for spec in report.model.classes]
+        return (
+            f"Stroke {number + 1} of {len(report.contradictions)}: painted {names[region.label]}, and still "
+            f"{names[region.predicted]} to what was learnt ({region.share:.0%} of {region.n_pixels:,} px)."
+        )
+
+    def _follow(self) -> None:
+        """End where a person looks at something else, works on, or has decided about the round."""
+        if self.shown is None:
+            return
+        elsewhere = self._where != (self._bench.key, self._bench.index)
+        if elsewhere or not self.places or self._session.busy is not None:
+            self.end(restore=False)
+
+
+def _around(box: Box, shape: tuple[int, int]) -> Box:
+    """Return a square around a box that is large enough to see what lies there, as far as the plane goes."""
+    y0, x0, y1, x1 = box
+    side = max(LEAST_SIDE, y1 - y0, x1 - x0)
+    bounds = []
+    for low, high, length in ((y0, y1, shape[0]), (x0, x1, shape[1])):
+        start = min(max(0, (low + high - side) // 2), max(0, length - side))
+        bounds.append((start, min(length, start + side)))
+    (top, bottom), (left, right) = bounds
+    return top, left, bottom, right
