@@ -116,7 +116,7 @@ def test_panels_tell_what_was_done_and_decide_nothing(qapp, qtbot) -> None:
     with qtbot.waitSignal(start.cancelled):
         start.task.cancel.click()
 
-    learn.show_state(LearnState(result="IoU 0.5 → 0.7"), theme_of("dark"))
+    learn.show_state(LearnState(result=Message("IoU 0.5 → 0.7")), theme_of("dark"))
     with qtbot.waitSignal(learn.kept):
         learn.keep.click()
     with qtbot.waitSignal(learn.discarded):
@@ -125,6 +125,8 @@ def test_panels_tell_what_was_done_and_decide_nothing(qapp, qtbot) -> None:
     with qtbot.waitSignal(project.open_wanted) as opened:
         project.open.menu().actions()[-1].trigger()
     assert opened.args == ["/p"]
+    with qtbot.waitSignal(project.new_wanted):
+        project.open.menu().actions()[0].trigger()
     with qtbot.waitSignal(project.item_wanted) as item:
         project.images.menu().actions()[0].trigger()
     assert item.args == [3]

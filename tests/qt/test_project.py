@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 from qtpy.QtTest import QTest
@@ -133,12 +134,15 @@ def test_a_project_that_was_saved_by_name_is_offered_by_it(
 
 
 def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) -> None:
-    new = user.widget.project.new
+    def new() -> Any:
+        (action,) = [a for a in user.widget.project.open.menu().actions() if a.text() == "New project"]
+        return action
+
     image = user.viewer.add_image(photograph, name="photo")
     user.settle()
     QTest.qWait(50)
-    assert not new.isEnabled()
-    assert "is new" in new.toolTip()
+    assert not new().isEnabled()
+    assert "is new" in new().toolTip()
     assert user.do(user.widget.segment) == "segment"
     user.session.add_class("flag")
     user.bench.paint_with(21)
@@ -146,7 +150,7 @@ def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) ->
     user.settle()
     first, labels = user.session.storage.keeper.path, user.labels.copy()
     assert (labels == 21).any()
-    assert user.do(lambda: user.click(new)) == "open"
+    assert user.do(lambda: new().trigger()) == "open"
     user.settle()
     assert list(user.viewer.layers) == [image]
     assert user.bench.image is image
@@ -154,7 +158,7 @@ def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) ->
     assert "flag" not in user.session.table.names
     assert user.session.table.names == user.session.shelf.choice.class_names
     assert user.session.works == {}
-    assert not new.isEnabled()
+    assert not new().isEnabled()
     assert (
         not user.bench.labelling.leftovers()
     )  # a widget that is opened again does not go on with the old one

@@ -266,7 +266,7 @@ def test_a_new_project_after_a_round_begins_with_the_model_that_the_round_began_
     assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"
     user.settle()
     assert user.session.shelf.choice.name == "round:1"
-    assert user.do(lambda: user.click(user.widget.project.new)) == "open"
+    assert user.do(user.widget.project.new_wanted.emit) == "open"
     user.settle()
     assert user.session.shelf.choice.name == "starter"
     assert user.session.table.names == user.session.shelf.choice.class_names

@@ -68,7 +68,8 @@ class Doubts:
             self._frame.hide(restore=False)
             said += " Its image is not open."
         else:
-            bench.choose_image(key_of(layer))
+            if layer is not bench.image:  # else the layer that is painted on stays selected
+                bench.choose_image(key_of(layer))
             if place.index:
                 show_plane(bench.viewer, layer, place.index)
             shape = work.image.plane_shape
@@ -94,9 +95,10 @@ class Doubts:
         assert report is not None
         region = report.contradictions[number].region
         names = [spec.name for spec in report.model.classes]
+        share = f"{100 * region.share:.0f} % of {region.n_pixels:,} px"
         return (
             f"Stroke {number + 1} of {len(report.contradictions)}: painted {names[region.label]}, and still "
-            f"{names[region.predicted]} to what was learnt ({region.share:.0%} of {region.n_pixels:,} px)."
+            f"{names[region.predicted]} to what was learnt ({share})."
         )
 
     def _follow(self) -> None:

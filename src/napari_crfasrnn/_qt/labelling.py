@@ -45,7 +45,7 @@ class Labelling:
         self.groups: dict[str, LabelGroup] = {}
         self.per_class = True
         self._viewer, self._session, self._keys = viewer, session, keys
-        session.counted.connect(self._on_counted)
+        session.counts.counted.connect(self._on_counted)
         session.segmented.connect(self._on_segmented)
         session.storage.saved.connect(self._on_saved)
 

@@ -178,7 +178,7 @@ class Workbench:
         timers = (self._count_timer, self._save_timer, self._show_timer)
         return (
             any(timer.isActive() for timer in timers)
-            or self.session.is_counting
+            or self.session.counts.busy
             or self.live.busy
             or self.patching.busy
         )

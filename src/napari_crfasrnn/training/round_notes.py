@@ -38,8 +38,8 @@ def unlearnt(classes: Sequence[ClassSpec], values: Sequence[int]) -> list[str]:
         return []
     names = ", ".join(repr(classes[value].name) for value in values)
     return [
-        f"labels of {names} are still seen otherwise in places: beside new classes, what the model "
-        "knew already is taught carefully, so that it forgets nothing; another round teaches more"
+        f"labels of {names} are still seen otherwise in places: another round teaches more of what the model "
+        "knew before"
     ]
 
 

@@ -21,14 +21,10 @@ class ProjectPanel(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Project", parent)
-        self.new = tool_button(
-            "New",
-            "Begin a new project with the images that are open; this one is kept, and found under Open…",
-        )
-        self.new.clicked.connect(self.new_wanted)
-        self.open = tool_button("Open…", "Open a project")
+        self.open = tool_button("Open…", "Open a project, or begin a new one")
         self.open.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.open.setMenu(QMenu(self.open))
+        self.open.menu().setToolTipsVisible(True)
         self.save_as = tool_button("Save as…", "Save the project, with its images and labels, in a folder")
         self.save_model = tool_button("Save model…", "Save the model in a file")
         self.save_as.clicked.connect(self.save_as_wanted)
@@ -38,7 +34,7 @@ class ProjectPanel(Section):
         self.images.setMenu(QMenu(self.images))
         self.message = MessageLine()
         self.message.cured.connect(self.cured)
-        tools = row(self.new, self.open, self.save_as, self.save_model, self.images)
+        tools = row(self.open, self.save_as, self.save_model, self.images)
         tools.addStretch(1)
         self.content.addLayout(tools)
         self.content.addWidget(self.message)
@@ -48,15 +44,20 @@ class ProjectPanel(Section):
         """Draw."""
         self.set_title(state.title)
         for widget, action in (
-            (self.new, state.new), (self.open, state.open),
-            (self.save_as, state.save), (self.save_model, state.save_model),
+            (self.open, state.open), (self.save_as, state.save), (self.save_model, state.save_model),
         ):  # fmt: skip
             show_action(widget, action)
         self.note.show_text(state.summary)
         self.message.show_message(state.message)
-        if self._shown is None or self._shown.recents != state.recents:
+        if self._shown is None or (self._shown.new, self._shown.recents) != (state.new, state.recents):
             menu = self.open.menu()
             menu.clear()
+            new = menu.addAction("New project", self.new_wanted.emit)
+            new.setEnabled(state.new.enabled)
+            new.setToolTip(
+                state.new.why_not
+                or "Begin with the images that are open; this project is kept, and listed here"
+            )
             menu.addAction("Choose a folder…", lambda: self.open_wanted.emit(""))
             if state.recents:
                 menu.addSection("Earlier work")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from napari_crfasrnn._qt.state.counts import Numbers
 from napari_crfasrnn._qt.state.keeper import Opened
-from napari_crfasrnn._qt.state.session import Numbers, Session
+from napari_crfasrnn._qt.state.session import Session
 from napari_crfasrnn._qt.state.tasks import Busy
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +10,7 @@ import numpy as np
 from psygnal import Signal
 
 from napari_crfasrnn._qt.state.boxes import Outline
+from napari_crfasrnn._qt.state.counts import Counts, Numbers
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
 from napari_crfasrnn._qt.state.lessons import Effort, Lessons
 from napari_crfasrnn._qt.state.rounds import Rounds
@@ -22,35 +21,17 @@ from napari_crfasrnn._qt.state.table import ClassTable, TableChange
 from napari_crfasrnn._qt.state.tasks import Busy, Line, Tasks
 from napari_crfasrnn._qt.state.telling import OWN_CLASSES, tell
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
-from napari_crfasrnn._qt.worker import Report, Task, Worker
+from napari_crfasrnn._qt.worker import Report, Task
 from napari_crfasrnn.classes import ClassSpec, ignore_value
 from napari_crfasrnn.config import TrainConfig
-from napari_crfasrnn.edits import Box, EditSummary, Patch
+from napari_crfasrnn.edits import Box, Patch
 from napari_crfasrnn.palette import Color
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
     from napari_crfasrnn.segmenter import Segmentation
 
-_log = logging.getLogger(__name__)
-
 Region = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """What is counted on an image: the shares on the plane that is shown, the rest on all of it."""
-
-    shares: tuple[float, ...]
-    present: tuple[int, ...]
-    summary: EditSummary
-    n_learnt: int = 0
-    """Labels that the chosen model was taught as they are."""
-
-    @property
-    def n_new(self) -> int:
-        """Labels to learn from that the chosen model was not taught."""
-        return self.summary.n_labelled - self.n_learnt
 
 
 PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
@@ -71,11 +52,9 @@ class Session:
 
     touched = Signal(str)  # key of an image whose labels may have changed
     segmented = Signal(str, object)  # key of an image, and the classes that are in it
-    counted = Signal(str)  # key of an image whose `Numbers` are new
 
     def __init__(self, write: Callable[[str, Labels, PlaneIndex], object]) -> None:
         self.works: dict[str, Work] = {}
-        self.numbers: dict[str, Numbers] = {}
         self.told: dict[str, Line] = {}  # of the last segmentation of each image, by the chosen model
         self.table = ClassTable()
         self.tasks, self.engine = Tasks(), Engine()
@@ -86,11 +65,8 @@ class Session:
         self.lessons = Lessons(self.tasks, self.engine, self.shelf, self.storage, self.rounds)
         self.changed, self.finished = self.tasks.changed, self.tasks.finished
         self.standing = Standing()
+        self.counts = Counts(self.works, self.table, self.standing)
         self._write = write
-        self._counter = Worker("crfasrnn-count")
-        self._counting: set[str] = set()
-        self._counted: dict[str, PlaneIndex] = {}  # which plane of an image was counted last
-        self._count_again: dict[str, PlaneIndex] = {}  # changed while it was counted
         self._closed = False
         self._hinted_beside = False  # what the starter is not for was said
         self.shelf.chosen.connect(self._on_model_chosen)
@@ -105,9 +81,9 @@ class Session:
         return self.tasks.busy
 
     @property
-    def is_counting(self) -> bool:
-        """Whether `Numbers` are on their way."""
-        return bool(self._counting)
+    def numbers(self) -> Mapping[str, Numbers]:
+        """What was counted last on each image, by its key."""
+        return self.counts.numbers
 
     def begin(self) -> None:
         """Find out which models and earlier projects there are."""
@@ -134,7 +110,7 @@ class Session:
             return
         self._closed = True
         self.tasks.close()
-        self._counter.close()
+        self.counts.close()
         self.storage.close()
 
     # --- segmenting and correcting ------------------------------------------------------------------
@@ -180,7 +156,7 @@ class Session:
         work.take(revision, segmentation)
         self.segmented.emit(image.key, result.present)
         self.touch(image.key)
-        is_free = not (self.table.edited or self._is_settled)  # else models have to follow the table
+        is_free = not (self.table.edited or self.counts.is_settled)  # else models have to follow the table
         self.told[image.key] = tell(
             result,
             of_photographs=self._model_name == PHOTOGRAPHS,
@@ -312,40 +288,8 @@ class Session:
         self.changed.emit()
 
     def count(self, key: str, index: PlaneIndex) -> None:
-        """Count shares and edits anew, in a thread; `counted` says when."""
-        work = self.works.get(key)
-        if work is None:
-            return
-        if key in self._counting:
-            self._count_again[key] = index
-            return
-        self._counting.add(key)
-        n_classes, model = len(self.table.classes), self._model_name
-        self._counted[key] = index
-
-        def run(task: Task, report: Report) -> Numbers:
-            shares = work.shares(index, n_classes)
-            n_learnt = self.standing.n_learnt(model, key, work.known())
-            return Numbers(shares, tuple(work.present(n_classes)), work.summary(), n_learnt)
-
-        def done(numbers: Numbers) -> None:
-            if self.works.get(key) is work and n_classes == len(self.table.classes):
-                self.numbers[key] = numbers
-                by_share = sorted(numbers.present, key=lambda value: -numbers.shares[value])
-                self.table.give_keys(by_share)
-                self.counted.emit(key)
-            go_on()
-
-        def failed(error: Exception) -> None:
-            _log.error("counting failed", exc_info=error)
-            go_on()
-
-        def go_on() -> None:
-            self._counting.discard(key)
-            if key in self._count_again:
-                self.count(key, self._count_again.pop(key))
-
-        self._counter.start("count", run, done, failed)
+        """Count shares and edits anew, in a thread; `Counts.counted` says when."""
+        self.counts.count(key, index, self._model_name)
 
     def choose_patch(
         self,
@@ -361,7 +305,7 @@ class Session:
             self.tasks.complain("correct", "Looking for a square", error)
             then(None)
 
-        self._counter.start("patch", lambda task, report: work.next_patch(index, without), then, failed)
+        self.counts.choose_patch(work, index, without, then, failed)
 
     # --- classes ------------------------------------------------------------------------------------
 
@@ -437,7 +381,7 @@ class Session:
         for key, work in list(self.works.items()):
             if not same or n_classes > ignore_value(work.labels.dtype):
                 self.works[key] = work.remapped(values, n_classes)
-                self.numbers.pop(key, None)
+                self.counts.forget(key)
             self.touched.emit(key)
         self.changed.emit()
 
@@ -445,26 +389,16 @@ class Session:
         assert self.shelf.choice is not None
         self.told.clear()
         names = self.shelf.choice.class_names
-        if not self._is_settled and not self.table.edited and names != self.table.names:
+        if not self.counts.is_settled and not self.table.edited and names != self.table.names:
             self.table.locked = False  # nothing would be lost: the table may follow the model
         if self.table.locked or not self.works:
             self.table.follow(names)
-        self._count_learnt(self.numbers)
+        self.counts.count_learnt(self._model_name)
 
     def _on_taught(self, model: str, lessons: dict[str, Labels]) -> None:
         self.standing.add_lessons(model, lessons)
         if model == self._model_name:
-            self._count_learnt(lessons)
-
-    def _count_learnt(self, keys: Iterable[str]) -> None:
-        """Count anew what the chosen model was taught of images that were counted before."""
-        for key in keys:
-            if key in self._counted:
-                self.count(key, self._counted[key])
-
-    @property
-    def _is_settled(self) -> bool:
-        return any(numbers.summary.n_labelled for numbers in self.numbers.values())
+            self.counts.count_learnt(model, lessons)
 
     @property
     def _model_name(self) -> str:
@@ -473,7 +407,7 @@ class Session:
     def _forget(self) -> None:
         """Forget all that is of the open project."""
         self.works.clear()
-        self.numbers.clear()
+        self.counts.clear()
         self.told.clear()
         self.standing.clear()
         self.lessons.forget()

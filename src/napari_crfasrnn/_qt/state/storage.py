@@ -116,7 +116,7 @@ class Storage:
         def done(_: None) -> None:
             self._unsaved.clear()
             self.left.emit()
-            self._tasks.say("project", "This is a new project; the one before is under Open….")
+            self._tasks.say("project", "A new project. The one before is found under Open.")
             self.list_recents()
 
         def start() -> None:
