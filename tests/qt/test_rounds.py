@@ -207,7 +207,7 @@ def test_a_round_that_comes_back_knows_what_it_was_taught(
 ) -> None:
     user = teacher
     n_taught = []
-    for number in range(3):
+    for number in range(2):
         teach(user, np.s_[100:250, 0 : 16 + 8 * number])
         n_taught.append(user.session.numbers[user.bench.key].summary.n_labelled)
         learn(user)
@@ -215,13 +215,13 @@ def test_a_round_that_comes_back_knows_what_it_was_taught(
         user.settle()
     other = opened_again(user, make_napari_viewer, tmp_path / "saved")
     told = []
-    for number in (1, 2, 3):
+    for number in (1, 2):  # the project was opened with the second
         other.session.choose_model(f"round:{number}")
         other.settle()  # what it was taught is read,
         other.settle()  # and then counted
         told.append(other.widget.correct.note.toolTip())
-    new = [f"{n_taught[-1] - n:,} px new" for n in n_taught[:2]] + ["nothing new"]
-    assert told == [f"{n:,} px learnt · {rest}" for n, rest in zip(n_taught, new, strict=True)]
+    first, both = n_taught
+    assert told == [f"{first:,} px learnt · {both - first:,} px new", f"{both:,} px learnt · nothing new"]
     other.session.cancel()
 
 

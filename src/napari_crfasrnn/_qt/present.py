@@ -134,6 +134,8 @@ def correct_state(bench: Workbench) -> CorrectState:
     busy = _busy_reason(session)
     no_model = _no_model(session)
     missing = "" if _is_segmented(bench) else "Segment the image first."
+    if missing and session.table.is_unknown:
+        missing = KNOWS_NONE
     return CorrectState(
         patch=Action(
             not missing, missing if bench.image is not None else NO_IMAGE, primary=_lead(bench) == "patch"
@@ -243,14 +245,13 @@ def _lead(bench: Workbench) -> str:
     if bench.patching.patch is not None:
         return "approve"
     has_news = any(numbers.n_new > 0 for numbers in session.numbers.values())
-    if session.table.is_unknown:
+    if session.table.is_unknown:  # to such a model all is uncertain, which says nothing
         return "learn" if has_news else ""
     if session.lessons.report is not None or not _is_segmented(bench) or _is_of_another_model(bench):
         return "segment"
     if has_news:
         return "learn"
-    knows = any(origin is not None for origin in session.table.origins[1:])
-    return "patch" if knows else ""  # what is uncertain to a model that knows no class here says nothing
+    return "patch"
 
 
 def _no_model(session: Session) -> str:

@@ -15,8 +15,7 @@ from napari_crfasrnn.training.background import background_views
 from napari_crfasrnn.training.planes import LabelledPlane, View
 from napari_crfasrnn.training.teacher import Advice, advise_by_forest, advise_by_votes, advise_to_stay
 
-_FIRMNESS = 5.0  # times the weight, with which a network made for one kind of image keeps what nobody touched
-_SLOWNESS = 0.3  # of the learning rate, at which it learns what somebody did
+_SLOWNESS = 0.3  # of the learning rate, for corrections of a network that was made for one kind of image
 _MOST_CELLS = 128**2  # of its finest map in an iteration: a window of 256 pixels
 _WHOLE = 0.5  # share of labelled pixels from which on planes are labelled as a whole
 
@@ -58,7 +57,7 @@ class Restraint:
         """
         first = views[: len(planes)]
         if self._is_fitting:
-            return [advise_to_stay(model, view, _FIRMNESS * self._config.keep_weight) for view in first]
+            return [advise_to_stay(model, view, self._config.keep_weight) for view in first]
         if self._knows:
             return advise_by_votes(model, first, self._config, cancel)
         classes = set[int]().union(*(set(view.training.target.tolist()) for view in first))
