@@ -225,6 +225,17 @@ def test_names_are_whole_or_end_in_an_ellipsis(user, photograph) -> None:
     assert combo.view().width() >= combo.fontMetrics().horizontalAdvance(combo.currentText())
     combo.hidePopup()
 
+    project, column = user.widget.project, user.widget.scroll.widget()
+    project.show_state(ProjectState(title=f"Project: {long}", summary="12 images, saved as you go"))
+    QTest.qWait(50)
+    assert column.minimumSizeHint().width() <= 300
+    assert column.width() <= user.widget.width()
+    assert project.title.text().startswith("Project: Electron")
+    assert project.title.text().endswith("…")
+    assert project.title.toolTip() == f"Project: {long}"
+    for panel in (user.widget.classes, user.widget.correct, user.widget.learning):
+        assert not panel.title.text().endswith("…")
+
 
 def test_keys_of_the_canvas(user, photograph) -> None:
     image = user.viewer.add_image(photograph, name="photo")

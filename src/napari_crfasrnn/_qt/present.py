@@ -333,8 +333,9 @@ def _lesson_message(bench: Workbench) -> Message:
         return Message(f"{said.text} {STILL_EARLIER}", said.tone, (again,))
     if said.text or report is None:
         return said
-    shows = bool(report.contradictions) and not _busy_reason(bench.session)
-    return Message(_remark(report), cures=(SHOW_DOUBT,) if shows else ())
+    remark = _remark(report)
+    shows = bool(remark and report.contradictions) and not _busy_reason(bench.session)
+    return Message(remark, cures=(SHOW_DOUBT,) if shows else ())
 
 
 def _result(session: Session) -> Message:
@@ -351,7 +352,9 @@ def _result(session: Session) -> Message:
 
 
 def _remark(report: TrainReport) -> str:
-    """Return what else a round of learning has to say, in a sentence or two."""
+    """Return what else a round of learning has to say, in a sentence or two; nothing where it was cut off."""
+    if was_cut_off(report):
+        return ""
     doubts = len(report.contradictions)
     said = [contradicting(doubts)] if doubts else []
     said += [f"{note[:1].upper()}{note[1:]}." for note in report.notes]

@@ -26,6 +26,7 @@ from qtpy.QtWidgets import (
 from napari_crfasrnn._qt.panels.look import GAP
 from napari_crfasrnn._qt.panels.state import Action, Cure, Message, Progress
 
+LEAST_TITLE = 180  # pixels: a longer title, which may have a person's words, is cut
 LEAST_CHARACTERS = 16  # of a combo box, its arrow counted as some
 
 
@@ -124,14 +125,21 @@ class TaskButton(QWidget):  # type: ignore[misc]
 
 
 class ElidedLabel(QLabel):  # type: ignore[misc]
-    """A quiet text in one line, cut where there is no room; the tooltip has all of it."""
+    """A text in one line, cut where there is no room; the tooltip has all of it.
 
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self.setObjectName("quiet")
+    Parameters
+    ----------
+    look
+        What the style sheet calls it.
+    least
+        Pixels that it has in any case, if its text takes as many.
+    """
+
+    def __init__(self, look: str, *, least: int = 1) -> None:
+        super().__init__()
+        self.setObjectName(look)
         self.setSizePolicy(QSizePolicy.Policy.Maximum, QSizePolicy.Policy.Fixed)
-        self.setMinimumWidth(1)
-        self._whole = ""
+        self._whole, self._least = "", least
 
     def show_text(self, text: str, tooltip: str | None = None) -> None:
         """Show a text, and say it or something else in the tooltip."""
@@ -147,8 +155,8 @@ class ElidedLabel(QLabel):  # type: ignore[misc]
         return QSize(self.fontMetrics().horizontalAdvance(self._whole) + 8, super().sizeHint().height())
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802 - Qt's
-        """Return next to nothing: the text can be cut."""
-        return QSize(1, super().minimumSizeHint().height())
+        """Return the least room: the text can be cut."""
+        return QSize(min(self._least, self.sizeHint().width()), super().minimumSizeHint().height())
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802 - Qt's
         """Cut the text anew."""
@@ -204,12 +212,11 @@ class Section(QWidget):  # type: ignore[misc]
         self._arrow.setStyleSheet("QToolButton { background: transparent; padding: 0px; border: 0; }")
         self._arrow.setFixedSize(16, 16)
         self._arrow.toggled.connect(self._fold)
-        self.title = QLabel(title)
-        self.title.setObjectName("title")
+        self.title = ElidedLabel("title", least=LEAST_TITLE)
         rule = QFrame()
         rule.setObjectName("rule")
         rule.setFixedHeight(1)
-        self.note = ElidedLabel()
+        self.note = ElidedLabel("quiet")
         head = row(self._arrow, self.title, rule, self.note)
         head.setStretch(2, 1)
         head.setStretch(3, 100)  # the rule takes what the note leaves
@@ -227,7 +234,7 @@ class Section(QWidget):  # type: ignore[misc]
 
     def set_title(self, title: str) -> None:
         """Change what the section is called."""
-        self.title.setText(title)
+        self.title.show_text(title)
         self._arrow.setAccessibleName(f"Fold {title}")
         self._arrow.setToolTip(f"Fold or unfold “{title}”")
 
