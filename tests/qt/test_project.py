@@ -9,6 +9,7 @@ import numpy as np
 from qtpy.QtTest import QTest
 from window_user import User
 
+from napari_crfasrnn._qt.layers import key_of
 from napari_crfasrnn._qt.state.keeper import NAMED, Keeper, data_dir
 
 
@@ -118,10 +119,10 @@ def test_a_project_that_was_saved_by_name_is_offered_by_it(
     user.settle()
     assert user.do(lambda: user.session.storage.save_as(tmp_path / "larvae")) == "save"
     user.settle()
-    assert [recent.title for recent in user.session.storage.recents] == ["photo"]  # as it was before
+    assert user.session.storage.recents == []  # what it was before it had a name is no other project
     other = User(make_napari_viewer(show=True))
-    other.wait(lambda: len(other.session.storage.recents) == 2)
-    assert {recent.title for recent in other.session.storage.recents} == {"larvae", "photo"}
+    other.wait(lambda: other.session.storage.recents)
+    assert [recent.title for recent in other.session.storage.recents] == ["larvae"]
     menu = other.widget.project.open.menu()
     other.wait(lambda: any(action.text().startswith("larvae") for action in menu.actions()))
     other.session.cancel()
@@ -169,10 +170,35 @@ def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) ->
     user.settle()
     second = user.session.storage.keeper.path
     assert second != first
-    assert user.do(lambda: user.session.storage.open(first)) == "open"
+    other = user.viewer.add_image(photograph[::-1], name="photo")  # of the same name, but another image
+    assert user.do(lambda: user.widget.project.open_wanted.emit(str(first))) == "open"
     user.settle()
+    layers = [layer for layer in user.viewer.layers if " · " not in layer.name]
+    assert layers == [image, other]  # the image that was open is used
+    user.bench.choose_image(key_of(image))
     np.testing.assert_array_equal(user.labels, labels)
     assert user.session.table.names[21] == "flag"
+
+
+def test_a_project_without_rounds_is_opened_with_a_model_that_knows_its_classes(
+    user, make_napari_viewer, photograph
+) -> None:
+    user.bench.open_sample("cell")
+    assert user.do(user.widget.segment) == "segment"
+    user.bench.paint_with(1)
+    user.drag((20, 5), (60, 5))
+    user.settle()
+    assert user.session.shelf.choice.name == "nuclei-fluorescence"
+    other = User(make_napari_viewer(show=True))
+    other.wait(lambda: other.session.shelf.choice is not None and other.session.storage.recents)
+    assert other.session.shelf.choice.name == "starter"
+    path = user.session.storage.keeper.path
+    assert other.do(lambda: other.bench.open_project(path)) == "open"
+    other.settle()
+    assert other.session.shelf.choice.name == "nuclei-fluorescence"
+    assert not other.session.table.is_unknown
+    assert other.widget.start.task.button.isEnabled()
+    other.session.cancel()
 
 
 def test_all_images_of_a_project_count_when_it_is_opened(

@@ -20,7 +20,7 @@ from napari_crfasrnn._qt.panels.state import (
     StartState,
 )
 from napari_crfasrnn._qt.rounds import contradicting, describe, round_rows, was_cut_off
-from napari_crfasrnn._qt.state.session import KNOWS_NONE
+from napari_crfasrnn._qt.state.session import KNOWS_NONE, PAINT_EACH
 from napari_crfasrnn._qt.state.shelf import PREFIX
 from napari_crfasrnn._qt.state.telling import FITTING, USE
 
@@ -316,7 +316,8 @@ def _foreign_model(session: Session) -> Message:
     """
     current = session.rounds.current
     if not session.rounds.all and session.table.edited:
-        return Message()
+        is_said = PAINT_EACH in _message(session, "classes").text
+        return Message("" if is_said else KNOWS_NONE)
     other = Cure(f"{USE}{PREFIX}{current}", f"Round {current}", "Use that model, and segment with it")
     return Message(
         "This model knows none of your classes.", "problem", (*([other] if current else []), NEW_PROJECT)

@@ -300,7 +300,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     def _open_project(self, path: str) -> None:
         path = path or QFileDialog.getExistingDirectory(self, "Open a project: choose its folder")
         if path:
-            self.session.storage.open(Path(path))
+            self._bench.open_project(Path(path))
 
     def _cure(self, cure: str) -> None:
         if cure == "bring-back":

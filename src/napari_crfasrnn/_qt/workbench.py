@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
@@ -345,6 +346,15 @@ class Workbench:
         self.session.shelf.prefer(samples.FITTING_MODELS[name])
         for data, arguments, _ in getattr(samples, f"open_{name}")():
             self.viewer.add_image(data, **arguments)
+
+    def open_project(self, path: Path) -> None:
+        """Open a project instead of the present one; images of it that are in the viewer stay."""
+        here = {}
+        for layer in image_layers(self.viewer.layers):
+            key = key_of(layer)
+            with suppress(ValueError):  # none that can be segmented
+                here[key] = read_image_layer(layer, self._channels.get(key, says_channels(layer)))
+        self.session.storage.open(path, here=here)
 
     def open_item(self, number: int) -> None:
         """Open one more image of the project."""

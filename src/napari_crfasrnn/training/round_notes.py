@@ -49,7 +49,7 @@ def untold(
     """Return notes on the new classes of which nothing was held back: no score says how they do."""
     rows = zip(classes, after.n_pixels, labelled, known, strict=True)
     return [
-        f"nothing of {spec.name!r} was held back, so look at the image how it does"
+        f"nothing of {spec.name!r} was held back: look at the image"
         for spec, held, is_there, is_known in rows
         if is_there and not is_known and not held
     ]

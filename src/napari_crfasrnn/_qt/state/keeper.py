@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from napari_crfasrnn.project import Item, Project
 from napari_crfasrnn.project.database import DATABASE
 
 if TYPE_CHECKING:
+    from napari_crfasrnn._qt.layers import ImageInput
     from napari_crfasrnn._qt.state.work import Labels, Mask, Snapshot
 
 _log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ DATA_VARIABLE = "NAPARI_CRFASRNN_DATA"
 
 NAMED = "named.json"  # in the folder of projects: where those are that were saved by name
 MOST_NAMED = 20
+MOST_COMPARED = 1_000_000  # values of an image
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,27 @@ def _is_work(project: Project) -> bool:
     )
 
 
-def _title(path: Path) -> str:
-    """Return what a project is called by its images; "" where nobody may want to go on with it."""
+def _same_pixels(array: Any, item: Item) -> bool:
+    """Return whether an array looks like an image of a project: of large ones, evenly spread pixels do."""
+    if (tuple(array.shape), str(array.dtype)) != (tuple(item.shape), item.dtype):
+        return False
+    step = max(1, round((math.prod(item.shape) / MOST_COMPARED) ** 0.5))
+    some = tuple(slice(None, None, step if letter in "YX" else None) for letter in item.axes)
+    return bool(np.array_equal(np.asarray(array[some]), item.image()[some]))
+
+
+def _about(path: Path) -> tuple[str, str]:
+    """Return the identity of a project, which copies share, and what it is called by its images.
+
+    The latter is "" where nobody may want to go on with it.
+    """
     try:
         with Project.open(path, read_only=True) as project:
+            identity = project.id
             names = [item.name for item in project.items] if _is_work(project) else []
     except (ValueError, OSError):
-        return ""  # not ours to repair; opening it by hand says what is wrong
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        return "", ""  # not ours to repair; opening it by hand says what is wrong
+    return identity, ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _is_corrected(item: Item) -> bool:
@@ -219,6 +235,14 @@ class Keeper:
         present = tuple(int(value) for value in np.unique(labels))
         return Opened(key, item, item.image(), labels, item.baseline(), item.verified(), present)
 
+    def find(self, item: Item, images: Mapping[str, ImageInput]) -> str | None:
+        """Return the key of the image of the viewer that is an image of the project, by name and pixels."""
+        for key, image in images.items():
+            is_alike = key not in self._items and (image.name, image.axes) == (item.name, item.axes)
+            if is_alike and _same_pixels(image.array, item):
+                return key
+        return None
+
     def read_number(self, number: int) -> Opened:
         """Read an image of the project by its number."""
         if self.project is None:
@@ -231,18 +255,23 @@ class Keeper:
         Those that were not saved by name go by their images, and are left out where they hold samples alone
         that nobody corrected.
         """
-        named = _named()
-        files = [place / DATABASE for place in named] + list(data_dir().glob(f"*/{DATABASE}"))
-        changed = {file: file.stat().st_mtime for file in files if file.is_file()}
+        named = [place for place in _named() if (place / DATABASE).is_file()]
+        known = {
+            _about(place)[0] for place in named
+        }  # what these were before they were saved by name is stale
+        places = [*named, *(file.parent for file in data_dir().glob(f"*/{DATABASE}"))]
+        changed = {place: (place / DATABASE).stat().st_mtime for place in places if place != self.path}
         recents: list[Recent] = []
-        for file in sorted(changed, key=changed.__getitem__, reverse=True):
+        for place in sorted(changed, key=changed.__getitem__, reverse=True):
             if len(recents) == limit:
                 break
-            if file.parent == self.path:
-                continue
-            title = file.parent.name if file.parent in named else _title(file.parent)
+            title = place.name
+            if place not in named:
+                identity, title = _about(place)
+                if identity in known:
+                    continue
             if title:
-                recents.append(Recent(file.parent, title, datetime.fromtimestamp(changed[file])))
+                recents.append(Recent(place, title, datetime.fromtimestamp(changed[place])))
         return recents
 
     def close(self) -> None:

@@ -439,7 +439,7 @@ class Session:
         elif before is not None:
             self.shelf.choose(before.name)
         self.rounds.list_again()
-        if self.shelf.choice is None and self.shelf.models:
-            self.shelf.choose(self.shelf.models[0].name)
-        elif self.shelf.choice is not None:
+        if self.shelf.choice is not None:
             self.table.follow(self.shelf.choice.class_names)
+        if self.shelf.choice is None or self.table.is_unknown:
+            self.shelf.choose_fitting(self.table.names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +130,16 @@ class Shelf:
         usable = [c.name for c in self.models if c.problem is None and c.published is None]
         if usable:
             self.choose(name if name in usable else usable[0])
+
+    def choose_fitting(self, class_names: Sequence[str]) -> None:
+        """Choose the model that knows most of some classes beside the first, and few others."""
+        usable = [c for c in self.models if c.problem is None and c.published is None]
+        wanted = set(class_names[1:])
+        found = max(
+            usable, key=lambda c: (len(wanted & set(c.class_names)), -len(c.class_names)), default=None
+        )
+        if found is not None and (self.choice is None or wanted & set(found.class_names)):
+            self.choose(found.name)
 
     def prefer(self, name: str) -> None:
         """Choose a model by its name, as soon as it is known which there are."""

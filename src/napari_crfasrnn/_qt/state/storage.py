@@ -19,6 +19,7 @@ from napari_crfasrnn._qt.state.work import Labels, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 
 if TYPE_CHECKING:
+    from napari_crfasrnn._qt.layers import ImageInput
     from napari_crfasrnn.classes import ClassSpec
     from napari_crfasrnn.project import Item
 
@@ -124,7 +125,13 @@ class Storage:
 
         self.when_saved(busy, start)
 
-    def open(self, path: Path, *, only: Mapping[str, int] | None = None) -> None:
+    def open(
+        self,
+        path: Path,
+        *,
+        only: Mapping[str, int] | None = None,
+        here: Mapping[str, ImageInput] | None = None,
+    ) -> None:
         """Open a project instead of the present one.
 
         Parameters
@@ -134,6 +141,8 @@ class Storage:
         only
             The items to open, by the keys of images that are in the viewer already; None opens the first
             ones.
+        here
+            Images in the viewer, by their keys: those that are the project's are used, not opened anew.
         """
         if self._tasks.busy is not None:
             return
@@ -148,7 +157,7 @@ class Storage:
             images = []
             for place, item in enumerate(shown):
                 report((place, len(shown)))
-                images.append(self.keeper.read(item, keys.get(item.id)))
+                images.append(self.keeper.read(item, keys.get(item.id) or self.keeper.find(item, here or {})))
             rounds = [
                 round_choice(r.number, r.model_path, self._engine.names(r.model_path)) for r in project.rounds
             ]
