@@ -197,6 +197,7 @@ def test_it_fits_a_small_laptop(user, photograph) -> None:
     user.settle()
     lesson = TrainConfig(seconds=None, max_iterations=3, crf_iterations=0)
     assert user.do(lambda: user.widget.learn(lesson)) == "learn"
+    user.wait(user.widget.learning.rounds.isVisible)  # and takes room, too
     QTest.qWait(100)
     assert user.widget.width() == 340
     assert user.widget.minimumWidth() == 300

@@ -120,6 +120,7 @@ def test_a_project_that_was_saved_by_name_is_offered_by_it(
     assert user.do(lambda: user.session.storage.save_as(tmp_path / "larvae")) == "save"
     user.settle()
     assert user.session.storage.recents == []  # what it was before it had a name is no other project
+    assert list(user.bench.labelling.leftovers()) == [tmp_path / "larvae"]  # nor where a new widget goes on
     other = User(make_napari_viewer(show=True))
     other.wait(lambda: other.session.storage.recents)
     assert [recent.title for recent in other.session.storage.recents] == ["larvae"]

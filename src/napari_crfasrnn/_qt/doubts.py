@@ -12,6 +12,7 @@ from napari_crfasrnn._qt.layers import Frame, key_of, show_plane, shows_planes
 from napari_crfasrnn._qt.state import PlaneIndex
 
 if TYPE_CHECKING:
+    from napari_crfasrnn._qt.state.tasks import Line
     from napari_crfasrnn._qt.workbench import Workbench
     from napari_crfasrnn.edits import Box
     from napari_crfasrnn.training import PlaceOfContradiction
@@ -39,6 +40,8 @@ class Doubts:
         self._bench, self._session = bench, bench.session
         self._frame = Frame(bench.viewer)
         self._where: tuple[str | None, PlaneIndex] = (None, ())
+        self._from: tuple[str | None, PlaneIndex] = (None, ())  # what was looked at before the first
+        self._line: Line | None = None  # what is said of the one that is framed
         bench.changed.connect(self._follow)
 
     @property
@@ -58,6 +61,8 @@ class Doubts:
         if not shows_planes(bench.viewer):
             say("learn", NO_PLANES)
             return
+        if self.shown is None:
+            self._from = bench.key, bench.index
         number = 0 if self.shown is None else (self.shown + 1) % len(places)
         place = places[number]
         key = self._session.storage.keeper.key_of(place.item_id)
@@ -76,14 +81,16 @@ class Doubts:
             self._frame.show(layer, shape, _around(place.region.box, shape))
         self.shown, self._where = number, (bench.key, bench.index)
         say("learn", said, "plain", *(["next-doubt"] if len(places) > 1 else []), "end-doubts")
+        self._line = self._session.tasks.lines.get("learn")
 
     def end(self, *, restore: bool = True) -> None:
-        """Take the frame away; with ``restore`` the view is as it was."""
+        """Take the frame away; with ``restore`` the view is as it was, if it is still of the same plane."""
         if self.shown is None:
             return
-        self._frame.hide(restore=restore)
+        self._frame.hide(restore=restore and self._where == self._from)
         self.shown = None
-        self._session.tasks.say("learn", "")
+        if self._session.tasks.lines.get("learn") is self._line:  # else something else was said since
+            self._session.tasks.say("learn", "")
 
     def close(self) -> None:
         """Stop."""
@@ -106,7 +113,8 @@ class Doubts:
         if self.shown is None:
             return
         elsewhere = self._where != (self._bench.key, self._bench.index)
-        if elsewhere or not self.places or self._session.busy is not None:
+        is_seen = not elsewhere and shows_planes(self._bench.viewer)
+        if not is_seen or not self.places or self._session.busy is not None:
             self.end(restore=False)
 
 

@@ -36,7 +36,7 @@ CURES = {
     "segment": Cure("segment", "Segment"),
     "end-comparing": Cure("end-comparing", "Back"),
     "next-doubt": Cure("next-doubt", "Next", "Go to the next stroke that contradicts the others"),
-    "end-doubts": Cure("end-doubts", "Back", "Take the frame away; the view is as it was"),
+    "end-doubts": Cure("end-doubts", "Back", "Take the frame away"),
     "bring-back": Cure("bring-back", "Show them"),
     "open-model": Cure("open-model", "Open…"),
     "download": Cure("download", "Accept and download"),
@@ -318,10 +318,11 @@ def _foreign_model(session: Session) -> Message:
     if not session.rounds.all and session.table.edited:
         is_said = PAINT_EACH in _message(session, "classes").text
         return Message("" if is_said else KNOWS_NONE)
-    other = Cure(f"{USE}{PREFIX}{current}", f"Round {current}", "Use that model, and segment with it")
-    return Message(
-        "This model knows none of your classes.", "problem", (*([other] if current else []), NEW_PROJECT)
-    )
+    name = f"{PREFIX}{current}"
+    cures = [NEW_PROJECT]
+    if current and session.shelf.choice is not None and session.shelf.choice.name != name:
+        cures.insert(0, Cure(f"{USE}{name}", f"Round {current}", "Use that model, and segment with it"))
+    return Message("This model knows none of your classes.", "problem", tuple(cures))
 
 
 def _lesson_message(bench: Workbench) -> Message:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_crfasrnn._qt.panels.state import RoundRow
 from napari_crfasrnn._qt.state.lessons import share_done
+from napari_crfasrnn.config import TrainConfig
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state import Session
@@ -35,7 +36,8 @@ def was_cut_off(report: TrainReport) -> bool:
     """Return whether a round had no time for as many steps as it takes to judge it."""
     if report.stopped_by != "time" or not report.history:
         return False
-    return report.history[-1].iteration < BARELY * report.history[-1].total
+    last = report.history[-1]
+    return last.iteration < BARELY * min(last.total, TrainConfig().max_iterations)  # not more for more time
 
 
 def describe(report: TrainReport) -> str:

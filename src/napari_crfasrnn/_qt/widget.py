@@ -201,7 +201,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.learning.seconds_wanted.connect(lambda seconds: bench.set_effort(seconds=seconds))
         self.learning.thaw_wanted.connect(lambda thaw: bench.set_effort(thaw=thaw))
         self.learning.report_wanted.connect(self._show_round)
-        self.project.new_wanted.connect(bench.session.storage.begin)
+        self.project.new_wanted.connect(bench.begin_project)
         self.project.open_wanted.connect(self._open_project)
         self.project.save_as_wanted.connect(self._ask_save_as)
         self.project.save_model_wanted.connect(self._ask_save_model)
@@ -316,7 +316,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         elif cure == "segment":
             self.segment()
         elif cure == "new-project":
-            self.session.storage.begin()
+            self._bench.begin_project()
         elif cure == "open-model":
             self._ask_model()
         elif cure == "download":

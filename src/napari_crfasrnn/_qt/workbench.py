@@ -347,6 +347,11 @@ class Workbench:
         for data, arguments, _ in getattr(samples, f"open_{name}")():
             self.viewer.add_image(data, **arguments)
 
+    def begin_project(self) -> None:
+        """Close the project, which is kept, and begin another one with the images that are open."""
+        self.labelling.flush()
+        self.session.storage.begin()
+
     def open_project(self, path: Path) -> None:
         """Open a project instead of the present one; images of it that are in the viewer stay."""
         here = {}

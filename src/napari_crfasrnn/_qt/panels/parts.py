@@ -26,6 +26,7 @@ from qtpy.QtWidgets import (
 from napari_crfasrnn._qt.panels.look import GAP
 from napari_crfasrnn._qt.panels.state import Action, Cure, Message, Progress
 
+LEAST_BAR = 60  # pixels of a progress bar
 LEAST_TITLE = 180  # pixels: a longer title, which may have a person's words, is cut
 LEAST_CHARACTERS = 16  # of a combo box, its arrow counted as some
 
@@ -98,8 +99,11 @@ class TaskButton(QWidget):  # type: ignore[misc]
     def __init__(self, text: str, tooltip: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.button = button(text, tooltip)
+        # Where there is little room, the edges around its text go first.
+        self.button.setMinimumWidth(self.button.fontMetrics().horizontalAdvance(text) + 2 * GAP)
         self.button.clicked.connect(self.clicked)
         self.bar = QProgressBar()
+        self.bar.setMinimumWidth(LEAST_BAR)
         self.bar.setAccessibleName(f"Progress of {text.lower()}")
         self.cancel = button("Cancel", "Stop; everything stays as it was before.")
         self.cancel.clicked.connect(self.cancelled)

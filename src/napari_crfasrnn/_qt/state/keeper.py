@@ -110,6 +110,15 @@ def _same_pixels(array: Any, item: Item) -> bool:
     return bool(np.array_equal(np.asarray(array[some]), item.image()[some]))
 
 
+def _identity(path: Path) -> str:
+    """Return the identity of a project, which copies share; "" where it cannot be read."""
+    try:
+        with Project.open(path, read_only=True) as project:
+            return project.id
+    except (ValueError, OSError):
+        return ""
+
+
 def _about(path: Path) -> tuple[str, str]:
     """Return the identity of a project, which copies share, and what it is called by its images.
 
@@ -256,9 +265,7 @@ class Keeper:
         that nobody corrected.
         """
         named = [place for place in _named() if (place / DATABASE).is_file()]
-        known = {
-            _about(place)[0] for place in named
-        }  # what these were before they were saved by name is stale
+        known = {_identity(place) for place in named}  # the folders that these were begun in are stale
         places = [*named, *(file.parent for file in data_dir().glob(f"*/{DATABASE}"))]
         changed = {place: (place / DATABASE).stat().st_mtime for place in places if place != self.path}
         recents: list[Recent] = []

@@ -77,7 +77,8 @@ class Rounds:
             return
         if not project.read_only:
             self._storage.run("rolling back", lambda: project.roll_back(number))
-        self._storage.read_taught()
+        if number:
+            self._storage.read_taught(number)
         self.list_again()
         if number:
             self._shelf.choose(f"{PREFIX}{number}")

@@ -352,6 +352,7 @@ class Session:
     def _change_classes(self, change: TableChange) -> None:
         n_before = len(self.table.classes)
         self.table.replace(change.classes, change.origins, change.new_values)
+        self.table.note_renames(change.mapping)
         self.table.edited = self.table.locked = True
         self._remap(change.new_values, n_before)
         self.storage.set_classes(self.table.classes, change.mapping)
@@ -426,9 +427,15 @@ class Session:
             self.table.follow(self.shelf.choice.class_names)
 
     def _on_project_replaced(
-        self, classes: tuple[ClassSpec, ...], rounds: list[ModelChoice], current: int
+        self,
+        classes: tuple[ClassSpec, ...],
+        rounds: list[ModelChoice],
+        current: int,
+        renames: list[dict[str, str | None]],
     ) -> None:
         self._forget()
+        for mapping in renames:
+            self.table.note_renames(mapping)
         self.table.replace(classes, [spec.name for spec in classes], None)
         self.table.locked = self.table.edited = True
         before = self.shelf.choice
@@ -436,10 +443,10 @@ class Session:
             self.shelf.add(choice)
         if rounds and current:
             self.shelf.choose(f"{PREFIX}{current}")
-        elif before is not None:
-            self.shelf.choose(before.name)
+        else:
+            self.shelf.choose_first("" if before is None else before.name)
         self.rounds.list_again()
         if self.shelf.choice is not None:
             self.table.follow(self.shelf.choice.class_names)
-        if self.shelf.choice is None or self.table.is_unknown:
+        if self.table.is_unknown:
             self.shelf.choose_fitting(self.table.names)

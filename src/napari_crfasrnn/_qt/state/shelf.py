@@ -132,14 +132,13 @@ class Shelf:
             self.choose(name if name in usable else usable[0])
 
     def choose_fitting(self, class_names: Sequence[str]) -> None:
-        """Choose the model that knows most of some classes beside the first, and few others."""
-        usable = [c for c in self.models if c.problem is None and c.published is None]
+        """Choose the model, no round, that knows most of some classes beside the first, and few others."""
         wanted = set(class_names[1:])
-        found = max(
-            usable, key=lambda c: (len(wanted & set(c.class_names)), -len(c.class_names)), default=None
-        )
-        if found is not None and (self.choice is None or wanted & set(found.class_names)):
-            self.choose(found.name)
+        usable = [c for c in self.models if c.problem is None and c.published is None]
+        fitting = [c for c in usable if wanted & set(c.class_names) and not c.name.startswith(PREFIX)]
+        if fitting:
+            best = max(fitting, key=lambda c: (len(wanted & set(c.class_names)), -len(c.class_names)))
+            self.choose(best.name)
 
     def prefer(self, name: str) -> None:
         """Choose a model by its name, as soon as it is known which there are."""

@@ -35,9 +35,9 @@ class Storage:
     left = Signal()  # the project is closed, and the next one is new
     opened = Signal(object, object)  # `Opened` images; the items left closed, None where nothing was closed
     replaced = Signal(
-        object, object, int
-    )  # of the project that was opened: class table, `ModelChoice` rounds,
-    # and the number of the round in force
+        object, object, int, object
+    )  # of the project that was opened: class table, `ModelChoice`
+    # rounds, the number of the round in force, and how classes were renamed, mapping after mapping
     taught = Signal(str, object)  # name of a round's model; labels it was taught, by keys of opened images
 
     def __init__(self, tasks: Tasks, engine: Engine, works: dict[str, Work], table: ClassTable) -> None:
@@ -100,6 +100,10 @@ class Storage:
             self._tasks.say(
                 "project", f"Saved in {path.name}; from now on it is kept up to date there.", "good"
             )
+            for key in self._works:  # a widget that is opened again goes on there
+                number = self.keeper.number_of(key)
+                if number is not None:
+                    self.saved.emit(key, path, number)
             self.list_recents()
 
         def start() -> None:
@@ -115,13 +119,15 @@ class Storage:
         busy = Busy("open", "Beginning a new project…")
 
         def done(_: None) -> None:
-            self._unsaved.clear()
+            # In one turn: what was painted until now is of the project that is closed, and nothing else.
+            self.save()
+            self.run("closing the project", self.keeper.close)
             self.left.emit()
             self._tasks.say("project", "A new project. The one before is found under Open.")
             self.list_recents()
 
         def start() -> None:
-            self._tasks.start(busy, lambda task, report: self.keeper.close(), done)
+            self._tasks.start(busy, lambda task, report: None, done)
 
         self.when_saved(busy, start)
 
@@ -163,13 +169,14 @@ class Storage:
             ]
             current = project.current_round
             in_force = current.number if current else 0
-            return project, images, left, (rounds, in_force), self._taught()
+            renames = [e["detail"]["mapping"] for e in project.events if e["action"] == "classes"]
+            return project, images, left, (rounds, in_force, renames), self._taught()
 
         def done(result: Any) -> None:
-            project, images, left, (rounds, current), taught = result
+            project, images, left, (rounds, current, renames), taught = result
             self._unsaved.clear()
             self._failed.clear()
-            self.replaced.emit(project.classes, rounds, current)
+            self.replaced.emit(project.classes, rounds, current, renames)
             self._tell_taught(taught)
             self.opened.emit(images, left)
             n_all = len(images) + len(left)
@@ -238,9 +245,9 @@ class Storage:
             sorted({project.rounds[-1].number, *([in_force.number] if in_force else [])})
         )
 
-    def read_taught(self) -> None:
-        """Read anew what the rounds were taught that are likely to be used."""
-        self.run("reading what was taught", self._taught, self._tell_taught)
+    def read_taught(self, number: int) -> None:
+        """Read what a round was taught."""
+        self.run("reading what was taught", lambda: self.keeper.taught([number]), self._tell_taught)
 
     def _tell_taught(self, taught: Mapping[int, dict[str, Labels]]) -> None:
         for number, lessons in taught.items():

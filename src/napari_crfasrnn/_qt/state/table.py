@@ -59,6 +59,7 @@ class ClassTable:
         self.keys: dict[int, int] = {}
         self.locked = False
         self.edited = False
+        self._former: dict[str, tuple[str, ...]] = {}  # what classes were called before, the latest first
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,11 +84,24 @@ class ClassTable:
         """Take another model: its classes, or what it knows of ours."""
         if self.locked:
             known = set(model_names)
-            self.origins = tuple(name if name in known else None for name in self.names)
+            gone = known - set(self.names)  # a former name that is another class's by now says nothing
+            self.origins = tuple(
+                name
+                if name in known
+                else next((old for old in self._former.get(name, ()) if old in gone), None)
+                for name in self.names
+            )
         else:
             self.replace(model_names, model_names, None)
             self.keys.clear()
             self.give_keys(())
+
+    def note_renames(self, mapping: Mapping[str, str | None]) -> None:
+        """Note that classes have other names from now on: old name → new one, or None where a class goes."""
+        former = {new: (old, *self._former.get(old, ())) for old, new in mapping.items() if new is not None}
+        for old in mapping:
+            self._former.pop(old, None)
+        self._former.update(former)
 
     def replace(
         self,
