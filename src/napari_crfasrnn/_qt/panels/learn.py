@@ -42,6 +42,7 @@ class LearnPanel(Section):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Learn", parent)
         self.task = TaskButton("Learn from my edits", "Teach the model what you corrected (Shift+L)")
+        self.task.button.setObjectName("learn")
         self.task.clicked.connect(self.learn_clicked)
         self.task.cancelled.connect(self.cancelled)
         self.task.cancel.setToolTip(
@@ -68,6 +69,8 @@ class LearnPanel(Section):
         self._rounds: tuple[tuple[RoundRow, ...], Action] | None = None
         self.effort = tool_button("", "How long a round may take, and whether it trains the encoder, too")
         self.effort.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        for tool in (self.effort, self.rounds):  # with the button beside them, they fill 300 pixels
+            tool.setObjectName("slim")
         self._fill_effort()
         self.message = MessageLine()
         self.message.cured.connect(self.cured)

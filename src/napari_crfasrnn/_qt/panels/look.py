@@ -71,9 +71,11 @@ def style_sheet(theme: Theme) -> str:
     }}
     QPushButton:disabled {{ color: {_mix(theme.text, theme.background, 0.5)}; }}
     QPushButton#segment {{ min-height: 20px; }}
+    QPushButton#learn {{ padding: 3px 2px; }}
     QToolButton {{
         background-color: {theme.primary}; border-radius: 2px; padding: 3px 6px; min-height: 18px;
     }}
+    QToolButton#slim {{ padding: 3px; }}
     QToolButton:hover {{ background-color: {theme.highlight}; }}
     QToolButton:checked, QPushButton:checked {{
         background-color: {_mix(theme.accent, theme.foreground, 0.6)}; color: {theme.text};

@@ -99,8 +99,6 @@ class TaskButton(QWidget):  # type: ignore[misc]
     def __init__(self, text: str, tooltip: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.button = button(text, tooltip)
-        # Where there is little room, the edges around its text go first.
-        self.button.setMinimumWidth(self.button.fontMetrics().horizontalAdvance(text) + 2 * GAP)
         self.button.clicked.connect(self.clicked)
         self.bar = QProgressBar()
         self.bar.setMinimumWidth(LEAST_BAR)
