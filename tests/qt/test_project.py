@@ -9,7 +9,8 @@ import numpy as np
 from qtpy.QtTest import QTest
 from window_user import User
 
-from napari_crfasrnn._qt.layers import key_of
+from napari_crfasrnn import Project
+from napari_crfasrnn._qt.layers import ImageInput, key_of
 from napari_crfasrnn._qt.state.keeper import NAMED, Keeper, data_dir
 
 
@@ -82,8 +83,6 @@ def test_a_widget_that_is_opened_again_goes_on(user, photograph) -> None:
 
 
 def test_a_project_that_another_window_has_is_opened_read_only(user, photograph) -> None:
-    from napari_crfasrnn import Project
-
     user.viewer.add_image(photograph, name="photo")
     assert user.do(user.widget.segment) == "segment"
     user.settle()
@@ -161,9 +160,7 @@ def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) ->
     assert user.session.table.names == user.session.shelf.choice.class_names
     assert user.session.works == {}
     assert not new().isEnabled()
-    assert (
-        not user.bench.labelling.leftovers()
-    )  # a widget that is opened again does not go on with the old one
+    assert not user.bench.labelling.leftovers()  # so a widget that is opened again does not go on there
     assert [recent.path for recent in user.session.storage.recents] == [first]
 
     # What is done now is of another project, and the first one has all that was done before.
@@ -179,6 +176,33 @@ def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) ->
     user.bench.choose_image(key_of(image))
     np.testing.assert_array_equal(user.labels, labels)
     assert user.session.table.names[21] == "flag"
+
+
+def test_an_image_is_known_by_its_name_and_pixels(tmp_path) -> None:
+    class Gone:
+        """An array whose file is no longer there."""
+
+        shape, dtype = (3, 40, 50), np.dtype(np.float32)
+
+        def __getitem__(self, index: Any) -> Any:
+            raise RuntimeError("no such file")
+
+    def shown(array: Any, name: str = "stack") -> ImageInput:
+        return ImageInput("", name, array, "ZYX", (1.0, 1.0, 1.0), (3,), (40, 50))
+
+    stack = np.random.default_rng(0).random((3, 40, 50)).astype(np.float32)
+    stack[2, 5, 7] = np.nan
+    other = stack.copy()
+    other[2, 30, 30] += 1
+    with Project.create(tmp_path / "project", ["background", "cell"]) as project:
+        item = project.add(stack, name="stack", axes="ZYX")
+        keeper = Keeper()
+        assert (
+            keeper.find(item, {"a": shown(other), "b": shown(stack, "another"), "c": shown(stack.copy())})
+            == "c"
+        )
+        assert keeper.find(item, {"a": shown(Gone()), "c": shown(stack)}) == "c"
+        assert keeper.find(item, {"a": shown(other), "b": shown(stack.astype(np.float64))}) is None
 
 
 def test_a_project_without_rounds_is_opened_with_a_model_that_knows_its_classes(

@@ -38,6 +38,7 @@ DATA_VARIABLE = "NAPARI_CRFASRNN_DATA"
 NAMED = "named.json"  # in the folder of projects: where those are that were saved by name
 MOST_NAMED = 20
 MOST_COMPARED = 1_000_000  # values of an image
+UNREADABLE = (LookupError, OSError, RuntimeError, TypeError, ValueError)  # of whatever array is in a layer
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,6 @@ def _named() -> list[Path]:
 def _remember(path: Path) -> None:
     """Put a folder that a person chose at the head of the list of these."""
     path = path.absolute()
-    if path.parent == data_dir().absolute():
-        return
     places = [path, *(other for other in _named() if other != path)][:MOST_NAMED]
     try:
         data_dir().mkdir(parents=True, exist_ok=True)
@@ -105,9 +104,13 @@ def _same_pixels(array: Any, item: Item) -> bool:
     """Return whether an array looks like an image of a project: of large ones, evenly spread pixels do."""
     if (tuple(array.shape), str(array.dtype)) != (tuple(item.shape), item.dtype):
         return False
-    step = max(1, round((math.prod(item.shape) / MOST_COMPARED) ** 0.5))
-    some = tuple(slice(None, None, step if letter in "YX" else None) for letter in item.axes)
-    return bool(np.array_equal(np.asarray(array[some]), item.image()[some]))
+    size = dict(zip(item.axes, item.shape, strict=True))
+    steps = {letter: max(1, size[letter] - 1) for letter in "TZ" if letter in size}  # the first and the last
+    within = math.prod(n for letter, n in size.items() if letter not in steps) * 2 ** len(steps)
+    steps["Y"] = steps["X"] = max(1, round((within / MOST_COMPARED) ** 0.5))
+    some = tuple(slice(None, None, steps.get(letter, 1)) for letter in item.axes)
+    mine, its = np.asarray(array[some]), item.image()[some]
+    return bool(np.array_equal(mine, its, equal_nan=np.issubdtype(mine.dtype, np.inexact)))
 
 
 def _identity(path: Path) -> str:
@@ -171,8 +174,8 @@ class Keeper:
 
     def name_of(self, number: int) -> str:
         """Return what an image of the project is called, as far as it is open in the viewer."""
-        names = {item.id: item.name for item in tuple(self._items.values())}
-        return f"“{names[number]}”" if number in names else f"image {number}"
+        items = tuple(self._items.values())
+        return next((f"“{item.name}”" for item in items if item.id == number), f"image {number}")
 
     def by_key(self, labels: Mapping[int, Labels]) -> dict[str, Labels]:
         """Return labels by the keys of the images in the viewer, not by their numbers in the project."""
@@ -225,7 +228,8 @@ class Keeper:
         project.save_as(path)
         self.project = Project.open(path)
         project.close()
-        _remember(path)
+        if self.is_named:
+            _remember(path)
         return path
 
     def open(self, path: Path) -> Project:
@@ -233,7 +237,8 @@ class Keeper:
         project = Project.open(path)
         self.close()
         self.project = project
-        _remember(path)
+        if self.is_named:
+            _remember(path)
         return project
 
     def read(self, item: Item, key: str | None = None) -> Opened:
@@ -248,8 +253,11 @@ class Keeper:
         """Return the key of the image of the viewer that is an image of the project, by name and pixels."""
         for key, image in images.items():
             is_alike = key not in self._items and (image.name, image.axes) == (item.name, item.axes)
-            if is_alike and _same_pixels(image.array, item):
-                return key
+            try:
+                if is_alike and _same_pixels(image.array, item):
+                    return key
+            except UNREADABLE as error:
+                _log.warning("%r cannot be compared with the project's: %s", image.name, error)
         return None
 
     def read_number(self, number: int) -> Opened:
