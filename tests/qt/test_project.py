@@ -218,7 +218,7 @@ def test_a_project_without_rounds_is_opened_with_a_model_that_knows_its_classes(
     other.wait(lambda: other.session.shelf.choice is not None and other.session.storage.recents)
     assert other.session.shelf.choice.name == "starter"
     path = user.session.storage.keeper.path
-    assert other.do(lambda: other.bench.open_project(path)) == "open"
+    assert other.do(lambda: other.bench.projects.open(path)) == "open"
     other.settle()
     assert other.session.shelf.choice.name == "nuclei-fluorescence"
     assert not other.session.table.is_unknown

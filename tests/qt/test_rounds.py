@@ -225,7 +225,7 @@ def test_a_round_that_comes_back_knows_what_it_was_taught(
 
     # A class has another name: the models still call it as before, also when the project is opened again.
     other.session.rename_class(FLAG, "banner")
-    assert other.do(lambda: other.bench.open_project(tmp_path / "saved")) == "open"
+    assert other.do(lambda: other.bench.projects.open(tmp_path / "saved")) == "open"
     other.settle()
     assert other.session.table.names[FLAG] == "banner"
     assert other.session.table.own_names == ()

@@ -99,12 +99,12 @@ class Doubts:
 
     def _said(self, number: int) -> str:
         report = self._session.lessons.report
-        assert report is not None
-        region = report.contradictions[number].region
+        assert report is not None  # else there was no place to go to
+        region = self.places[number].region
         names = [spec.name for spec in report.model.classes]
         share = f"{100 * region.share:.0f} % of {region.n_pixels:,} px"
         return (
-            f"Stroke {number + 1} of {len(report.contradictions)}: painted {names[region.label]}, and still "
+            f"Stroke {number + 1} of {len(self.places)}: painted {names[region.label]}, and still "
             f"{names[region.predicted]} to what was learnt ({share})."
         )
 

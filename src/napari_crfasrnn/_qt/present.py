@@ -210,7 +210,7 @@ def project_state(bench: Workbench) -> ProjectState:
             (str(recent.path), f"{recent.title}  ·  {recent.modified:%d %b %H:%M}")
             for recent in session.storage.recents
         ),
-        left=tuple((item.id, item.name) for item in bench.left),
+        left=tuple((item.id, item.name) for item in bench.projects.closed_items),
         new=Action(not (empty or busy), empty or busy),
         save=Action(not (nothing or busy), nothing or busy),
         save_model=Action(not (no_model or busy), no_model or busy),

@@ -201,11 +201,11 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.learning.seconds_wanted.connect(lambda seconds: bench.set_effort(seconds=seconds))
         self.learning.thaw_wanted.connect(lambda thaw: bench.set_effort(thaw=thaw))
         self.learning.report_wanted.connect(self._show_round)
-        self.project.new_wanted.connect(bench.begin_project)
+        self.project.new_wanted.connect(bench.projects.begin)
         self.project.open_wanted.connect(self._open_project)
         self.project.save_as_wanted.connect(self._ask_save_as)
         self.project.save_model_wanted.connect(self._ask_save_model)
-        self.project.item_wanted.connect(bench.open_item)
+        self.project.item_wanted.connect(bench.projects.open_item)
         for panel in (start, classes, correct, self.learning, self.project):
             panel.cured.connect(self._cure)
 
@@ -300,7 +300,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     def _open_project(self, path: str) -> None:
         path = path or QFileDialog.getExistingDirectory(self, "Open a project: choose its folder")
         if path:
-            self._bench.open_project(Path(path))
+            self._bench.projects.open(Path(path))
 
     def _cure(self, cure: str) -> None:
         if cure == "bring-back":
@@ -316,7 +316,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         elif cure == "segment":
             self.segment()
         elif cure == "new-project":
-            self._bench.begin_project()
+            self._bench.projects.begin()
         elif cure == "open-model":
             self._ask_model()
         elif cure == "download":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
@@ -32,15 +30,15 @@ from napari_crfasrnn._qt.layers import (
 )
 from napari_crfasrnn._qt.live import Live
 from napari_crfasrnn._qt.patching import Patching
+from napari_crfasrnn._qt.projects import Projects
 from napari_crfasrnn._qt.sight import Sight
-from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Session, Work
+from napari_crfasrnn._qt.state import Labels, PlaneIndex, Session, Work
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-    from napari_crfasrnn.project import Item
 
 COUNT_MS = 120  # after the last stroke, shares and edits are counted
 SAVE_MS = 800  # after the last stroke, it is saved
@@ -61,11 +59,11 @@ class Workbench:
         Whether Segment takes all slices of a stack.
     uncertainty_on, before_on
         Whether these layers are shown.
-    left
-        Images of the project that are not open.
-    live, patching, comparing, doubts, boxes
-        Live refinement; patch mode; rounds side by side; strokes that contradict the others; boxes around
-        objects that Segment heeds.
+    channels
+        What a person or a project said of first axes: whether they hold channels, by the keys of the images.
+    projects, live, patching, comparing, doubts, boxes
+        What is opened and left; live refinement; patch mode; rounds side by side; strokes that contradict the
+        others; boxes around objects that Segment heeds.
     """
 
     changed = Signal()  # something that the widgets show
@@ -80,22 +78,19 @@ class Workbench:
         self.all_slices = False
         self.uncertainty_on = False
         self.before_on = False
-        self.left: list[Item] = []
         self.boxes = Boxes(self)
-        self._channels: dict[str, bool] = {}  # what a person said of a first axis
+        self.channels: dict[str, bool] = {}
         self._users = 0
         self._count_timer = _timer(COUNT_MS, self._count)
         self._save_timer = _timer(SAVE_MS, self.session.storage.save)
         self._show_timer = _timer(0, self._show)
         self._watch()
-        self.live = Live(self)
+        self.projects, self.live = Projects(self), Live(self)
         self.patching, self.comparing, self.doubts = Patching(self), Comparing(self), Doubts(self)
         self._select_first_image()
         self._sight = Sight(self)
         self.session.begin()
-        leftovers = self.labelling.leftovers()
-        if len(leftovers) == 1:
-            self.session.storage.open(*leftovers.keys(), only=next(iter(leftovers.values())))
+        self.projects.go_on()
 
     @classmethod
     def of(cls, viewer: ViewerModel) -> Workbench:
@@ -171,7 +166,7 @@ class Workbench:
         """Whether the first axis of the image holds channels; None where nobody has to say."""
         if self.image is None or not may_be_channels(self.image):
             return None
-        return self._channels.get(key_of(self.image), says_channels(self.image))
+        return self.channels.get(key_of(self.image), says_channels(self.image))
 
     @property
     def pending(self) -> bool:
@@ -211,7 +206,7 @@ class Workbench:
     def set_channels(self, channels: bool) -> None:
         """Say what the first axis of the image holds."""
         if self.key is not None:
-            self._channels[self.key] = channels
+            self.channels[self.key] = channels
             self.show_soon()
 
     # --- what is done -------------------------------------------------------------------------------
@@ -347,28 +342,13 @@ class Workbench:
         for data, arguments, _ in getattr(samples, f"open_{name}")():
             self.viewer.add_image(data, **arguments)
 
-    def begin_project(self) -> None:
-        """Close the project, which is kept, and begin another one with the images that are open."""
-        self.labelling.flush()
-        self.session.storage.begin()
-
-    def open_project(self, path: Path) -> None:
-        """Open a project instead of the present one; images of it that are in the viewer stay."""
-        here = {}
-        for layer in image_layers(self.viewer.layers):
-            key = key_of(layer)
-            with suppress(ValueError):  # none that can be segmented
-                here[key] = read_image_layer(layer, self._channels.get(key, says_channels(layer)))
-        self.session.storage.open(path, here=here)
-
-    def open_item(self, number: int) -> None:
-        """Open one more image of the project."""
-        self.left = [item for item in self.left if item.id != number]
-        self.session.storage.open_item(number)
-
     def labels_hold(self, value: int) -> bool:
         """Whether some image has pixels of a class."""
         return any((work.labels == value).any() for work in self.session.works.values())
+
+    def count_soon(self) -> None:
+        """Count what is on the image that is worked on, once for all that happens now."""
+        self._count_timer.start()
 
     def show_soon(self, event: Any = None) -> None:
         """Let the widgets show what there is, once for all that happens now."""
@@ -406,8 +386,6 @@ class Workbench:
         if watch:
             self.session.changed.connect(self.show_soon)
             self.session.touched.connect(self._on_touched)
-            self.session.storage.left.connect(self._on_left)
-            self.session.storage.opened.connect(self._on_opened)
             self.labelling.shown.connect(self.show_soon)
             self.labelling.lost.connect(self._on_lost)
 
@@ -470,26 +448,6 @@ class Workbench:
             if role in ("before", "labels"):
                 self.before_on = False
         self._save_timer.start()
-        self.show_soon()
-
-    def _on_left(self) -> None:
-        """Let go of the labels of a project that was closed; they are in it."""
-        self.patching.leave()
-        self.comparing.end()
-        self.labelling.clear(remove=True)
-        self.labelling.forget_project()
-        self.left = []
-        self.show_soon()
-
-    def _on_opened(self, opened: Sequence[Opened], left: Sequence[Item] | None) -> None:
-        if left is not None:  # another project; what was there is in the one before
-            self._on_left()
-            self.left = list(left)
-        for one in opened:
-            self._channels[one.key] = one.item.axes.startswith("C")
-            self.labelling.restore(one)
-            self.session.count(one.key, (0,) * len(self.session.works[one.key].image.stack_shape))
-        self._count_timer.start()
         self.show_soon()
 
     def _select_first_image(self) -> None:

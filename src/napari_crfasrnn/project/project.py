@@ -470,6 +470,11 @@ class Project:
         """What was done to the project as a whole and when: time (UTC), action, detail."""
         return read_events(self._database)
 
+    @property
+    def renames(self) -> tuple[Mapping[str, str | None], ...]:
+        """What became of classes, change after change: old name → new one, or None where a class went."""
+        return tuple(event["detail"]["mapping"] for event in self.events if event["action"] == "classes")
+
     def _writable(self) -> Database:
         if self.read_only:
             raise PermissionError(f"the project at {self.path} was {self.notice}: save a copy with save_as")

@@ -57,12 +57,13 @@ def may_begin_anew(model: SegmentationModel, base: SegmentationModel) -> bool:
 def _renamed(model: SegmentationModel, project: Project) -> dict[str, str]:
     """Return the classes that the project has renamed: name in the project → name in the model."""
     names = {spec.name for spec in project.classes}
+    renames = project.renames
     continues: dict[str, str] = {}
     for spec in model.classes:
         name: str | None = spec.name
-        for event in project.events:
-            if event["action"] == "classes" and name is not None:
-                name = event["detail"]["mapping"].get(name, name)
+        for mapping in renames:
+            if name is not None:
+                name = mapping.get(name, name)
         if name is not None and name != spec.name and name in names:
             continues.setdefault(name, spec.name)
     return {new: old for new, old in continues.items() if new not in {spec.name for spec in model.classes}}

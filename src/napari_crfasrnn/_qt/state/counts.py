@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.standing import Standing
     from napari_crfasrnn._qt.state.table import ClassTable
     from napari_crfasrnn._qt.state.work import PlaneIndex, Work
-    from napari_crfasrnn.edits import Box, EditSummary, Patch
+    from napari_crfasrnn.edits import EditSummary
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Numbers:
 
 
 class Counts:
-    """Counts what is on images, in a thread of its own.
+    """Counts what is on images, in a thread.
 
     Attributes
     ----------
@@ -47,13 +47,15 @@ class Counts:
 
     counted = Signal(str)  # key of an image whose `Numbers` are new
 
-    def __init__(self, works: Mapping[str, Work], table: ClassTable, standing: Standing) -> None:
+    def __init__(
+        self, worker: Worker, works: Mapping[str, Work], table: ClassTable, standing: Standing
+    ) -> None:
         self.numbers: dict[str, Numbers] = {}
         self._works, self._table, self._standing = works, table, standing
-        self._worker = Worker("crfasrnn-count")
+        self._worker = worker
         self._counting: set[str] = set()
-        self._counted: dict[str, tuple[PlaneIndex, str]] = {}  # the plane and the model, of each image
-        self._count_again: dict[str, tuple[PlaneIndex, str]] = {}  # changed while it was counted
+        self._counted: dict[str, PlaneIndex] = {}  # which plane of an image was counted last
+        self._count_again: dict[str, tuple[PlaneIndex, str]] = {}  # changed meanwhile: the plane, the model
 
     @property
     def busy(self) -> bool:
@@ -82,7 +84,7 @@ class Counts:
             self._count_again[key] = index, model
             return
         self._counting.add(key)
-        self._counted[key] = index, model
+        self._counted[key] = index
         n_classes = len(self._table.classes)
 
         def run(task: Task, report: Report) -> Numbers:
@@ -113,19 +115,4 @@ class Counts:
         """Count anew what a model was taught of images that were counted before: all, or those given."""
         for key in list(self.numbers) if keys is None else keys:
             if key in self._counted:
-                self.count(key, self._counted[key][0], model)
-
-    def choose_patch(
-        self,
-        work: Work,
-        index: PlaneIndex,
-        without: Mapping[PlaneIndex, Sequence[Box]],
-        then: Callable[[tuple[PlaneIndex, Patch] | None], None],
-        failed: Callable[[Exception], None],
-    ) -> None:
-        """Find the square to correct next; ``then`` gets it with its plane, or None."""
-        self._worker.start("patch", lambda task, report: work.next_patch(index, without), then, failed)
-
-    def close(self) -> None:
-        """Stop."""
-        self._worker.close()
+                self.count(key, self._counted[key], model)

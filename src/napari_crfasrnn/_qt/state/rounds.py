@@ -77,10 +77,9 @@ class Rounds:
             return
         if not project.read_only:
             self._storage.run("rolling back", lambda: project.roll_back(number))
-        if number:
-            self._storage.read_taught(number)
         self.list_again()
         if number:
+            self._storage.read_taught(number)
             self._shelf.choose(f"{PREFIX}{number}")
             said = f"Round {number} is in use again"
         else:

@@ -21,7 +21,7 @@ from napari_crfasrnn._qt.state.table import ClassTable, TableChange
 from napari_crfasrnn._qt.state.tasks import Busy, Line, Tasks
 from napari_crfasrnn._qt.state.telling import OWN_CLASSES, tell
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
-from napari_crfasrnn._qt.worker import Report, Task
+from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.classes import ClassSpec, ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import Box, Patch
@@ -65,7 +65,8 @@ class Session:
         self.lessons = Lessons(self.tasks, self.engine, self.shelf, self.storage, self.rounds)
         self.changed, self.finished = self.tasks.changed, self.tasks.finished
         self.standing = Standing()
-        self.counts = Counts(self.works, self.table, self.standing)
+        self._looker = Worker("crfasrnn-look")  # at the labels, whatever the tasks are at
+        self.counts = Counts(self._looker, self.works, self.table, self.standing)
         self._write = write
         self._closed = False
         self._hinted_beside = False  # what the starter is not for was said
@@ -110,7 +111,7 @@ class Session:
             return
         self._closed = True
         self.tasks.close()
-        self.counts.close()
+        self._looker.close()
         self.storage.close()
 
     # --- segmenting and correcting ------------------------------------------------------------------
@@ -305,7 +306,7 @@ class Session:
             self.tasks.complain("correct", "Looking for a square", error)
             then(None)
 
-        self.counts.choose_patch(work, index, without, then, failed)
+        self._looker.start("patch", lambda task, report: work.next_patch(index, without), then, failed)
 
     # --- classes ------------------------------------------------------------------------------------
 
@@ -431,7 +432,7 @@ class Session:
         classes: tuple[ClassSpec, ...],
         rounds: list[ModelChoice],
         current: int,
-        renames: list[dict[str, str | None]],
+        renames: Sequence[Mapping[str, str | None]],
     ) -> None:
         self._forget()
         for mapping in renames:

@@ -34,10 +34,9 @@ class Storage:
     saved = Signal(str, Path, int)  # key of an image, folder of the project, number of its item
     left = Signal()  # the project is closed, and the next one is new
     opened = Signal(object, object)  # `Opened` images; the items left closed, None where nothing was closed
-    replaced = Signal(
-        object, object, int, object
-    )  # of the project that was opened: class table, `ModelChoice`
-    # rounds, the number of the round in force, and how classes were renamed, mapping after mapping
+    # Of the project that was opened: class table, `ModelChoice` rounds, number of the round in force, and
+    # what became of classes, as `Project.renames` has it.
+    replaced = Signal(object, object, int, object)
     taught = Signal(str, object)  # name of a round's model; labels it was taught, by keys of opened images
 
     def __init__(self, tasks: Tasks, engine: Engine, works: dict[str, Work], table: ClassTable) -> None:
@@ -169,8 +168,7 @@ class Storage:
             ]
             current = project.current_round
             in_force = current.number if current else 0
-            renames = [e["detail"]["mapping"] for e in project.events if e["action"] == "classes"]
-            return project, images, left, (rounds, in_force, renames), self._taught()
+            return project, images, left, (rounds, in_force, project.renames), self._taught()
 
         def done(result: Any) -> None:
             project, images, left, (rounds, current, renames), taught = result

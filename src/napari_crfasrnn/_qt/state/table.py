@@ -85,11 +85,9 @@ class ClassTable:
         if self.locked:
             known = set(model_names)
             gone = known - set(self.names)  # a former name that is another class's by now says nothing
+            former = {name: [old for old in self._former.get(name, ()) if old in gone] for name in self.names}
             self.origins = tuple(
-                name
-                if name in known
-                else next((old for old in self._former.get(name, ()) if old in gone), None)
-                for name in self.names
+                name if name in known else next(iter(former[name]), None) for name in self.names
             )
         else:
             self.replace(model_names, model_names, None)

@@ -1,0 +1,84 @@
+"""The project of a viewer: begun, opened, and left; its images come into the viewer with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_crfasrnn._qt.layers import image_layers, key_of, read_image_layer, says_channels
+from napari_crfasrnn._qt.state import Opened
+
+if TYPE_CHECKING:
+    from napari_crfasrnn._qt.workbench import Workbench
+    from napari_crfasrnn.project import Item
+
+
+class Projects:
+    """Projects in one viewer, one after the other.
+
+    Parameters
+    ----------
+    bench
+        The viewer's workbench.
+
+    Attributes
+    ----------
+    closed_items
+        Images of the project that are not open.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        self.closed_items: list[Item] = []
+        self._bench, self._storage = bench, bench.session.storage
+        self._storage.left.connect(self._on_left)
+        self._storage.opened.connect(self._on_opened)
+
+    def begin(self) -> None:
+        """Close the project, which is kept, and begin another one with the images that are open."""
+        self._bench.labelling.flush()
+        self._storage.begin()
+
+    def open(self, path: Path) -> None:
+        """Open a project instead of the present one; images of it that are in the viewer stay."""
+        here = {}
+        for layer in image_layers(self._bench.viewer.layers):
+            key = key_of(layer)
+            with suppress(ValueError):  # none that can be segmented
+                here[key] = read_image_layer(layer, self._bench.channels.get(key, says_channels(layer)))
+        self._storage.open(path, here=here)
+
+    def open_item(self, number: int) -> None:
+        """Open one more image of the project."""
+        self.closed_items = [item for item in self.closed_items if item.id != number]
+        self._storage.open_item(number)
+
+    def go_on(self) -> None:
+        """Open the project again whose label layers an earlier widget left, if it is one."""
+        leftovers = self._bench.labelling.leftovers()
+        if len(leftovers) == 1:
+            self._storage.open(*leftovers.keys(), only=next(iter(leftovers.values())))
+
+    def _on_left(self) -> None:
+        """Let go of the labels of a project that was closed; they are in it."""
+        self._bench.patching.leave()
+        self._bench.comparing.end()
+        self._bench.labelling.clear(remove=True)
+        self._bench.labelling.forget_project()
+        self.closed_items = []
+        self._bench.show_soon()
+
+    def _on_opened(self, opened: Sequence[Opened], left: Sequence[Item] | None) -> None:
+        bench = self._bench
+        if left is not None:  # another project; what was there is in the one before
+            self._on_left()
+            self.closed_items = list(left)
+        for one in opened:
+            bench.channels[one.key] = one.item.axes.startswith("C")
+            bench.labelling.restore(one)
+        for one in opened:
+            if one.key != bench.key:
+                bench.session.count(one.key, (0,) * len(bench.session.works[one.key].image.stack_shape))
+        bench.count_soon()
+        bench.show_soon()
