@@ -39,7 +39,7 @@ def first_strokes(mask: Labels, random: np.random.Generator, n_regions: int = RE
         chance = np.sqrt(areas[visible])
         n = min(n_regions, len(visible))
         for region in random.choice(visible, n, replace=False, p=chance / chance.sum()):
-            _draw(labels, regions == region, value, random)
+            draw_stroke(labels, regions == region, value, random)
     return labels
 
 
@@ -74,7 +74,7 @@ def corrections(mask: Labels, prediction: NDArray[np.integer], n: int, random: n
         found += [(area, int(value), regions == i + 1) for i, area in enumerate(areas) if area >= SMALLEST]
     found.sort(key=lambda error: -error[0])
     for _, value, region in found[:n]:
-        _draw(labels, region, value, random)
+        draw_stroke(labels, region, value, random)
     return labels
 
 
@@ -97,7 +97,8 @@ def wide_stroke(region: NDArray[np.bool_], widest: int, random: np.random.Genera
     return stroke
 
 
-def _draw(labels: Labels, region: NDArray[np.bool_], value: int, random: np.random.Generator) -> None:
+def draw_stroke(labels: Labels, region: NDArray[np.bool_], value: int, random: np.random.Generator) -> None:
+    """Draw a stroke of a class into a region [H, W]."""
     for y, x in np.round(_path(region, BRUSH, random)[1]).astype(int):
         brush = np.s_[max(0, y - BRUSH) : y + BRUSH + 1, max(0, x - BRUSH) : x + BRUSH + 1]
         labels[brush][region[brush]] = value

@@ -13,6 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from skimage import data, draw
+from skimage.filters import gaussian, threshold_otsu
+from skimage.measure import label as connected_components
+from skimage.measure import regionprops
 
 from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import class_table
@@ -73,6 +76,27 @@ def coin_strokes() -> NDArray[np.uint8]:
     labels[45:75, 95:120] = 1
     labels[2:8, 10:125] = 0
     labels[90:100, 4:125] = 0
+    return labels
+
+
+def coin_middles() -> NDArray[np.float64]:
+    """Return the middles of the twelve largest coins, row and column."""
+    regions = regionprops(
+        connected_components(gaussian(data.coins(), 2) > threshold_otsu(data.coins()) / 255)
+    )
+    coins = [each for each in regions if 800 < each.area < 4000]
+    return np.array([each.centroid for each in sorted(coins, key=lambda each: -each.area)[:12]])
+
+
+def coins_and_ground() -> NDArray[np.uint8]:
+    """Return strokes in these coins, and in the ground between them."""
+    labels = np.full(data.coins().shape, 255, np.uint8)
+    for y, x in coin_middles().astype(int):
+        labels[y - 2 : y + 2, x - 6 : x + 6] = 1
+    ground = gaussian(data.coins(), 3) < 0.75 * threshold_otsu(data.coins()) / 255
+    for x in range(20, 360, 60):
+        for y in (100, 160, 290):
+            labels[y : y + 4, x : x + 12][ground[y : y + 4, x : x + 12]] = 0
     return labels
 
 
@@ -438,6 +462,28 @@ class TestLearning:
             assert x0 < 117
             assert x1 > 97
         assert report.as_dict()["contradictions"][0]["region"]["n_pixels"] > 20
+
+    def test_a_stroke_that_the_others_outvote_is_found_though_it_was_learnt(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        labels = coins_and_ground()
+        report = fine_tune(starter, self._project(make_project, labels), QUICK)
+        assert report.contradictions == ()
+        wrong = labels.copy()
+        y, x = (int(middle) for middle in coin_middles()[3])
+        wrong[y + 5 : y + 10, x - 6 : x + 6] = 0  # on a coin, below a stroke that says so
+        report = fine_tune(starter, self._project(make_project, wrong), QUICK)
+        (place,) = report.contradictions
+        assert place.region.box == (y + 5, x - 6, y + 10, x + 6)
+        assert (place.region.label, place.region.predicted) == (0, 1)
+        assert place.region.is_learnt
+        assert place.region.share > 0.7
+        assert place.region.n_pixels == 60
+
+    def _project(self, make_project: Callable[..., Project], labels: NDArray[np.uint8]) -> Project:
+        project = make_project(TWO)
+        project.add(data.coins(), labels=labels)
+        return project
 
 
 class TestRepeating:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from window_user import User
 
 from napari_crfasrnn import Project
 from napari_crfasrnn._qt.layers import ImageInput, key_of
-from napari_crfasrnn._qt.state.keeper import NAMED, Keeper, data_dir
+from napari_crfasrnn._qt.state.keeper import Keeper
+from napari_crfasrnn._qt.state.recents import NAMED, data_dir, recent_projects
 
 
 def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, photograph, tmp_path) -> None:
@@ -87,10 +90,103 @@ def test_a_project_that_another_window_has_is_opened_read_only(user, photograph)
     assert user.do(user.widget.segment) == "segment"
     user.settle()
     path = user.session.storage.keeper.path
-    user.session.storage.keeper.close()
+    user.session.storage.open(path)
+    assert "open already" in user.line("project")
+    assert user.do(user.session.storage.begin) == "open"
+    user.settle()
     with Project.open(path):
         assert user.do(lambda: user.session.storage.open(path)) == "open"
         assert "read-only" in user.line("project")
+
+
+class SlowReading:
+    """Lets an image of a project be read only when it is told to."""
+
+    def __init__(self, monkeypatch: Any) -> None:
+        self.begun, self.go_on = Event(), Event()
+        read = Keeper.read
+
+        def slowly(keeper: Keeper, *arguments: Any) -> Any:
+            self.begun.set()
+            assert self.go_on.wait(20)
+            return read(keeper, *arguments)
+
+        monkeypatch.setattr(Keeper, "read", slowly)
+
+
+def labels_of(path: Path) -> np.ndarray:
+    with Project.open(path, read_only=True) as project:
+        (item,) = project.items
+        return item.labels()
+
+
+def test_strokes_belong_to_the_project_they_were_painted_in(user, photograph, tmp_path, monkeypatch) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    first, other = user.session.storage.keeper.path, tmp_path / "other"
+    with Project.create(other, user.session.table.classes) as project:
+        project.add(photograph[::-1], name="another", labels=np.zeros(photograph.shape[:2], np.uint8))
+    user.bench.paint_with(15)
+
+    # Cancelled: the project stays, what is painted then goes on to be saved in it, and the other one is free.
+    slow = SlowReading(monkeypatch)
+    user.session.storage.open(other)
+    user.wait(slow.begun.is_set)
+    user.drag((20, 5), (60, 5))
+    user.session.cancel()
+    slow.go_on.set()
+    user.drag((20, 15), (60, 15))
+    user.settle()
+    assert user.session.storage.keeper.path == first
+    np.testing.assert_array_equal(labels_of(first), user.labels)
+    assert (user.labels[40, (5, 15)] == 15).all()
+    monkeypatch.undo()
+    user.wait(lambda: _is_free(other))
+
+    # Opened: what was painted while it was read is of the project before.
+    slow = SlowReading(monkeypatch)
+    user.session.storage.open(other)
+    user.wait(slow.begun.is_set)
+    user.drag((20, 25), (60, 25))
+    labels = user.labels.copy()
+    assert labels[40, 25] == 15
+    assert user.do(slow.go_on.set) == "open"
+    user.settle()
+    np.testing.assert_array_equal(labels_of(first), labels)
+    assert not labels_of(other).any()
+    assert user.session.storage.keeper.path == other
+
+
+def _is_free(path: Path) -> bool:
+    with Project.open(path) as project:
+        return not project.read_only
+
+
+def test_what_is_painted_while_a_project_is_copied_is_in_the_copy(
+    user, photograph, tmp_path, monkeypatch
+) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    begun, go_on = Event(), Event()
+    save_as = Project.save_as
+
+    def slowly(project: Project, path: Path) -> Path:
+        saved = save_as(project, path)
+        begun.set()
+        assert go_on.wait(20)
+        return saved
+
+    monkeypatch.setattr(Project, "save_as", slowly)
+    user.bench.paint_with(15)
+    user.session.storage.save_as(tmp_path / "copy")
+    user.wait(begun.is_set)
+    user.drag((20, 25), (60, 25))
+    assert user.do(go_on.set) == "save"
+    user.settle()
+    assert user.labels[40, 25] == 15
+    np.testing.assert_array_equal(labels_of(tmp_path / "copy"), user.labels)
 
 
 def test_what_is_no_project_is_refused(user, tmp_path) -> None:
@@ -131,7 +227,7 @@ def test_a_project_that_was_saved_by_name_is_offered_by_it(
     assert str(tmp_path / "larvae") in named.read_text()
     for text in ("{", json.dumps([str(tmp_path / "gone")])):
         named.write_text(text)
-        assert [recent.title for recent in Keeper().recent()] == ["photo"]
+        assert [recent.title for recent in recent_projects()] == ["photo"]
 
 
 def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) -> None:

@@ -225,6 +225,7 @@ def test_a_round_that_comes_back_knows_what_it_was_taught(
 
     # A class has another name: the models still call it as before, also when the project is opened again.
     other.session.rename_class(FLAG, "banner")
+    assert other.do(other.bench.projects.begin) == "open"
     assert other.do(lambda: other.bench.projects.open(tmp_path / "saved")) == "open"
     other.settle()
     assert other.session.table.names[FLAG] == "banner"
@@ -303,7 +304,7 @@ def test_strokes_that_contradict_the_others_are_shown_where_they_are(
     user.click(show)
     QTest.qWait(50)
     assert user.bench.image.name == "photo"
-    assert user.bench.doubts.shown == 0
+    assert user.bench.doubts.shown is place
     assert FRAME in user.viewer.scene.overlays
     y, x = camera.center[-2:]
     assert (abs(y - 166.5) < 1, x < 60) == (True, True)  # the square lies within the image
@@ -327,11 +328,22 @@ def test_strokes_that_contradict_the_others_are_shown_where_they_are(
     assert FRAME in user.viewer.scene.overlays  # of the square
     user.bench.patching.leave()
 
+    # Corrected, there is nothing more to be said of it; until that is undone.
+    wrong = user.labels.copy()
+    right = np.where(wrong == 5, FLAG, wrong)
+    user.bench.group.write(right)
+    user.settle()
+    assert user.bench.doubts.places == ()
+    assert "contradict" not in learning.message.label.text()
+    user.bench.group.write(wrong)
+    user.settle()
+    assert user.bench.doubts.places == (place,)
+
     # Kept while it is shown; the report has the place.
     y0, x0, y1, x1 = place.region.box
     user.click(learning.message.buttons[0])
     QTest.qWait(50)
-    assert user.bench.doubts.shown == 0
+    assert user.bench.doubts.shown is place
     assert user.do(lambda: user.click(learning.keep)) == "save"
     user.settle()
     assert user.bench.doubts.shown is None

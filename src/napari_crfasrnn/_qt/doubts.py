@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from napari_crfasrnn._qt.layers import Frame, key_of, show_plane, shows_planes
 from napari_crfasrnn._qt.state import PlaneIndex
 
@@ -32,11 +34,11 @@ class Doubts:
     Attributes
     ----------
     shown
-        Which one is framed, counted from 0; None while none is.
+        Which one is framed; None while none is.
     """
 
     def __init__(self, bench: Workbench) -> None:
-        self.shown: int | None = None
+        self.shown: PlaceOfContradiction | None = None
         self._bench, self._session = bench, bench.session
         self._frame = Frame(bench.viewer)
         self._where: tuple[str | None, PlaneIndex] = (None, ())
@@ -46,9 +48,9 @@ class Doubts:
 
     @property
     def places(self) -> tuple[PlaceOfContradiction, ...]:
-        """The strokes in question: of the round that is neither kept nor discarded."""
+        """The strokes in question: of the round that is neither kept nor discarded, as far as they stand."""
         report = self._session.lessons.report
-        return () if report is None else report.contradictions
+        return () if report is None else tuple(filter(self._stands, report.contradictions))
 
     def next(self) -> None:
         """Frame the first of them, or the one after that which is framed."""
@@ -63,12 +65,12 @@ class Doubts:
             return
         if self.shown is None:
             self._from = bench.key, bench.index
-        number = 0 if self.shown is None else (self.shown + 1) % len(places)
+        number = (places.index(self.shown) + 1) % len(places) if self.shown in places else 0
         place = places[number]
         key = self._session.storage.keeper.key_of(place.item_id)
         layer = bench.labelling.image_layer(key) if key is not None else None
         work = self._session.works.get(key or "")
-        said = self._said(number)
+        said = f"Stroke {number + 1} of {len(places)}: {self._said(place)}"
         if layer is None or work is None:
             self._frame.hide(restore=False)
             said += " Its image is not open."
@@ -79,7 +81,7 @@ class Doubts:
                 show_plane(bench.viewer, layer, place.index)
             shape = work.image.plane_shape
             self._frame.show(layer, shape, _around(place.region.box, shape))
-        self.shown, self._where = number, (bench.key, bench.index)
+        self.shown, self._where = place, (bench.key, bench.index)
         say("learn", said, "plain", *(["next-doubt"] if len(places) > 1 else []), "end-doubts")
         self._line = self._session.tasks.lines.get("learn")
 
@@ -97,16 +99,24 @@ class Doubts:
         self._bench.changed.disconnect(self._follow)
         self.end(restore=False)
 
-    def _said(self, number: int) -> str:
-        report = self._session.lessons.report
+    def _stands(self, place: PlaceOfContradiction) -> bool:
+        """Return whether most of a stroke is as it was when it was learnt, as far as its image is open."""
+        work = self._session.works.get(self._session.storage.keeper.key_of(place.item_id) or "")
+        if work is None:
+            return True
+        y0, x0, y1, x1 = place.region.box
+        strokes = work.strokes(place.index, np.s_[y0:y1, x0:x1])
+        return bool(2 * np.count_nonzero(strokes == place.region.label) > place.region.n_pixels)
+
+    def _said(self, place: PlaceOfContradiction) -> str:
+        report, region = self._session.lessons.report, place.region
         assert report is not None  # else there was no place to go to
-        region = self.places[number].region
         names = [spec.name for spec in report.model.classes]
-        share = f"{100 * region.share:.0f} % of {region.n_pixels:,} px"
-        return (
-            f"Stroke {number + 1} of {len(self.places)}: painted {names[region.label]}, and still "
-            f"{names[region.predicted]} to what was learnt ({share})."
-        )
+        share, seen = f"{100 * region.share:.0f} %", names[region.predicted]
+        what = f"and still {seen} to what was learnt ({share} of {region.n_pixels:,} px)"
+        if region.is_learnt:
+            what = f"and {seen} to what learnt the other strokes alone (p = {region.share:.2f})"
+        return f"painted {names[region.label]}, {what}."
 
     def _follow(self) -> None:
         """End where a person looks at something else, works on, or has decided about the round."""

@@ -27,7 +27,7 @@ from napari_crfasrnn._qt.state.telling import FITTING, USE
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state import Busy, Numbers, Session
     from napari_crfasrnn._qt.workbench import Workbench
-    from napari_crfasrnn.training import TrainReport
+    from napari_crfasrnn.training import PlaceOfContradiction, TrainReport
 
 NEW_PROJECT = Cure(
     "new-project", "New project", "Begin another project with the model's classes; this one is kept"
@@ -178,7 +178,7 @@ def learn_state(bench: Workbench) -> LearnState:
         material="" if learning or session.lessons.report is not None else material,
         result=_result(session),
         progress=_progress(session.busy, "learn", "compare"),
-        show_plot=_shows_plot(session),
+        show_plot=_shows_plot(bench),
         compare=_compare_action(bench),
         rounds=round_rows(session),
         choose_round=Action(not busy, busy),
@@ -288,14 +288,16 @@ def _compare_action(bench: Workbench) -> Action:
     return Action(not why, why)
 
 
-def _shows_plot(session: Session) -> bool:
+def _shows_plot(bench: Workbench) -> bool:
+    session = bench.session
     if len(session.lessons.history) < 2:
         return False
     if session.busy is not None and session.busy.what == "learn":
         return True
     report = session.lessons.report
-    takes_room = "learn" in session.tasks.lines  # what is said of a comparison
-    return report is not None and not _remark(report) and not takes_room  # a remark takes it, too
+    if report is None or "learn" in session.tasks.lines:  # what is said of a comparison takes its room
+        return False
+    return not _remark(report, bench.doubts.places)  # so does a remark
 
 
 def _start_message(bench: Workbench) -> Message:
@@ -335,8 +337,9 @@ def _lesson_message(bench: Workbench) -> Message:
         return Message(f"{said.text} {STILL_EARLIER}", said.tone, (again,))
     if said.text or report is None:
         return said
-    remark = _remark(report)
-    shows = bool(remark and report.contradictions) and not _busy_reason(bench.session)
+    doubts = bench.doubts.places
+    remark = _remark(report, doubts)
+    shows = bool(remark and doubts) and not _busy_reason(bench.session)
     return Message(remark, cures=(SHOW_DOUBT,) if shows else ())
 
 
@@ -353,12 +356,12 @@ def _result(session: Session) -> Message:
     return Message(describe(report), "plain", cures)
 
 
-def _remark(report: TrainReport) -> str:
+def _remark(report: TrainReport, doubts: Sequence[PlaceOfContradiction]) -> str:
     """Return what else a round of learning has to say, in a sentence or two; nothing where it was cut off."""
     if was_cut_off(report):
         return ""
-    doubts = len(report.contradictions)
-    said = [contradicting(doubts)] if doubts else []
+    sure = any(not place.region.is_learnt for place in doubts)
+    said = [contradicting(len(doubts), sure=sure)] if doubts else []
     said += [f"{note[:1].upper()}{note[1:]}." for note in report.notes]
     return " ".join(said[:MAX_REMARKS])
 

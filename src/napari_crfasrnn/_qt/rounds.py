@@ -134,7 +134,7 @@ def _doubts(report: Mapping[str, Any], name_of: Callable[[int], str]) -> tuple[s
     places, after = report.get("contradictions", ()), report.get("after")
     if not places:
         return ()
-    said = [contradicting(len(places))]
+    said = [contradicting(len(places), sure=any(not place["region"].get("is_learnt") for place in places))]
     for place in places[:MOST_PLACES]:
         region = place["region"]
         y0, x0, y1, x1 = region["box"]
@@ -146,15 +146,18 @@ def _doubts(report: Mapping[str, Any], name_of: Callable[[int], str]) -> tuple[s
             names[value] if value < len(names) else f"class {value}"
             for value in (region["label"], region["predicted"])
         )
-        said.append(f"– {where}: painted {painted}, still {seen} ({region['n_pixels']:,} px).")
+        how = "by the others" if region.get("is_learnt") else "still"
+        said.append(f"– {where}: painted {painted}, {how} {seen} ({region['n_pixels']:,} px).")
     if len(places) > MOST_PLACES:
         said.append(f"– and {len(places) - MOST_PLACES} more.")
     return tuple(said)
 
 
-def contradicting(n_strokes: int) -> str:
-    """Return in a sentence that strokes contradict the others."""
-    return f"{n_strokes} stroke{'s contradict' if n_strokes > 1 else ' contradicts'} the others."
+def contradicting(n_strokes: int, *, sure: bool) -> str:
+    """Return in a sentence that strokes contradict the others; or may, where a model could learn them all."""
+    plural = n_strokes > 1
+    does = f"contradict{'s' * (not plural)}" if sure else "may contradict"
+    return f"{n_strokes} stroke{'s' * plural} {does} the others."
 
 
 def _classes(

@@ -58,6 +58,7 @@ class _Job:
     done: Callable[[Any], None]
     failed: Callable[[Exception], None]
     progress: Callable[[Any], None] | None
+    dropped: Callable[[Any], None] | None
 
 
 class _Collector:
@@ -126,16 +127,18 @@ class Worker(QObject):  # type: ignore[misc]
         done: Callable[[Any], None],
         failed: Callable[[Exception], None],
         progress: Callable[[Any], None] | None = None,
+        dropped: Callable[[Any], None] | None = None,
     ) -> Task:
         """Run ``work(task, report)`` in the thread, then ``done(result)`` or ``failed(error)`` in the GUI.
 
-        ``progress`` is called in the GUI with whatever the work gives to ``report``.
+        ``progress`` is called in the GUI with whatever the work gives to ``report``. ``dropped`` gets the
+        result of a task that was cancelled too late to notice.
         """
         task = Task(name)
         if self._closed:
             _log.info("%s was not begun: the window is closed", name)
             return task
-        self._jobs[task] = _Job(work, done, failed, progress)
+        self._jobs[task] = _Job(work, done, failed, progress, dropped)
         _at_work.add(self)
         _collector.hold()
         self._queue.put(task)
@@ -199,3 +202,5 @@ class Worker(QObject):  # type: ignore[misc]
             job.done(outcome)
         elif wanted and how == "failed":
             job.failed(outcome)
+        elif how == "done" and job.dropped is not None:
+            job.dropped(outcome)

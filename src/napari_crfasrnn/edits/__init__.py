@@ -28,9 +28,15 @@ from napari_crfasrnn.edits.comparison import (
 )
 from napari_crfasrnn.edits.locked import locked_cells, split_locked
 from napari_crfasrnn.edits.patches import Patch, least_certain_patch, patch_side
-from napari_crfasrnn.edits.strokes import Contradiction, contradictions, label_regions
+from napari_crfasrnn.edits.strokes import (
+    MIN_STROKE_PIXELS,
+    Contradiction,
+    contradictions,
+    label_regions,
+)
 
 __all__ = [
+    "MIN_STROKE_PIXELS",
     "Box",
     "Contradiction",
     "EditSummary",

@@ -11,12 +11,12 @@ from skimage.measure import label as connected_components
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.edits.comparison import Box, Labels
 
-_MIN_PIXELS = 20  # smaller regions are slips of the brush or rims, not statements
+MIN_STROKE_PIXELS = 20  # smaller regions are slips of the brush or rims, not statements
 
 
 @dataclass(frozen=True)
 class Contradiction:
-    """A labelled region that a model, trained on it and on all the others, still sees as another class.
+    """A labelled region that looks like another class to a model that learnt the others.
 
     Parameters
     ----------
@@ -25,9 +25,12 @@ class Contradiction:
     n_pixels
         Size of the region.
     share
-        Share of the region that is predicted as another class than the painted one.
+        Share of the region that is predicted as another class than the painted one; where `is_learnt`, how
+        sure of the other class is what learnt the others alone, 0..1.
     box
         y0, x0, y1, x1 of the region, in pixels, the ends exclusive.
+    is_learnt
+        Whether a model that was trained on the region, too, sees it as it was painted.
     """
 
     label: int
@@ -35,6 +38,7 @@ class Contradiction:
     n_pixels: int
     share: float
     box: Box
+    is_learnt: bool = False
 
 
 def label_regions(
@@ -85,7 +89,7 @@ def contradictions(
     region = regions[y, x]
     size = np.bincount(region)
     wrong = np.bincount(region, weights=prediction[y, x] != target[y, x])
-    suspects = np.flatnonzero((size >= _MIN_PIXELS) & (wrong > min_share * size))
+    suspects = np.flatnonzero((size >= MIN_STROKE_PIXELS) & (wrong > min_share * size))
     found = []
     for number in suspects:
         inside = region == number

@@ -27,13 +27,14 @@ from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import contradictions
 from napari_crfasrnn.experts import REST, FeatureMaps, Head, Memory, Panel
-from napari_crfasrnn.experts.features import GROUPS
+from napari_crfasrnn.experts.features import FINE, GROUPS, columns
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.aside import Aside
 from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.crf_tuning import choose_tiles
 from napari_crfasrnn.training.encodings import Encodings
+from napari_crfasrnn.training.outvoted import ReadPixels, outvoted
 from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
 from napari_crfasrnn.training.panel_tiles import PanelTile, PanelTiles, are_dense
 from napari_crfasrnn.training.panel_windows import Window, draw_windows
@@ -204,7 +205,10 @@ class PanelRound:
         return LockedScore.from_confusion(counts, tuple(map(str, range(panel.n_columns)))).miou
 
     def contradictions(self, model: SegmentationModel) -> tuple[PlaceOfContradiction, ...]:
-        """Return the strokes that a model with this panel, having learnt them, sees as another class."""
+        """Return the strokes that a model with this panel, having learnt them, sees as another class.
+
+        And those that it learnt, but that look like another class to what learnt the others.
+        """
         found = []
         assert model.panel is not None
         for number, (plane, read) in enumerate(zip(self.planes, self._training, strict=False)):
@@ -222,7 +226,12 @@ class PanelRound:
                 PlaceOfContradiction(plane.item_id, plane.index, region)
                 for region in contradictions(plane.training, prediction)
             ]
-        return tuple(found)
+        pixels = [
+            ReadPixels(plane, read.y, read.x, columns(read.rows, FINE).numpy())
+            for plane, read in zip(self.planes, self._training, strict=False)
+        ]
+        others = outvoted(pixels, _MAX_STROKE_PIXELS, self.config.seed, self.cancel)
+        return (*found, *(place for place in others if not any(map(place.overlaps, found))))
 
     def windows(self, is_late: Callable[[], bool]) -> list[Window]:
         """Return what a head learns from; a thread beside this one draws every second window."""

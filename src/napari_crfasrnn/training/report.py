@@ -84,11 +84,18 @@ class LockedScore:
 
 @dataclass(frozen=True)
 class PlaceOfContradiction:
-    """A stroke that could not be learnt beside the others, and the image it is in."""
+    """A stroke that contradicts the others, and the image it is in."""
 
     item_id: int
     index: tuple[int, ...]
     region: Contradiction
+
+    def overlaps(self, other: PlaceOfContradiction) -> bool:
+        """Return whether another one may be of the same stroke."""
+        if (self.item_id, self.index) != (other.item_id, other.index):
+            return False
+        (y0, x0, y1, x1), (v0, u0, v1, u1) = self.region.box, other.region.box
+        return self.region.label == other.region.label and y0 < v1 and v0 < y1 and x0 < u1 and u0 < x1
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +121,8 @@ class TrainReport:
     crf_learnt
         Whether the CRF was changed, too: only if that made the held-back pixels no worse.
     contradictions
-        Strokes that the new model still sees as another class.
+        Strokes that the new model still sees as another class; after a panel was taught, also those that
+        look like another class to what learnt the others alone.
     notes
         What else is worth knowing, in sentences.
     config, seconds

@@ -1,29 +1,23 @@
-"""The project on the disk behind the widget, so that nothing a person did is lost.
-
-Every function here is slow and runs in the thread of the disk, one after another.
-"""
+"""The project on the disk behind the widget, so that nothing a person did is lost."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
-import platformdirs
 
+from napari_crfasrnn._qt.state.recents import data_dir, is_named, remember
 from napari_crfasrnn.classes import ClassSpec
-from napari_crfasrnn.edits import summarize
 from napari_crfasrnn.project import Item, Project
-from napari_crfasrnn.project.database import DATABASE
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
@@ -31,23 +25,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DATA_VARIABLE = "NAPARI_CRFASRNN_DATA"
-"""Environment variable that names another folder for the projects that were not saved by name."""
-
-
-NAMED = "named.json"  # in the folder of projects: where those are that were saved by name
-MOST_NAMED = 20
 MOST_COMPARED = 1_000_000  # values of an image
 UNREADABLE = (LookupError, OSError, RuntimeError, TypeError, ValueError)  # of whatever array is in a layer
-
-
-@dataclass(frozen=True)
-class Recent:
-    """A project that can be opened again."""
-
-    path: Path
-    title: str
-    modified: datetime
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,43 +42,6 @@ class Opened:
     present: tuple[int, ...]  # classes that have at least a pixel
 
 
-def data_dir() -> Path:
-    """Return the folder of the projects that were not saved by name."""
-    override = os.environ.get(DATA_VARIABLE)
-    base = Path(override) if override else platformdirs.user_data_path("napari-crfasrnn", appauthor=False)
-    return base / "projects"
-
-
-def _named() -> list[Path]:
-    """Return the folders that a person chose for projects, the latest first."""
-    try:
-        found = json.loads((data_dir() / NAMED).read_text(encoding="utf-8"))
-        return [Path(place) for place in found]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError) as error:  # a list for convenience: nobody's work depends on it
-        _log.warning("the list of projects cannot be read: %s", error)
-        return []
-
-
-def _remember(path: Path) -> None:
-    """Put a folder that a person chose at the head of the list of these."""
-    path = path.absolute()
-    places = [path, *(other for other in _named() if other != path)][:MOST_NAMED]
-    try:
-        data_dir().mkdir(parents=True, exist_ok=True)
-        (data_dir() / NAMED).write_text(json.dumps([str(place) for place in places]), encoding="utf-8")
-    except OSError as error:
-        _log.warning("the list of projects cannot be written: %s", error)
-
-
-def _is_work(project: Project) -> bool:
-    """Return whether somebody may want to go on with a project: it is of no sample, or something was done."""
-    return bool(project.rounds) or any(
-        not item.metadata.get("sample") or _is_corrected(item) for item in project.items
-    )
-
-
 def _same_pixels(array: Any, item: Item) -> bool:
     """Return whether an array looks like an image of a project: of large ones, evenly spread pixels do."""
     if (tuple(array.shape), str(array.dtype)) != (tuple(item.shape), item.dtype):
@@ -113,55 +55,46 @@ def _same_pixels(array: Any, item: Item) -> bool:
     return bool(np.array_equal(mine, its, equal_nan=np.issubdtype(mine.dtype, np.inexact)))
 
 
-def _identity(path: Path) -> str:
-    """Return the identity of a project, which copies share; "" where it cannot be read."""
-    try:
-        with Project.open(path, read_only=True) as project:
-            return project.id
-    except (ValueError, OSError):
-        return ""
-
-
-def _about(path: Path) -> tuple[str, str]:
-    """Return the identity of a project, which copies share, and what it is called by its images.
-
-    The latter is "" where nobody may want to go on with it.
-    """
-    try:
-        with Project.open(path, read_only=True) as project:
-            identity = project.id
-            names = [item.name for item in project.items] if _is_work(project) else []
-    except (ValueError, OSError):
-        return "", ""  # not ours to repair; opening it by hand says what is wrong
-    return identity, ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-
-
-def _is_corrected(item: Item) -> bool:
-    done = summarize(item.labels(), item.baseline(), item.verified())
-    return bool(done.n_edited or done.n_verified)
-
-
 class Keeper:
-    """The owner of the open project. Used by one thread at a time, but for `project` and `path`."""
+    """The owner of one project, and of what its images are called in the viewer.
 
-    def __init__(self) -> None:
-        self.project: Project | None = None
-        self._items: dict[str, Item] = {}  # by the key of the image in the viewer
+    What reads or writes files is slow, and called in the thread of the disk, or in the one that opened or
+    copied the project and has not given it to anybody yet.
+
+    Parameters
+    ----------
+    project
+        An open project; None for one that is made when there is something to save.
+    items
+        Its images by the keys they have in the viewer.
+    """
+
+    def __init__(self, project: Project | None = None, items: Mapping[str, Item] | None = None) -> None:
+        self.project = project
+        self._items = dict(items or {})
+        self._making = Lock()
+
+    @classmethod
+    def open(cls, path: Path) -> Keeper:
+        """Open a project."""
+        project = Project.open(path)
+        remember(path)
+        return cls(project)
 
     @property
     def path(self) -> Path | None:
-        """Folder of the open project."""
+        """Folder of the project."""
         return None if self.project is None else self.project.path
 
     @property
     def n_images(self) -> int:
-        """How many images of the viewer are in the open project."""
+        """How many images of the viewer are in the project."""
         return len(self._items)
 
     @property
     def is_named(self) -> bool:
-        """Whether a person chose the place of the open project."""
-        return self.project is not None and self.project.path.parent != data_dir().absolute()
+        """Whether a person chose the place of the project."""
+        return self.path is not None and is_named(self.path)
 
     def number_of(self, key: str) -> int | None:
         """Return the number that an image of the viewer has in the project."""
@@ -193,6 +126,13 @@ class Keeper:
                 _log.warning("%s", error)
         return found
 
+    def taught_lately(self) -> dict[int, dict[str, Labels]]:
+        """Return what the rounds were taught that are likely to be used: the one in force, and the last."""
+        if self.project is None or not self.project.rounds:
+            return {}
+        in_force = self.project.current_round
+        return self.taught(sorted({self.project.rounds[-1].number, *([in_force.number] if in_force else [])}))
+
     def save(self, snapshot: Snapshot, classes: Sequence[ClassSpec]) -> Item:
         """Store an image, with its labels; a project is made for the first one."""
         project = self._open_or_new(classes)
@@ -222,24 +162,14 @@ class Keeper:
         if self.project is not None:
             self.project.set_classes(classes, mapping)
 
-    def save_as(self, path: Path, classes: Sequence[ClassSpec]) -> Path:
-        """Copy the project to another folder and go on there."""
-        project = self._open_or_new(classes)
-        project.save_as(path)
-        self.project = Project.open(path)
-        project.close()
-        if self.is_named:
-            _remember(path)
-        return path
-
-    def open(self, path: Path) -> Project:
-        """Open another project instead of the present one."""
+    def copy(self, path: Path, classes: Sequence[ClassSpec]) -> Keeper:
+        """Copy the project to another folder, and return the owner of the copy."""
+        self._open_or_new(classes).save_as(path)
         project = Project.open(path)
-        self.close()
-        self.project = project
-        if self.is_named:
-            _remember(path)
-        return project
+        remember(path)
+        known = {item.id: item for item in project.items}
+        items = {key: known[item.id] for key, item in tuple(self._items.items()) if item.id in known}
+        return Keeper(project, items)
 
     def read(self, item: Item, key: str | None = None) -> Opened:
         """Read an image of the project; what it is called in the viewer is up to the caller, or new."""
@@ -260,46 +190,16 @@ class Keeper:
                 _log.warning("%r cannot be compared with the project's: %s", image.name, error)
         return None
 
-    def read_number(self, number: int) -> Opened:
-        """Read an image of the project by its number."""
-        if self.project is None:
-            raise ValueError("no project is open")
-        return self.read(self.project.item(number))
-
-    def recent(self, limit: int = 8) -> list[Recent]:
-        """Return the projects that were open before, the one changed last first.
-
-        Those that were not saved by name go by their images, and are left out where they hold samples alone
-        that nobody corrected.
-        """
-        named = [place for place in _named() if (place / DATABASE).is_file()]
-        known = {_identity(place) for place in named}  # the folders that these were begun in are stale
-        places = [*named, *(file.parent for file in data_dir().glob(f"*/{DATABASE}"))]
-        changed = {place: (place / DATABASE).stat().st_mtime for place in places if place != self.path}
-        recents: list[Recent] = []
-        for place in sorted(changed, key=changed.__getitem__, reverse=True):
-            if len(recents) == limit:
-                break
-            title = place.name
-            if place not in named:
-                identity, title = _about(place)
-                if identity in known:
-                    continue
-            if title:
-                recents.append(Recent(place, title, datetime.fromtimestamp(changed[place])))
-        return recents
-
     def close(self) -> None:
         """Close the project."""
         if self.project is not None:
             self.project.close()
-            self.project = None
-            self._items.clear()
 
     def _open_or_new(self, classes: Sequence[ClassSpec]) -> Project:
-        if self.project is None:
-            # The random part keeps two windows that start in the same second apart.
-            name = f"{datetime.now():%Y-%m-%d %H.%M.%S} {secrets.token_hex(2)}"
-            data_dir().mkdir(parents=True, exist_ok=True)
-            self.project = Project.create(data_dir() / name, classes)
-        return self.project
+        with self._making:
+            if self.project is None:
+                # The random part keeps two windows that start in the same second apart.
+                name = f"{datetime.now():%Y-%m-%d %H.%M.%S} {secrets.token_hex(2)}"
+                data_dir().mkdir(parents=True, exist_ok=True)
+                self.project = Project.create(data_dir() / name, classes)
+            return self.project

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from psygnal import Signal
 
 from napari_crfasrnn._qt.state.engine import Engine
-from napari_crfasrnn._qt.state.keeper import Keeper, Opened, Recent
+from napari_crfasrnn._qt.state.keeper import Keeper, Opened
+from napari_crfasrnn._qt.state.recents import Recent, recent_projects
 from napari_crfasrnn._qt.state.shelf import PREFIX, round_choice
 from napari_crfasrnn._qt.state.table import ClassTable
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
@@ -28,9 +31,26 @@ _log = logging.getLogger(__name__)
 MOST_IMAGES = 12  # of a project are opened at once
 
 
-class Storage:
-    """Keeps the work of a session in a project on the disk."""
+@dataclass(frozen=True, eq=False)
+class _Incoming:
+    """A project that was read, and that nobody works on yet."""
 
+    keeper: Keeper
+    images: list[Opened]
+    left: list[Item]
+    standing: tuple[Any, ...]  # as `Storage.replaced` tells it
+    taught: dict[int, dict[str, Labels]]
+    notice: str | None
+
+
+class Storage:
+    """Keeps the work of a session in a project on the disk.
+
+    A project gives way to another one in one turn of the GUI thread: what was done until then is saved in
+    the one that it was done in, and nothing else is.
+    """
+
+    leaving = Signal()  # the project is about to be left: what was done to it is to be told now
     saved = Signal(str, Path, int)  # key of an image, folder of the project, number of its item
     left = Signal()  # the project is closed, and the next one is new
     opened = Signal(object, object)  # `Opened` images; the items left closed, None where nothing was closed
@@ -58,7 +78,7 @@ class Storage:
 
     def save(self) -> None:
         """Begin to save what has changed."""
-        classes = self._table.classes
+        keeper, classes = self.keeper, self._table.classes
         keys = (self._unsaved | self._failed) & set(self._works)
         self._unsaved.clear()
         self._failed.clear()
@@ -66,9 +86,9 @@ class Storage:
             snapshot = self._works[key].snapshot()
             self.run(
                 "saving the project",
-                partial(self.keeper.save, snapshot, classes),
-                partial(self._on_saved, key),
-                partial(self._failed.add, key),
+                partial(keeper.save, snapshot, classes),
+                partial(self._on_saved, keeper, key),
+                partial(self._on_not_saved, keeper, key),
             )
 
     def when_saved(self, busy: Busy, then: Callable[[], None]) -> None:
@@ -95,7 +115,11 @@ class Storage:
         """Copy the project to a folder and go on there."""
         busy = Busy("save", "Saving…")
 
-        def done(_: Path) -> None:
+        def done(copied: Keeper) -> None:
+            self._go_over_to(copied)
+            for key in self._works:  # also what was painted while it was copied
+                self.touch(key)
+            self.save()
             self._tasks.say(
                 "project", f"Saved in {path.name}; from now on it is kept up to date there.", "good"
             )
@@ -105,9 +129,12 @@ class Storage:
                     self.saved.emit(key, path, number)
             self.list_recents()
 
+        def close(copied: Keeper) -> None:
+            copied.close()
+
         def start() -> None:
-            classes = self._table.classes
-            self._tasks.start(busy, lambda task, report: self.keeper.save_as(path, classes), done)
+            keeper, classes = self.keeper, self._table.classes
+            self._tasks.start(busy, lambda task, report: keeper.copy(path, classes), done, dropped=close)
 
         self.when_saved(busy, start)
 
@@ -118,9 +145,7 @@ class Storage:
         busy = Busy("open", "Beginning a new project…")
 
         def done(_: None) -> None:
-            # In one turn: what was painted until now is of the project that is closed, and nothing else.
-            self.save()
-            self.run("closing the project", self.keeper.close)
+            self._go_over_to(Keeper())
             self.left.emit()
             self._tasks.say("project", "A new project. The one before is found under Open.")
             self.list_recents()
@@ -151,45 +176,79 @@ class Storage:
         """
         if self._tasks.busy is not None:
             return
+        if path.absolute() == self.keeper.path:
+            self._tasks.say("project", "That project is open already.")
+            return
         busy = Busy("open", "Opening…")
+        keys = {number: key for key, number in (only or {}).items()}
 
-        def run(task: Task, report: Report) -> Any:
-            project = self.keeper.open(path)
-            keys = {number: key for key, number in (only or {}).items()}
-            items = [item for item in project.items if not keys or item.id in keys]
-            shown = items[: len(keys) or MOST_IMAGES]
-            left = [item for item in project.items if item not in shown]
-            images = []
-            for place, item in enumerate(shown):
-                report((place, len(shown)))
-                images.append(self.keeper.read(item, keys.get(item.id) or self.keeper.find(item, here or {})))
-            rounds = [
-                round_choice(r.number, r.model_path, self._engine.names(r.model_path)) for r in project.rounds
-            ]
-            current = project.current_round
-            in_force = current.number if current else 0
-            return project, images, left, (rounds, in_force, project.renames), self._taught()
+        def run(task: Task, report: Report) -> _Incoming:
+            keeper = Keeper.open(path)
+            with ExitStack() as undo:
+                undo.callback(keeper.close)
+                incoming = self._read(keeper, keys, here or {}, task, report)
+                undo.pop_all()
+            return incoming
 
-        def done(result: Any) -> None:
-            project, images, left, (rounds, current, renames), taught = result
-            self._unsaved.clear()
-            self._failed.clear()
-            self.replaced.emit(project.classes, rounds, current, renames)
-            self._tell_taught(taught)
+        def done(incoming: _Incoming) -> None:
+            images, left, notice = incoming.images, incoming.left, incoming.notice
+            self._go_over_to(incoming.keeper)
+            self.replaced.emit(*incoming.standing)
+            self._tell_taught(incoming.taught)
             self.opened.emit(images, left)
             n_all = len(images) + len(left)
             self._tasks.say("project", f"{len(images)} of {n_all} images opened." if left else "")
-            if project.notice:
-                self._tasks.say("project", f"{project.notice[:1].upper()}{project.notice[1:]}.", "problem")
+            if notice:
+                self._tasks.say("project", f"{notice[:1].upper()}{notice[1:]}.", "problem")
             self.list_recents()
 
-        self.when_saved(busy, lambda: self._tasks.start(busy, run, done))
+        def drop(incoming: _Incoming) -> None:
+            incoming.keeper.close()
+
+        self.when_saved(busy, lambda: self._tasks.start(busy, run, done, dropped=drop))
+
+    def _read(
+        self,
+        keeper: Keeper,
+        keys: Mapping[int, str],
+        here: Mapping[str, ImageInput],
+        task: Task,
+        report: Report,
+    ) -> _Incoming:
+        """Read what is shown of a project: the images that ``keys`` names by number, or the first ones."""
+        project = keeper.project
+        assert project is not None
+        items = [item for item in project.items if not keys or item.id in keys]
+        shown = items[: len(keys) or MOST_IMAGES]
+        left = [item for item in project.items if item not in shown]
+        images = []
+        for place, item in enumerate(shown):
+            if task.cancelled():
+                break
+            report((place, len(shown)))
+            images.append(keeper.read(item, keys.get(item.id) or keeper.find(item, here)))
+        rounds = [
+            round_choice(r.number, r.model_path, self._engine.names(r.model_path)) for r in project.rounds
+        ]
+        current = project.current_round
+        standing = (project.classes, rounds, current.number if current else 0, project.renames)
+        return _Incoming(keeper, images, left, standing, keeper.taught_lately(), project.notice)
+
+    def _go_over_to(self, keeper: Keeper) -> None:
+        """Leave the project for another one; what was done to it until now is saved there."""
+        self.leaving.emit()
+        self.save()
+        self.run("closing the project", self.keeper.close)
+        self.keeper = keeper
 
     def open_item(self, number: int) -> None:
         """Open one more image of the project."""
+        keeper = self.keeper
 
         def run(task: Task, report: Report) -> tuple[list[Opened], dict[int, dict[str, Labels]]]:
-            return [self.keeper.read_number(number)], self._taught()
+            if keeper.project is None:
+                raise ValueError("no project is open")
+            return [keeper.read(keeper.project.item(number))], keeper.taught_lately()
 
         def done(result: tuple[list[Opened], dict[int, dict[str, Labels]]]) -> None:
             images, taught = result
@@ -205,7 +264,7 @@ class Storage:
             self.recents = recents
             self._tasks.changed.emit()
 
-        self.run("looking for earlier projects", self.keeper.recent, done)
+        self.run("looking for earlier projects", partial(recent_projects, self.keeper.path), done)
 
     def run(
         self,
@@ -233,27 +292,23 @@ class Storage:
                 _log.error("the last changes could not be saved: %s", error)
         self.keeper.close()
 
-    def _taught(self) -> dict[int, dict[str, Labels]]:
-        """Read what the rounds were taught that somebody is likely to use: the one in force, and the last."""
-        project = self.keeper.project
-        if project is None or not project.rounds:
-            return {}
-        in_force = project.current_round
-        return self.keeper.taught(
-            sorted({project.rounds[-1].number, *([in_force.number] if in_force else [])})
-        )
-
     def read_taught(self, number: int) -> None:
         """Read what a round was taught."""
-        self.run("reading what was taught", lambda: self.keeper.taught([number]), self._tell_taught)
+        self.run("reading what was taught", partial(self.keeper.taught, [number]), self._tell_taught)
 
     def _tell_taught(self, taught: Mapping[int, dict[str, Labels]]) -> None:
         for number, lessons in taught.items():
             self.taught.emit(f"{PREFIX}{number}", lessons)
 
-    def _on_saved(self, key: str, item: Item) -> None:
-        if self.keeper.path is not None:
-            self.saved.emit(key, self.keeper.path, item.id)
+    def _on_not_saved(self, keeper: Keeper, key: str) -> None:
+        if keeper is self.keeper:
+            self._failed.add(key)
+
+    def _on_saved(self, keeper: Keeper, key: str, item: Item) -> None:
+        if keeper is not self.keeper:
+            return  # it was the last of a project that was left
+        if keeper.path is not None:
+            self.saved.emit(key, keeper.path, item.id)
         line = self._tasks.lines.get("project")
         if line is not None and line.tone == "problem" and not self._failed:
             self._tasks.lines.pop("project")

@@ -95,8 +95,12 @@ class Tasks:
         work: Callable[[Task, Report], Any],
         done: Callable[[Any], None],
         progress: Callable[[Any], None] | None = None,
+        dropped: Callable[[Any], None] | None = None,
     ) -> None:
-        """Do work in the thread, then ``done(result)`` here; what goes wrong is told in its section."""
+        """Do work in the thread, then ``done(result)`` here; what goes wrong is told in its section.
+
+        ``dropped(result)`` gets what a cancelled task came to nevertheless.
+        """
         self.hold(busy)
 
         def finish(result: Any) -> None:
@@ -112,7 +116,9 @@ class Tasks:
         def fail(error: Exception) -> None:
             self.end(busy, error)
 
-        self._task = self._worker.start(busy.what, work, finish, fail, progress or self.show_progress)
+        self._task = self._worker.start(
+            busy.what, work, finish, fail, progress or self.show_progress, dropped
+        )
 
     def end(self, busy: Busy, error: Exception) -> None:
         """End a task that did not work."""

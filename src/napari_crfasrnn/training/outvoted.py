@@ -1,0 +1,165 @@
+"""Strokes that the others outvote.
+
+A panel learns a few strokes by heart, also one that says the opposite of all others, so what it makes of them
+afterwards tells little. Therefore forests learn all strokes but some, and say of these what they look like. A
+stroke that looks like another class to them may be the first of its kind, too; what tells a contradiction is
+that a stroke of that other class lies close by, most likely on the same thing, or that there is no doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+from skimage.measure import label as connected_components
+from sklearn.ensemble import ExtraTreesClassifier
+
+from napari_crfasrnn.edits import MIN_STROKE_PIXELS, Contradiction
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.planes import LabelledPlane
+from napari_crfasrnn.training.report import PlaceOfContradiction
+
+_FOLDS, _TREES = 4, 24
+_STROKE_PIXELS = 30  # of each stroke, to learn and to judge it by
+_MAX_PIXELS = 6_000  # of all strokes; there are some of each in any case
+_LEAST_PIXELS = 4
+_CERTAIN = 0.95  # mean probability of the other class that is enough anywhere
+_NEAR, _LIKELY = 20.0, 0.7  # pixels to a stroke of that class; probability that is enough there
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPixels:
+    """Some labelled pixels of a plane.
+
+    Attributes
+    ----------
+    plane
+        Where they are.
+    y, x
+        [N] rows and columns.
+    rows
+        [N, d] their features.
+    """
+
+    plane: LabelledPlane
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    rows: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stroke:
+    """A connected region of one class, with some of its pixels' features."""
+
+    plane: LabelledPlane
+    label: int
+    places: NDArray[np.int64]  # [n, 2] all of it
+    rows: NDArray[np.float32]  # [m, d] of some
+
+
+def outvoted(
+    read: Sequence[ReadPixels], most_labelled: int, seed: int, cancel: Cancel | None
+) -> tuple[PlaceOfContradiction, ...]:
+    """Return the strokes that look like another class to forests that learnt the others.
+
+    Parameters
+    ----------
+    read
+        What to learn; a class of one stroke alone is learnt but not judged.
+    most_labelled
+        Pixels of a plane; one with more holds masks, which are learnt but not judged.
+    seed
+        Of what is drawn.
+    cancel
+        Asked between forests.
+
+    Raises
+    ------
+    Cancelled
+        When asked to stop.
+    """
+    random = np.random.default_rng([seed, 8])
+    strokes = [stroke for each in read for stroke in _strokes(each)]
+    labels = np.array([stroke.label for stroke in strokes])
+    if len(np.unique(labels)) < 2:
+        return ()
+    limit = int(np.clip(_MAX_PIXELS // len(strokes), _LEAST_PIXELS, _STROKE_PIXELS))
+    rows = [stroke.rows[random.permutation(len(stroke.rows))[:limit]] for stroke in strokes]
+    found = []
+    fold_of = _folds(labels, random)
+    for fold in range(_FOLDS):
+        raise_if_cancelled(cancel)
+        judged = [
+            number for number in np.flatnonzero(fold_of == fold)
+            if strokes[number].plane.n_training <= most_labelled
+        ]  # fmt: skip
+        taught = np.flatnonzero(fold_of != fold)
+        if not judged or len(np.unique(labels[taught])) < 2:
+            continue
+        forest = ExtraTreesClassifier(
+            _TREES, max_depth=20, min_samples_leaf=2, class_weight="balanced", random_state=seed % 2**32
+        )
+        forest.fit(
+            np.concatenate([rows[number] for number in taught]),
+            np.repeat(labels[taught], [len(rows[number]) for number in taught]),
+        )
+        for number in judged:
+            if strokes[number].label not in forest.classes_:
+                continue
+            probability = forest.predict_proba(rows[number]).mean(0)
+            best = int(probability.argmax())
+            seen = int(forest.classes_[best])
+            if seen != strokes[number].label and _is_outvoted(
+                strokes[number], seen, float(probability[best]), strokes
+            ):
+                found.append(_place(strokes[number], seen, float(probability[best])))
+    return tuple(sorted(found, key=lambda place: -place.region.n_pixels))
+
+
+def _strokes(read: ReadPixels) -> Iterator[_Stroke]:
+    """Yield the strokes of a plane; a part of one may be held back, but it is one still."""
+    plane = read.plane
+    for value in np.unique(plane.training[read.y, read.x]):
+        is_own = (plane.training == value) | (plane.locked == value)
+        regions = np.asarray(connected_components(is_own | plane.aside, connectivity=2))
+        number = regions[read.y, read.x]
+        own = plane.training[read.y, read.x] == value
+        for region in np.unique(number[own]):
+            places = np.argwhere(is_own & (regions == region))
+            if len(places) >= MIN_STROKE_PIXELS:
+                yield _Stroke(plane, int(value), places, read.rows[own & (number == region)])
+
+
+def _folds(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    """Return which strokes are judged together: those of a class are spread evenly."""
+    fold_of, n = np.empty(len(labels), np.int64), 0
+    for value in np.unique(labels):
+        places = random.permutation(np.flatnonzero(labels == value))
+        fold_of[places] = (n + np.arange(len(places))) % _FOLDS
+        n += len(places)
+    return fold_of
+
+
+def _is_outvoted(stroke: _Stroke, seen: int, probability: float, strokes: Sequence[_Stroke]) -> bool:
+    if probability >= _CERTAIN:
+        return True
+    if probability < _LIKELY:
+        return False
+    others = [each.places for each in strokes if each.label == seen and each.plane is stroke.plane]
+    return bool(others) and KDTree(np.concatenate(others)).query(stroke.places)[0].min() <= _NEAR
+
+
+def _place(stroke: _Stroke, seen: int, probability: float) -> PlaceOfContradiction:
+    (y0, x0), (y1, x1) = stroke.places.min(0).tolist(), (stroke.places.max(0) + 1).tolist()
+    region = Contradiction(
+        label=stroke.label,
+        predicted=seen,
+        n_pixels=len(stroke.places),
+        share=probability,
+        box=(y0, x0, y1, x1),
+        is_learnt=True,
+    )
+    return PlaceOfContradiction(stroke.plane.item_id, stroke.plane.index, region)
