@@ -366,6 +366,10 @@ class TestRounds:
         with Project.open(copy) as other:
             other.set_classes(["background", "debris", "more"])
             assert [int(value) for value in other.taught(1)[item.id].flat[:4]] == [0, 255, 1, 255]
+            other.set_classes(["background", "rubbish", "debris"], {"debris": "rubbish", "more": None})
+            assert [int(value) for value in other.taught(1)[item.id].flat[:4]] == [0, 255, 1, 255]
+            other.set_classes(["background", "rubbish", "debris"])  # a new class of an old name
+            assert [int(value) for value in other.taught(1)[item.id].flat[:4]] == [0, 255, 1, 255]
             note = other.rounds[0].model_path.with_suffix(".taught.npz")
             assert note.is_file()
             note.write_bytes(b"no archive")
@@ -374,6 +378,22 @@ class TestRounds:
             other.remove_round(1)
             assert not note.exists()
         assert done.model_path.with_suffix(".taught.npz").is_file()
+
+    def test_a_round_is_undecided_until_somebody_chooses(self, project: Project) -> None:
+        assert project.undecided_round is None
+        project.add_round({}, StubFile(b"one"))
+        assert project.undecided_round is None
+        second = project.add_round({}, StubFile(b"two"), use=False)
+        assert project.undecided_round == second
+        project.roll_back(2)
+        assert project.undecided_round is None
+        project.add_round({}, StubFile(b"three"), use=False)
+        project.remove_round(3)
+        assert project.undecided_round is None
+        project.add_round({}, StubFile(b"another three"), use=False)
+        assert project.undecided_round is not None
+        project.roll_back(1)  # somebody went on without it
+        assert project.undecided_round is None
 
     def test_rolling_back_loses_no_round(self, project: Project) -> None:
         assert project.current_round is None

@@ -8,6 +8,7 @@ import numpy as np
 from qtpy.QtCore import QElapsedTimer, Qt, QTimer
 from qtpy.QtTest import QTest
 from scipy import ndimage
+from window_user import User
 
 from napari_crfasrnn._qt.state import Work
 from napari_crfasrnn.config import TrainConfig
@@ -255,3 +256,32 @@ def test_before_crf_and_uncertainty_are_shown_on_request(user, photograph) -> No
     assert (before.data != user.labels).any()
     user.click(correct.before)
     assert [layer for layer in user.viewer.layers if layer.visible] == shown
+
+
+def test_strokes_of_background_are_seen_until_a_model_segments(user, make_napari_viewer) -> None:
+    """On a black image, where neither black nor nothing would be seen."""
+    user.viewer.add_image(np.zeros((80, 120), np.uint8), name="dark", contrast_limits=(0, 255))
+    user.settle()
+    user.session.begin_classes(["cell"])
+    user.bench.paint_with(0)
+    user.drag((20, 20), (20, 60))
+    user.settle()
+    assert 0 not in user.bench.group.hidden
+    assert user.color_at(20, 40).max() > 60
+    assert user.color_at(60, 40).max() == 0
+    path = user.session.storage.keeper.path
+    assert user.do(user.session.storage.begin) == "open"
+    user.settle()
+
+    other = User(make_napari_viewer(show=True))
+    assert other.do(lambda: other.session.storage.open(path)) == "open"
+    other.settle()
+    assert other.color_at(20, 40).max() > 60
+    other.bench.paint_with(1)
+    other.drag((60, 20), (60, 60))
+    other.settle()
+    assert other.do(lambda: other.widget.learn(TrainConfig(seconds=None, max_iterations=5))) == "learn"
+    assert other.do(other.widget.segment) == "segment"
+    assert 0 in other.bench.group.hidden
+    assert other.color_at(20, 40).max() == 0
+    other.session.cancel()

@@ -107,6 +107,34 @@ def test_a_round_is_on_the_disk_before_anybody_keeps_it(
     weights = again.network.state_dict()
     assert all(bool((weights[name] == value).all()) for name, value in first.network.state_dict().items())
     assert "round:2" in [choice.name for choice in other.session.shelf.models]
+
+    # It may still be kept, or discarded.
+    message = other.widget.learning.message
+    assert message.label.text() == "Round 2 was neither kept nor discarded."
+    keep, discard = message.buttons
+    assert (keep.text(), discard.text()) == ("Keep", "Discard")
+    user.click(keep)
+    other.settle()
+    QTest.qWait(50)
+    assert other.session.shelf.choice.name == "round:2"
+    assert other.session.storage.keeper.project.current_round.number == 2
+    assert "neither" not in message.label.text()
+    other.session.cancel()
+
+
+def test_a_round_left_undecided_may_be_discarded_later(
+    teacher: User, make_napari_viewer: Any, tmp_path: Any
+) -> None:
+    learn(teacher)
+    other = opened_again(teacher, make_napari_viewer, tmp_path / "saved")
+    assert other.session.shelf.choice.name == "starter"
+    _, discard = other.widget.learning.message.buttons
+    other.click(discard)
+    other.settle()
+    QTest.qWait(50)
+    assert other.session.storage.keeper.project.rounds == ()
+    assert "neither" not in other.widget.learning.message.label.text()
+    assert "round:1" not in [choice.name for choice in other.session.shelf.models]
     other.session.cancel()
 
 

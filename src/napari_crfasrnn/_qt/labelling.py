@@ -44,6 +44,7 @@ class Labelling:
     def __init__(self, viewer: ViewerModel, session: Session, keys: Keys) -> None:
         self.groups: dict[str, LabelGroup] = {}
         self.per_class = True
+        self._sketches: set[str] = set()  # keys of images that no model segmented: all labels are strokes
         self._viewer, self._session, self._keys = viewer, session, keys
         session.counts.counted.connect(self._on_counted)
         session.segmented.connect(self._on_segmented)
@@ -64,6 +65,11 @@ class Labelling:
             self.groups[key].write(written)
         return None
 
+    def begin(self, key: str) -> None:
+        """Make the layers of an image that nobody segmented; strokes of background are seen there, too."""
+        self._sketches.add(key)
+        self.make(key)
+
     def make(self, key: str) -> None:
         """Make the layers of an image, if it still is in the viewer."""
         work, layer = self._session.works[key], self.image_layer(key)
@@ -76,6 +82,8 @@ class Labelling:
         group = LabelGroup(self._viewer, layer, work.labels, classes, per_class=self.per_class)
         work.labels = group.labels
         self.groups[key] = group
+        if key in self._sketches:
+            group.set_visible(0, True)
         group.changed.connect(lambda: self._on_labels_changed(key))
         group.covered.connect(lambda part, mask, value: self._on_covered(key, part, mask, value))
         group.stroke_ended.connect(lambda step: self._on_stroke_ended(key, step))
@@ -103,7 +111,7 @@ class Labelling:
         self._session.works[opened.key] = Work.restored(
             image, opened.labels, opened.baseline, opened.verified, n_classes
         )
-        self.make(opened.key)
+        (self.make if opened.baseline is not None else self.begin)(opened.key)
         self.groups[opened.key].class_layers.show_present(opened.present)
         return layer
 
@@ -172,6 +180,7 @@ class Labelling:
         for group in self.groups.values():
             group.close(remove=remove)
         self.groups.clear()
+        self._sketches.clear()
 
     def _on_labels_changed(self, key: str) -> None:
         group, work = self.groups.get(key), self._session.works.get(key)
@@ -203,6 +212,9 @@ class Labelling:
     def _on_segmented(self, key: str, present: tuple[int, ...]) -> None:
         group = self.groups.get(key)
         if group is not None:
+            if key in self._sketches:  # now the background is what is around objects
+                self._sketches.discard(key)
+                group.set_visible(0, False)
             group.class_layers.show_present({*present, *group.class_layers.by_value})
 
     def _on_counted(self, key: str) -> None:

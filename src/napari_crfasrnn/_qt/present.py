@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from napari_crfasrnn._qt.layers import image_layers, key_of, plane_index
+from napari_crfasrnn._qt.layers import drawn_color, image_layers, key_of, plane_index
 from napari_crfasrnn._qt.panels.state import (
     TIMES,
     Action,
@@ -52,6 +52,7 @@ CURES = {
         for name, text in models.items()
     },
 }
+KEEP_ROUND, DISCARD_ROUND = "keep-round:", "discard-round:"  # of an earlier session: its number follows
 LEARN_FOR = "learn-for:"  # the cure that learns anew with another time limit: its seconds follow
 STILL_EARLIER = "The labels are still the earlier model's."
 NO_IMAGE = "Open an image first."
@@ -107,7 +108,7 @@ def classes_state(bench: Workbench) -> ClassesState:
             ClassRow(
                 value=value,
                 name=spec.name,
-                color=spec.color,
+                color=drawn_color(value, spec.color),
                 key=0 if value == 0 else table.key_of(value),
                 share=share,
                 visible=group is None or value not in group.hidden,
@@ -335,12 +336,25 @@ def _lesson_message(bench: Workbench) -> Message:
     if said.tone == "good" and is_round and bench.session.busy is None and _is_of_another_model(bench):
         again = Cure("segment", "Segment again", "Segment the image with the chosen model (S)")
         return Message(f"{said.text} {STILL_EARLIER}", said.tone, (again,))
+    number = bench.session.rounds.undecided
+    if number and not said.text and report is None:  # of an earlier session: nothing else waits for an answer
+        why = _busy_reason(bench.session)
+        return Message(
+            f"Round {number} was neither kept nor discarded.", cures=() if why else _decide(number)
+        )
     if said.text or report is None:
         return said
     doubts = bench.doubts.places
     remark = _remark(report, doubts)
     shows = bool(remark and doubts) and not _busy_reason(bench.session)
     return Message(remark, cures=(SHOW_DOUBT,) if shows else ())
+
+
+def _decide(number: int) -> tuple[Cure, ...]:
+    return (
+        Cure(f"{KEEP_ROUND}{number}", "Keep", "Use the model of that round from now on"),
+        Cure(f"{DISCARD_ROUND}{number}", "Discard", "Remove that round and its model"),
+    )
 
 
 def _result(session: Session) -> Message:

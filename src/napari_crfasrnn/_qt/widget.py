@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -32,7 +33,7 @@ from napari_crfasrnn._qt.panels import (
     theme_of,
 )
 from napari_crfasrnn._qt.panels.look import GAP
-from napari_crfasrnn._qt.present import LEARN_FOR
+from napari_crfasrnn._qt.present import DISCARD_ROUND, KEEP_ROUND, LEARN_FOR
 from napari_crfasrnn._qt.rounds import round_rows
 from napari_crfasrnn._qt.state.shelf import LEARNT, PREFIX
 from napari_crfasrnn._qt.state.telling import OWN_CLASSES, USE
@@ -71,6 +72,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.start, self.classes, self.correct = StartPanel(), ClassesPanel(), CorrectPanel()
         self.learning, self.project = LearnPanel(), ProjectPanel()
         self._lay_out()
+        self._wire_cures()
         self._wire()
         self._theme_name = ""
         self._refresh()
@@ -158,6 +160,28 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         if isinstance(window, QMainWindow):  # its middle is napari's; docks may have canvases of their own
             for canvas in window.centralWidget().findChildren(QOpenGLWidget):
                 canvas.makeCurrent()
+
+    def _wire_cures(self) -> None:
+        """Say what helps where a message offers it; of some, what they are about follows their name."""
+        bench, session = self._bench, self._bench.session
+        self._cures: dict[str, Callable[[], object]] = {
+            "bring-back": bench.bring_back,
+            "end-comparing": bench.comparing.end,
+            "next-doubt": bench.doubts.next,
+            "end-doubts": bench.doubts.end,
+            "segment": self.segment,
+            "new-project": bench.projects.begin,
+            "open-model": self._ask_model,
+            "download": session.shelf.download,
+            "import-report": self._show_report,
+            OWN_CLASSES: self._ask_classes,
+        }
+        self._cures_of: dict[str, Callable[[str], object]] = {
+            LEARN_FOR: lambda seconds: self._learn_anew(float(seconds)),
+            KEEP_ROUND: lambda number: session.rounds.roll_back(int(number)),
+            DISCARD_ROUND: lambda number: session.rounds.discard(int(number)),
+            USE: self._segment_with,
+        }
 
     def _wire(self) -> None:
         bench = self._bench
@@ -303,31 +327,12 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self._bench.projects.open(Path(path))
 
     def _cure(self, cure: str) -> None:
-        if cure == "bring-back":
-            self._bench.bring_back()
-        elif cure == "end-comparing":
-            self._bench.comparing.end()
-        elif cure == "next-doubt":
-            self._bench.doubts.next()
-        elif cure == "end-doubts":
-            self._bench.doubts.end()
-        elif cure.startswith(LEARN_FOR):
-            self._learn_anew(float(cure.removeprefix(LEARN_FOR)))
-        elif cure == "segment":
-            self.segment()
-        elif cure == "new-project":
-            self._bench.projects.begin()
-        elif cure == "open-model":
-            self._ask_model()
-        elif cure == "download":
-            self.session.shelf.download()
-        elif cure == "import-report":
-            self._show_report()
-        elif cure == OWN_CLASSES:
-            self._ask_classes()
-        elif cure.startswith(USE):
-            self.session.choose_model(cure.removeprefix(USE))
-            self.segment()
+        what, colon, of = cure.partition(":")
+        (self._cures_of[what + colon](of) if colon else self._cures[cure]())
+
+    def _segment_with(self, model: str) -> None:
+        self.session.choose_model(model)
+        self.segment()
 
     def _learn_anew(self, seconds: float) -> None:
         """Drop what was just learnt, and learn with another time limit from now on."""

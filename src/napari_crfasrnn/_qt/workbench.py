@@ -363,7 +363,7 @@ class Workbench:
             return
         self.session.table.locked = True
         self.session.work_on(image)
-        self.labelling.make(image.key)
+        self.labelling.begin(image.key)
 
     def _write(self, key: str, labels: Labels, index: PlaneIndex) -> object:
         return self.labelling.write(key, labels, index)

@@ -352,6 +352,11 @@ class Project:
         """The round in force: the last one, unless `roll_back` chose another; None before the first."""
         return self._rounds.current()
 
+    @property
+    def undecided_round(self) -> Round | None:
+        """The last round if it was stored without being put in force, and nobody chose since."""
+        return self._rounds.undecided()
+
     def add_round(
         self,
         report: SavableReport | Mapping[str, Any],

@@ -24,6 +24,7 @@ from napari_crfasrnn._qt.layers.images import (
     show_plane,
     visible_region,
 )
+from napari_crfasrnn._qt.layers.looks import drawn_color
 from napari_crfasrnn._qt.layers.store import ClassView, LabelStore
 from napari_crfasrnn._qt.layers.strokes import StrokeWatch
 from napari_crfasrnn._qt.layers.view import fit, is_lost, raise_above
@@ -40,6 +41,7 @@ __all__ = [
     "LabelStore",
     "StrokeWatch",
     "axes_of",
+    "drawn_color",
     "fit",
     "forget_mark",
     "image_arguments",

@@ -8,7 +8,10 @@ import numpy as np
 from napari.utils.colormaps import DirectLabelColormap
 
 from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.palette import Color
 
+STROKES_OF_BACKGROUND = (70, 130, 180)
+"""Drawn instead of the background's black, which nobody sees on a dark image: strokes of it matter."""
 TRANSPARENT = np.zeros(4, dtype=np.float32)
 NAME_OF_ROLE = {"labels": "labels", "uncertainty": "uncertainty", "before": "before CRF", "boxes": "boxes"}
 
@@ -18,11 +21,17 @@ def layer_name(image_name: str, what: str) -> str:
     return f"{image_name} · {what}"
 
 
+def drawn_color(value: int, color: Color) -> Color:
+    """Return the colour that a class is drawn in, red, green and blue in 0..255."""
+    return STROKES_OF_BACKGROUND if value == 0 and color == (0, 0, 0) else color
+
+
 def colormap(classes: Sequence[ClassSpec], shown: Collection[int]) -> DirectLabelColormap:
     """Return the colours of the classes that are shown; all else is transparent, unlabelled pixels too."""
     colors: dict[int | None, np.ndarray] = {None: TRANSPARENT, 0: TRANSPARENT}
     for value in shown:
-        colors[value] = np.array([*(c / 255 for c in classes[value].color), 1.0], dtype=np.float32)
+        color = drawn_color(value, classes[value].color)
+        colors[value] = np.array([*(c / 255 for c in color), 1.0], dtype=np.float32)
     return DirectLabelColormap(color_dict=colors)
 
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 
 from napari_crfasrnn._qt.state.recents import data_dir, is_named, remember
-from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.classes import ClassSpec, ignore_value
 from napari_crfasrnn.project import Item, Project
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Opened:
     item: Item
     array: Any
     labels: Labels
-    baseline: Labels | None
+    baseline: Labels | None  # None where no model segmented it
     verified: Mask
     present: tuple[int, ...]  # classes that have at least a pixel
 
@@ -177,7 +177,10 @@ class Keeper:
         self._items[key] = item
         labels = item.labels()
         present = tuple(int(value) for value in np.unique(labels))
-        return Opened(key, item, item.image(), labels, item.baseline(), item.verified(), present)
+        baseline = item.baseline()
+        if baseline is not None and (baseline == ignore_value(baseline.dtype)).all():
+            baseline = None
+        return Opened(key, item, item.image(), labels, baseline, item.verified(), present)
 
     def find(self, item: Item, images: Mapping[str, ImageInput]) -> str | None:
         """Return the key of the image of the viewer that is an image of the project, by name and pixels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from psygnal import Signal
@@ -28,6 +29,8 @@ class Rounds:
         Oldest first, as they were when they were listed last.
     current
         Number of the round in force; 0 before the first.
+    undecided
+        Number of the round that was neither kept nor discarded; 0 if there is none.
     """
 
     listed = Signal()
@@ -35,19 +38,22 @@ class Rounds:
     def __init__(self, tasks: Tasks, engine: Engine, shelf: Shelf, storage: Storage) -> None:
         self.all: tuple[Round, ...] = ()
         self.current = 0
+        self.undecided = 0
         self._tasks, self._engine, self._shelf, self._storage = tasks, engine, shelf, storage
 
     def list_again(self) -> None:
         """Read which rounds there are."""
         keeper = self._storage.keeper
 
-        def read() -> tuple[tuple[Round, ...], int]:
+        def read() -> tuple[tuple[Round, ...], int, int]:
             project = keeper.project
-            current = None if project is None else project.current_round
-            return () if project is None else project.rounds, current.number if current else 0
+            if project is None:
+                return (), 0, 0
+            current, last = project.current_round, project.undecided_round
+            return project.rounds, current.number if current else 0, last.number if last else 0
 
-        def done(found: tuple[tuple[Round, ...], int]) -> None:
-            self.all, self.current = found
+        def done(found: tuple[tuple[Round, ...], int, int]) -> None:
+            self.all, self.current, self.undecided = found
             self.listed.emit()
             self._tasks.changed.emit()
 
@@ -86,6 +92,15 @@ class Rounds:
             self._shelf.choose_first(first.started_from)
             said = "The model from before the first round is in use again"
         self._tasks.say("learn", f"{said}; no round was lost.", "good")
+
+    def discard(self, number: int) -> None:
+        """Remove a round that is not in force, and its model."""
+        project = self._storage.keeper.project
+        if project is None or project.read_only or self._tasks.busy is not None:
+            return
+        self._storage.run("removing the round", partial(project.remove_round, number))
+        self._shelf.remove(f"{PREFIX}{number}")
+        self.list_again()
 
     def compare(
         self,
