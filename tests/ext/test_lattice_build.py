@@ -111,8 +111,9 @@ def test_long_work_asks_in_between_whether_to_go_on(n_threads: int) -> None:
         asked.append((done, total))
         raise KeyboardInterrupt
 
+    large = (2 * space[0], 2 * space[1])  # ordering is quick
     with pytest.raises(KeyboardInterrupt):
-        order_pixels(image, space, colour_step=12.0, on_step=stop)
+        order_pixels(image.repeat(1, 4), large, colour_step=12.0, on_step=stop)
     order = order_pixels(image, space, colour_step=12.0)
     near = Lattice.of_pixels(image[:0], space, order, position_width=1.0)
     if n_threads == 1:

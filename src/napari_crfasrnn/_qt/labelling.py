@@ -18,6 +18,7 @@ from napari_crfasrnn._qt.layers import (
     key_of,
     mark_of,
     read_image_layer,
+    remove_layers,
     set_mark,
 )
 from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Work
@@ -177,8 +178,11 @@ class Labelling:
 
     def clear(self, *, remove: bool) -> None:
         """Let go of all layers, and remove them if asked to."""
+        outputs = [layer for group in self.groups.values() for layer in group.outputs]
         for group in self.groups.values():
-            group.close(remove=remove)
+            group.close()
+        if remove:
+            remove_layers(self._viewer, outputs)
         self.groups.clear()
         self._sketches.clear()
 

@@ -10,6 +10,7 @@ hidden units, use deeper features better. They fail in different places, so they
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.descent import Descent
 
 _TREES = 32
+_ASK_SECONDS = 0.02  # between questions whether to go on
 _LEAST_TREES = 2  # of each forest, however late it is
 _FORESTS = ((CLASSIC,), (2, 4, 8), FINE)  # the groups that each reads
 _RANDOMISED_FROM = 3  # more groups than this: trees that choose thresholds by chance
@@ -90,7 +92,7 @@ class PanelLearner:
     config
         Seed, learning rate, number of iterations.
     cancel
-        Asked before every tree.
+        Asked while trees grow.
     is_late
         Whether there is no time to grow more trees; there are some of each forest in any case.
 
@@ -120,13 +122,14 @@ class PanelLearner:
         kinds = _FORESTS_BESIDE_HEAD if beside_head else _FORESTS
         growing = [_Growing(pixels, groups, config.seed) for groups in kinds]
         self.is_complete = True
-        for n_trees in range(1, _TREES + 1):
-            for each in growing:
-                raise_if_cancelled(cancel)
-                each.grow(n_trees)
-            if _LEAST_TREES <= n_trees < _TREES and is_late():
-                self.is_complete = False
-                break
+        # Trees grow outside of Python's lock. Beside a head there is one core for all but that.
+        n_threads = 1 if beside_head else min(len(growing), torch.get_num_threads())
+        with ThreadPoolExecutor(n_threads, thread_name_prefix="trees") as pool:
+            for n_trees in range(1, _TREES + 1):
+                _wait_for([pool.submit(each.grow, n_trees) for each in growing], cancel)
+                if _LEAST_TREES <= n_trees < _TREES and is_late():
+                    self.is_complete = False
+                    break
         forests = []
         for each in growing:
             raise_if_cancelled(cancel)
@@ -154,6 +157,20 @@ class PanelLearner:
         """Leave sound weights in the panel: the latest, or after a loss that is no number earlier ones."""
         for student in self._students:
             student.finish()
+
+
+def _wait_for(work: Sequence[Future[None]], cancel: Cancel | None) -> None:
+    """Wait until all is done, and ask in between whether to go on; if not, what waits is not begun."""
+    left = set(work)
+    try:
+        while left:
+            raise_if_cancelled(cancel)
+            done, left = wait(left, timeout=_ASK_SECONDS)
+            for each in done:
+                each.result()
+    finally:
+        for each in left:
+            each.cancel()
 
 
 class _Student:

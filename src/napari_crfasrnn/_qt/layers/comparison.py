@@ -12,7 +12,7 @@ from napari.utils.colormaps import DirectLabelColormap
 from numpy.typing import NDArray
 
 from napari_crfasrnn._qt.layers import looks
-from napari_crfasrnn._qt.layers.images import key_of, placement, set_mark
+from napari_crfasrnn._qt.layers.images import key_of, placement, remove_layers, set_mark
 from napari_crfasrnn.classes import ClassSpec
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ class Comparison:
         grid.enabled, grid.stride, grid.shape = self._grid
         self._grid = None
         with self._silently():
-            for layer in self._layers:
-                if layer in viewer.layers:
-                    viewer.layers.remove(layer)
+            remove_layers(viewer, self._layers)
             for layer in self._hidden:
                 if layer in viewer.layers:
                     layer.visible = True

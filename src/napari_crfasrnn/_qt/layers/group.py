@@ -22,7 +22,14 @@ from napari_crfasrnn._qt.layers import looks
 from napari_crfasrnn._qt.layers.class_layers import ClassLayers
 from napari_crfasrnn._qt.layers.drawing import Box, Drawing, shows_planes, united
 from napari_crfasrnn._qt.layers.extras import UNCERTAINTY, ExtraLayers
-from napari_crfasrnn._qt.layers.images import insert_above, key_of, mark_of, placement, set_mark
+from napari_crfasrnn._qt.layers.images import (
+    insert_above,
+    key_of,
+    mark_of,
+    placement,
+    remove_layers,
+    set_mark,
+)
 from napari_crfasrnn._qt.layers.painted import PaintedLabels
 from napari_crfasrnn._qt.layers.store import LabelStore
 from napari_crfasrnn._qt.layers.watching import GroupWatch
@@ -371,10 +378,7 @@ class LabelGroup:
     def remove_layers(self, layers: Iterable[Any]) -> None:
         """Remove layers from the viewer."""
         with self.silently():
-            for layer in list(layers):
-                if layer in self.viewer.layers:
-                    layer.locked = False
-                    self.viewer.layers.remove(layer)
+            remove_layers(self.viewer, layers)
 
     def close(self, *, remove: bool = False) -> None:
         """Stop watching the layers, and remove them if asked to."""
