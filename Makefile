@@ -64,7 +64,7 @@ demo: system $(VENV)/.installed
 # Two processes, each with a virtual display of its own. Without Xvfb, windows take turns on the real one.
 test: system $(VENV)/.test
 	@echo "Running the tests: ten minutes or so on two cores..."
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(command -v Xvfb >/dev/null && echo 2 || echo 1) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(command -v Xvfb >/dev/null && echo 2 || echo 1) --dist loadfile --no-loadscope-reorder
 
 $(VENV)/.lint: $(VENV)/.installed
 	@echo "Installing what checks style and types..."

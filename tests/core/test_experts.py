@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
 from napari_crfasrnn.experts.features import AROUND, GROUPS, column_index, columns, stretched
 from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
 from napari_crfasrnn.training import TrainReport, fine_tune
@@ -288,6 +291,46 @@ def partial_panel(n_labels: int, speaks_for: tuple[int, ...]) -> Panel:
     panel = small_panel(len(speaks_for))
     experts = [*panel.forests, *panel.perceptrons]
     return Panel.of(experts, panel.votes.tolist(), n_labels, speaks_for)
+
+
+class TestGrowing:
+    """Forests grow beside one another, in threads."""
+
+    @pytest.fixture
+    def pixels(self) -> Pixels:
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(2000, sum(GROUPS.values()), generator=generator)
+        return Pixels(rows, (rows[:, 3] > 0).long() + (rows[:, 200] > 1), torch.ones(len(rows)))
+
+    @pytest.fixture(params=[1, 3])
+    def n_threads(self, request: pytest.FixtureRequest) -> Iterator[int]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(request.param)
+        yield request.param
+        torch.set_num_threads(before)
+
+    def test_threads_change_no_tree(self, pixels: Pixels, n_threads: int) -> None:
+        given = PanelLearner(3, None, pixels, False, False, QUICK, None).panel
+        torch.set_num_threads(1)
+        expected = PanelLearner(3, None, pixels, False, False, QUICK, None).panel
+        for one, other in zip(given.forests, expected.forests, strict=True):
+            mine, its = one.state_dict(), other.state_dict()
+            assert mine
+            assert all(torch.equal(value, its[name]) for name, value in mine.items())
+
+    def test_a_cancel_ends_it_and_its_threads(self, pixels: Pixels, n_threads: int) -> None:
+        asked = []
+
+        def cancel() -> bool:
+            asked.append(threading.active_count())
+            return len(asked) == 5
+
+        before = threading.active_count()
+        with pytest.raises(Cancelled):
+            PanelLearner(3, None, pixels, False, False, QUICK, cancel)
+        assert len(asked) == 5
+        assert max(asked) == before + n_threads
+        assert threading.active_count() == before
 
 
 class TestBesideTheNetwork:

@@ -32,6 +32,27 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _modules_stay() -> None:
+    # Every test, and napari for every layer that goes, lets Python look through all objects for unreachable
+    # ones. Those of modules are most of them and never go: not to look through them spares minutes.
+    import napari.viewer
+    import sklearn.ensemble
+    import torch
+
+    assert napari.viewer, (sklearn.ensemble, torch)
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Most of a round in a test is trees; what they learn is tested without a window.
+    from napari_crfasrnn.training import panel_learner
+
+    monkeypatch.setattr(panel_learner, "_TREES", 6)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left() -> None:
     # What is left of an earlier test's window is freed now. Freed later, in the middle of a test, vispy would

@@ -85,7 +85,7 @@ def test_a_widget_that_is_opened_again_goes_on(user, photograph) -> None:
     again.session.cancel()
 
 
-def test_a_project_that_another_window_has_is_opened_read_only(user, photograph) -> None:
+def test_a_project_that_another_window_has_is_opened_read_only(user, photograph, tmp_path) -> None:
     user.viewer.add_image(photograph, name="photo")
     assert user.do(user.widget.segment) == "segment"
     user.settle()
@@ -97,6 +97,20 @@ def test_a_project_that_another_window_has_is_opened_read_only(user, photograph)
     with Project.open(path):
         assert user.do(lambda: user.session.storage.open(path)) == "open"
         assert "read-only" in user.line("project")
+        # Nobody painted: it can be left, and nothing of it is said of the next one.
+        assert user.do(user.session.storage.begin) == "open"
+        user.settle()
+        assert "read-only" not in user.line("project")
+        # What is painted keeps it open, and goes on in a copy.
+        assert user.do(lambda: user.session.storage.open(path)) == "open"
+        user.bench.paint_with(15)
+        user.drag((20, 20), (60, 20))
+        assert user.do(user.session.storage.begin) == "failed"
+        assert "Save as" in user.line("project")
+        assert user.do(lambda: user.session.storage.save_as(tmp_path / "copy")) == "save"
+        user.settle()
+        assert user.labels[40, 20] == 15
+        np.testing.assert_array_equal(labels_of(tmp_path / "copy"), user.labels)
 
 
 class SlowReading:
@@ -142,9 +156,13 @@ def test_strokes_belong_to_the_project_they_were_painted_in(user, photograph, tm
     np.testing.assert_array_equal(labels_of(first), user.labels)
     assert (user.labels[40, (5, 15)] == 15).all()
     monkeypatch.undo()
-    user.wait(lambda: _is_free(other))
+    assert user.do(lambda: user.session.storage.open(other)) == "open"  # and once more: it is free
+    assert "read-only" not in user.line("project")
+    assert user.do(lambda: user.session.storage.open(first)) == "open"
+    user.settle()
 
     # Opened: what was painted while it was read is of the project before.
+    user.bench.paint_with(15)
     slow = SlowReading(monkeypatch)
     user.session.storage.open(other)
     user.wait(slow.begun.is_set)
@@ -156,11 +174,6 @@ def test_strokes_belong_to_the_project_they_were_painted_in(user, photograph, tm
     np.testing.assert_array_equal(labels_of(first), labels)
     assert not labels_of(other).any()
     assert user.session.storage.keeper.path == other
-
-
-def _is_free(path: Path) -> bool:
-    with Project.open(path) as project:
-        return not project.read_only
 
 
 def test_what_is_painted_while_a_project_is_copied_is_in_the_copy(
@@ -187,6 +200,18 @@ def test_what_is_painted_while_a_project_is_copied_is_in_the_copy(
     user.settle()
     assert user.labels[40, 25] == 15
     np.testing.assert_array_equal(labels_of(tmp_path / "copy"), user.labels)
+
+    # Cancelled, there is no copy, and the project is found where it was.
+    begun.clear()
+    go_on.clear()
+    user.session.storage.save_as(tmp_path / "another")
+    user.wait(begun.is_set)
+    user.session.cancel()
+    go_on.set()
+    user.wait(lambda: not (tmp_path / "another").exists())
+    user.settle()
+    assert user.session.storage.keeper.path == tmp_path / "copy"
+    assert [recent.path for recent in recent_projects()] == [tmp_path / "copy"]
 
 
 def test_what_is_no_project_is_refused(user, tmp_path) -> None:

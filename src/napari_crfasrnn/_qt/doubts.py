@@ -49,8 +49,12 @@ class Doubts:
     @property
     def places(self) -> tuple[PlaceOfContradiction, ...]:
         """The strokes in question: of the round that is neither kept nor discarded, as far as they stand."""
+        return tuple(filter(self._stands, self._all))
+
+    @property
+    def _all(self) -> tuple[PlaceOfContradiction, ...]:
         report = self._session.lessons.report
-        return () if report is None else tuple(filter(self._stands, report.contradictions))
+        return () if report is None else report.contradictions
 
     def next(self) -> None:
         """Frame the first of them, or the one after that which is framed."""
@@ -65,7 +69,11 @@ class Doubts:
             return
         if self.shown is None:
             self._from = bench.key, bench.index
-        number = (places.index(self.shown) + 1) % len(places) if self.shown in places else 0
+        number = 0
+        if self.shown is not None:  # it may have been corrected
+            all_places = self._all
+            later = all_places[all_places.index(self.shown) + 1 :] if self.shown in all_places else ()
+            number = next((places.index(place) for place in later if place in places), 0)
         place = places[number]
         key = self._session.storage.keeper.key_of(place.item_id)
         layer = bench.labelling.image_layer(key) if key is not None else None
@@ -102,11 +110,15 @@ class Doubts:
     def _stands(self, place: PlaceOfContradiction) -> bool:
         """Return whether most of a stroke is as it was when it was learnt, as far as its image is open."""
         work = self._session.works.get(self._session.storage.keeper.key_of(place.item_id) or "")
-        if work is None:
+        report, label = self._session.lessons.report, place.region.label
+        if work is None or report is None or len(place.index) != work.labels.ndim - 2:
             return True
+        then, now = tuple(spec.name for spec in report.model.classes), self._session.table.names
+        if len(then) > len(now) or then != now[: len(then)]:  # not the table that it was learnt in
+            label = now.index(then[label]) if then[label] in now else label
         y0, x0, y1, x1 = place.region.box
         strokes = work.strokes(place.index, np.s_[y0:y1, x0:x1])
-        return bool(2 * np.count_nonzero(strokes == place.region.label) > place.region.n_pixels)
+        return bool(2 * np.count_nonzero(strokes == label) > place.region.n_pixels)
 
     def _said(self, place: PlaceOfContradiction) -> str:
         report, region = self._session.lessons.report, place.region

@@ -49,6 +49,7 @@ class Labelling:
         self._viewer, self._session, self._keys = viewer, session, keys
         session.counts.counted.connect(self._on_counted)
         session.segmented.connect(self._on_segmented)
+        session.refined.connect(self._hide_background)
         session.storage.saved.connect(self._on_saved)
 
     # --- from the session ---------------------------------------------------------------------------
@@ -148,9 +149,8 @@ class Labelling:
 
     def flush(self) -> None:
         """Take in what was done to the layers so far."""
-        for key, group in self.groups.items():
+        for group in self.groups.values():
             group.flush()
-            self._session.touch(key)
 
     def image_layer(self, key: str) -> Any | None:
         """Return an image layer by its key, if it is in the viewer."""
@@ -215,11 +215,16 @@ class Labelling:
 
     def _on_segmented(self, key: str, present: tuple[int, ...]) -> None:
         group = self.groups.get(key)
+        self._hide_background(key)
         if group is not None:
-            if key in self._sketches:  # now the background is what is around objects
-                self._sketches.discard(key)
-                group.set_visible(0, False)
             group.class_layers.show_present({*present, *group.class_layers.by_value})
+
+    def _hide_background(self, key: str) -> None:
+        """Hide the background, once it is no longer strokes alone but all that is around objects."""
+        group = self.groups.get(key)
+        if key in self._sketches and group is not None:
+            self._sketches.discard(key)
+            group.set_visible(0, False)
 
     def _on_counted(self, key: str) -> None:
         group, numbers = self.groups.get(key), self._session.numbers.get(key)

@@ -374,8 +374,7 @@ def _remark(report: TrainReport, doubts: Sequence[PlaceOfContradiction]) -> str:
     """Return what else a round of learning has to say, in a sentence or two; nothing where it was cut off."""
     if was_cut_off(report):
         return ""
-    sure = any(not place.region.is_learnt for place in doubts)
-    said = [contradicting(len(doubts), sure=sure)] if doubts else []
+    said = [contradicting([place.region.is_learnt for place in doubts])] if doubts else []
     said += [f"{note[:1].upper()}{note[1:]}." for note in report.notes]
     return " ".join(said[:MAX_REMARKS])
 

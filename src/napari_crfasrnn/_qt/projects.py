@@ -32,7 +32,7 @@ class Projects:
     def __init__(self, bench: Workbench) -> None:
         self.closed_items: list[Item] = []
         self._bench, self._storage = bench, bench.session.storage
-        self._storage.leaving.connect(bench.labelling.flush)
+        self._storage.flushing.connect(bench.labelling.flush)
         self._storage.left.connect(self._on_left)
         self._storage.opened.connect(self._on_opened)
 

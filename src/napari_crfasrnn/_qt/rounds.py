@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,7 @@ def _doubts(report: Mapping[str, Any], name_of: Callable[[int], str]) -> tuple[s
     places, after = report.get("contradictions", ()), report.get("after")
     if not places:
         return ()
-    said = [contradicting(len(places), sure=any(not place["region"].get("is_learnt") for place in places))]
+    said = [contradicting([bool(place["region"].get("is_learnt")) for place in places])]
     for place in places[:MOST_PLACES]:
         region = place["region"]
         y0, x0, y1, x1 = region["box"]
@@ -153,11 +153,14 @@ def _doubts(report: Mapping[str, Any], name_of: Callable[[int], str]) -> tuple[s
     return tuple(said)
 
 
-def contradicting(n_strokes: int, *, sure: bool) -> str:
-    """Return in a sentence that strokes contradict the others; or may, where a model could learn them all."""
-    plural = n_strokes > 1
-    does = f"contradict{'s' * (not plural)}" if sure else "may contradict"
-    return f"{n_strokes} stroke{'s' * plural} {does} the others."
+def contradicting(are_learnt: Sequence[bool]) -> str:
+    """Return in a sentence how many strokes contradict the others; those that a model could learn may."""
+    may = sum(are_learnt)
+    does = len(are_learnt) - may
+    if not does:
+        return f"{may} stroke{'s' * (may > 1)} may contradict the others."
+    said = f"{does} stroke{'s contradict' if does > 1 else ' contradicts'} the others"
+    return f"{said}, {may} more may." if may else f"{said}."
 
 
 def _classes(

@@ -72,7 +72,6 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.start, self.classes, self.correct = StartPanel(), ClassesPanel(), CorrectPanel()
         self.learning, self.project = LearnPanel(), ProjectPanel()
         self._lay_out()
-        self._wire_cures()
         self._wire()
         self._theme_name = ""
         self._refresh()
@@ -160,28 +159,6 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         if isinstance(window, QMainWindow):  # its middle is napari's; docks may have canvases of their own
             for canvas in window.centralWidget().findChildren(QOpenGLWidget):
                 canvas.makeCurrent()
-
-    def _wire_cures(self) -> None:
-        """Say what helps where a message offers it; of some, what they are about follows their name."""
-        bench, session = self._bench, self._bench.session
-        self._cures: dict[str, Callable[[], object]] = {
-            "bring-back": bench.bring_back,
-            "end-comparing": bench.comparing.end,
-            "next-doubt": bench.doubts.next,
-            "end-doubts": bench.doubts.end,
-            "segment": self.segment,
-            "new-project": bench.projects.begin,
-            "open-model": self._ask_model,
-            "download": session.shelf.download,
-            "import-report": self._show_report,
-            OWN_CLASSES: self._ask_classes,
-        }
-        self._cures_of: dict[str, Callable[[str], object]] = {
-            LEARN_FOR: lambda seconds: self._learn_anew(float(seconds)),
-            KEEP_ROUND: lambda number: session.rounds.roll_back(int(number)),
-            DISCARD_ROUND: lambda number: session.rounds.discard(int(number)),
-            USE: self._segment_with,
-        }
 
     def _wire(self) -> None:
         bench = self._bench
@@ -327,8 +304,31 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self._bench.projects.open(Path(path))
 
     def _cure(self, cure: str) -> None:
+        """Do what a message offers; of some, what it is about follows the name."""
+        bench, session = self._bench, self.session
+        simple: dict[str, Callable[[], object]] = {
+            "bring-back": bench.bring_back,
+            "end-comparing": bench.comparing.end,
+            "next-doubt": bench.doubts.next,
+            "end-doubts": bench.doubts.end,
+            "segment": self.segment,
+            "new-project": bench.projects.begin,
+            "open-model": self._ask_model,
+            "download": session.shelf.download,
+            "import-report": self._show_report,
+            OWN_CLASSES: self._ask_classes,
+        }
+        about: dict[str, Callable[[str], object]] = {
+            LEARN_FOR: lambda seconds: self._learn_anew(float(seconds)),
+            KEEP_ROUND: lambda number: session.rounds.keep(int(number)),
+            DISCARD_ROUND: lambda number: session.rounds.discard(int(number)),
+            USE: self._segment_with,
+        }
         what, colon, of = cure.partition(":")
-        (self._cures_of[what + colon](of) if colon else self._cures[cure]())
+        if colon:
+            about[what + colon](of)
+        else:
+            simple[cure]()
 
     def _segment_with(self, model: str) -> None:
         self.session.choose_model(model)

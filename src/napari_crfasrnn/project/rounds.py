@@ -161,9 +161,10 @@ class ProjectRounds:
     def undecided(self) -> Round | None:
         """Return the last round if it was stored without being put in force, and nobody chose since."""
         rounds, is_open = self.all(), False
+        last = rounds[-1].number if rounds else 0
         for event in read_events(self._database):
-            if event["action"] == "round":
-                is_open = bool(rounds) and event["detail"] == {"round": rounds[-1].number, "used": False}
+            if event["action"] == "round" and event["detail"]["round"] == last:
+                is_open = not event["detail"]["used"]
             elif event["action"] == "roll back":
                 is_open = False
         return rounds[-1] if is_open else None

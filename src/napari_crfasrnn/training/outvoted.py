@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from scipy.spatial import KDTree
 from skimage.measure import label as connected_components
 from sklearn.ensemble import ExtraTreesClassifier
@@ -56,7 +57,7 @@ class _Stroke:
 
     plane: LabelledPlane
     label: int
-    places: NDArray[np.int64]  # [n, 2] all of it
+    places: NDArray[np.int64]  # [n, 2] all of it; none where it is not judged
     rows: NDArray[np.float32]  # [m, d] of some
 
 
@@ -82,7 +83,7 @@ def outvoted(
         When asked to stop.
     """
     random = np.random.default_rng([seed, 8])
-    strokes = [stroke for each in read for stroke in _strokes(each)]
+    strokes = [stroke for each in read for stroke in _strokes(each, most_labelled, cancel)]
     labels = np.array([stroke.label for stroke in strokes])
     if len(np.unique(labels)) < 2:
         return ()
@@ -92,10 +93,7 @@ def outvoted(
     fold_of = _folds(labels, random)
     for fold in range(_FOLDS):
         raise_if_cancelled(cancel)
-        judged = [
-            number for number in np.flatnonzero(fold_of == fold)
-            if strokes[number].plane.n_training <= most_labelled
-        ]  # fmt: skip
+        judged = [number for number in np.flatnonzero(fold_of == fold) if len(strokes[number].places)]
         taught = np.flatnonzero(fold_of != fold)
         if not judged or len(np.unique(labels[taught])) < 2:
             continue
@@ -119,18 +117,27 @@ def outvoted(
     return tuple(sorted(found, key=lambda place: -place.region.n_pixels))
 
 
-def _strokes(read: ReadPixels) -> Iterator[_Stroke]:
+def _strokes(read: ReadPixels, most_labelled: int, cancel: Cancel | None) -> Iterator[_Stroke]:
     """Yield the strokes of a plane; a part of one may be held back, but it is one still."""
     plane = read.plane
+    is_judged = plane.n_training <= most_labelled
     for value in np.unique(plane.training[read.y, read.x]):
+        raise_if_cancelled(cancel)
         is_own = (plane.training == value) | (plane.locked == value)
         regions = np.asarray(connected_components(is_own | plane.aside, connectivity=2))
-        number = regions[read.y, read.x]
-        own = plane.training[read.y, read.x] == value
-        for region in np.unique(number[own]):
-            places = np.argwhere(is_own & (regions == region))
-            if len(places) >= MIN_STROKE_PIXELS:
-                yield _Stroke(plane, int(value), places, read.rows[own & (number == region)])
+        sizes = np.bincount(regions[is_own], minlength=int(regions.max()) + 1)
+        boxes = find_objects(regions) if is_judged else []
+        own = np.flatnonzero(plane.training[read.y, read.x] == value)
+        number = regions[read.y[own], read.x[own]]
+        for region in np.unique(number):
+            if sizes[region] < MIN_STROKE_PIXELS:
+                continue
+            places = np.empty((0, 2), np.int64)
+            if is_judged:
+                box = boxes[region - 1]
+                places = np.argwhere(is_own[box] & (regions[box] == region))
+                places += [part.start for part in box]
+            yield _Stroke(plane, int(value), places, read.rows[own[number == region]])
 
 
 def _folds(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from napari_crfasrnn._qt.state.recents import data_dir, is_named, remember
+from napari_crfasrnn._qt.state.recents import data_dir, is_named
 from napari_crfasrnn.classes import ClassSpec, ignore_value
 from napari_crfasrnn.project import Item, Project
 
@@ -58,8 +58,8 @@ def _same_pixels(array: Any, item: Item) -> bool:
 class Keeper:
     """The owner of one project, and of what its images are called in the viewer.
 
-    What reads or writes files is slow, and called in the thread of the disk, or in the one that opened or
-    copied the project and has not given it to anybody yet.
+    What reads or writes files is slow: saving and closing are for the thread of the disk, opening, copying
+    and reading images for that of the tasks. Both may be at work at the same time.
 
     Parameters
     ----------
@@ -77,14 +77,17 @@ class Keeper:
     @classmethod
     def open(cls, path: Path) -> Keeper:
         """Open a project."""
-        project = Project.open(path)
-        remember(path)
-        return cls(project)
+        return cls(Project.open(path))
 
     @property
     def path(self) -> Path | None:
         """Folder of the project."""
         return None if self.project is None else self.project.path
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nothing can be saved in the project."""
+        return self.project is not None and self.project.read_only
 
     @property
     def n_images(self) -> int:
@@ -166,7 +169,6 @@ class Keeper:
         """Copy the project to another folder, and return the owner of the copy."""
         self._open_or_new(classes).save_as(path)
         project = Project.open(path)
-        remember(path)
         known = {item.id: item for item in project.items}
         items = {key: known[item.id] for key, item in tuple(self._items.items()) if item.id in known}
         return Keeper(project, items)

@@ -41,6 +41,10 @@ class Rounds:
         self.undecided = 0
         self._tasks, self._engine, self._shelf, self._storage = tasks, engine, shelf, storage
 
+    def forget(self) -> None:
+        """Know of no round: another project takes the place of theirs."""
+        self.all, self.current, self.undecided = (), 0, 0
+
     def list_again(self) -> None:
         """Read which rounds there are."""
         keeper = self._storage.keeper
@@ -49,10 +53,12 @@ class Rounds:
             project = keeper.project
             if project is None:
                 return (), 0, 0
-            current, last = project.current_round, project.undecided_round
+            current, last = project.current_round, None if project.read_only else project.undecided_round
             return project.rounds, current.number if current else 0, last.number if last else 0
 
         def done(found: tuple[tuple[Round, ...], int, int]) -> None:
+            if keeper is not self._storage.keeper:
+                return
             self.all, self.current, self.undecided = found
             self.listed.emit()
             self._tasks.changed.emit()
@@ -93,13 +99,21 @@ class Rounds:
             said = "The model from before the first round is in use again"
         self._tasks.say("learn", f"{said}; no round was lost.", "good")
 
+    def keep(self, number: int) -> None:
+        """Keep the round that was left undecided: it is in force from now on."""
+        if number == self.undecided and self._tasks.busy is None:
+            self.roll_back(number)
+            self._tasks.say("learn", f"Kept as round {number}.", "good")
+
     def discard(self, number: int) -> None:
-        """Remove a round that is not in force, and its model."""
+        """Remove the round that was left undecided, and its model."""
         project = self._storage.keeper.project
-        if project is None or project.read_only or self._tasks.busy is not None:
+        if project is None or number != self.undecided or self._tasks.busy is not None:
             return
+        self.undecided = 0
         self._storage.run("removing the round", partial(project.remove_round, number))
-        self._shelf.remove(f"{PREFIX}{number}")
+        self._shelf.drop(f"{PREFIX}{number}")
+        self._tasks.say("learn", f"Round {number} was discarded.")
         self.list_again()
 
     def compare(

@@ -52,6 +52,7 @@ class Session:
 
     touched = Signal(str)  # key of an image whose labels may have changed
     segmented = Signal(str, object)  # key of an image, and the classes that are in it
+    refined = Signal(str)  # key of an image
 
     def __init__(self, write: Callable[[str, Labels, PlaneIndex], object]) -> None:
         self.works: dict[str, Work] = {}
@@ -200,6 +201,7 @@ class Session:
         if work.entropy is not None:
             work.entropy[index] = result.entropy
         self.touch(key)
+        self.refined.emit(key)
         return int(np.count_nonzero(changed))
 
     def learn(self, config: TrainConfig | None = None) -> None:
@@ -413,6 +415,7 @@ class Session:
         self.told.clear()
         self.standing.clear()
         self.lessons.forget()
+        self.rounds.forget()
         self.shelf.remove(PREFIX)
         self.table.clear()
         for section in ("start", "classes", "correct", "learn"):

@@ -195,6 +195,10 @@ class Shelf:
         self.choice = None
         self.choose(choice.name)
 
+    def drop(self, name: str) -> None:
+        """Remove one model that is not chosen."""
+        self.models = tuple(c for c in self.models if c.name != name)
+
     def remove(self, *prefixes: str) -> None:
         """Remove the models whose names begin with one of these."""
         self.models = tuple(c for c in self.models if not c.name.startswith(prefixes))

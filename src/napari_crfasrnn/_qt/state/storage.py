@@ -8,18 +8,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
 
 from napari_crfasrnn._qt.state.engine import Engine
 from napari_crfasrnn._qt.state.keeper import Keeper, Opened
-from napari_crfasrnn._qt.state.recents import Recent, recent_projects
+from napari_crfasrnn._qt.state.recents import Recent, recent_projects, remember
 from napari_crfasrnn._qt.state.shelf import PREFIX, round_choice
 from napari_crfasrnn._qt.state.table import ClassTable
 from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.state.work import Labels, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
+from napari_crfasrnn.progress import raise_if_cancelled
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+READ_ONLY = "This project is read-only: save a copy with “Save as…”, and what you paint goes on there."
 MOST_IMAGES = 12  # of a project are opened at once
 
 
@@ -50,7 +53,7 @@ class Storage:
     the one that it was done in, and nothing else is.
     """
 
-    leaving = Signal()  # the project is about to be left: what was done to it is to be told now
+    flushing = Signal()  # what was done until now is to be told at once
     saved = Signal(str, Path, int)  # key of an image, folder of the project, number of its item
     left = Signal()  # the project is closed, and the next one is new
     opened = Signal(object, object)  # `Opened` images; the items left closed, None where nothing was closed
@@ -64,6 +67,7 @@ class Storage:
         self.recents: list[Recent] = []
         self._tasks, self._engine, self._works, self._table = tasks, engine, works, table
         self._worker = Worker("crfasrnn-disk")
+        self._reading: Keeper | None = None  # what is being opened
         self._unsaved: set[str] = set()
         self._failed: set[str] = set()
 
@@ -77,11 +81,15 @@ class Storage:
         self._unsaved.add(key)
 
     def save(self) -> None:
-        """Begin to save what has changed."""
+        """Begin to save what has changed; in a project that is read-only nothing can be."""
         keeper, classes = self.keeper, self._table.classes
         keys = (self._unsaved | self._failed) & set(self._works)
         self._unsaved.clear()
         self._failed.clear()
+        if keeper.is_read_only and keys:
+            self._failed |= keys
+            self._tasks.say("project", READ_ONLY, "problem")
+            return
         for key in sorted(keys):
             snapshot = self._works[key].snapshot()
             self.run(
@@ -91,19 +99,26 @@ class Storage:
                 partial(self._on_not_saved, keeper, key),
             )
 
-    def when_saved(self, busy: Busy, then: Callable[[], None]) -> None:
-        """Save what has changed, then go on; or end the task, if it cannot be saved."""
+    def when_saved(
+        self, busy: Busy, then: Callable[[], None], otherwise: Callable[[], None] = lambda: None
+    ) -> None:
+        """Save what has changed, then go on; or end the task, if it cannot be saved.
+
+        ``otherwise`` is called if it cannot, and where the task was cancelled meanwhile.
+        """
         self._tasks.hold(busy)
+        self.flushing.emit()
         self.save()
 
         def done(_: Any) -> None:
             if self._tasks.busy is not busy:  # cancelled meanwhile
-                return
-            if not self._failed:
+                otherwise()
+            elif not self._failed:
                 then()
-                return
-            line = self._tasks.lines.get("project")
-            self._tasks.end(busy, OSError(line.text if line else "the project could not be saved"))
+            else:
+                otherwise()
+                line = self._tasks.lines.get("project")
+                self._tasks.end(busy, OSError(line.text if line else "the project could not be saved"))
 
         self.run("saving the project", lambda: None, done)
 
@@ -117,6 +132,7 @@ class Storage:
 
         def done(copied: Keeper) -> None:
             self._go_over_to(copied)
+            remember(path)
             for key in self._works:  # also what was painted while it was copied
                 self.touch(key)
             self.save()
@@ -129,14 +145,22 @@ class Storage:
                     self.saved.emit(key, path, number)
             self.list_recents()
 
-        def close(copied: Keeper) -> None:
-            copied.close()
-
         def start() -> None:
             keeper, classes = self.keeper, self._table.classes
-            self._tasks.start(busy, lambda task, report: keeper.copy(path, classes), done, dropped=close)
+            self._tasks.start(busy, lambda task, report: keeper.copy(path, classes), done, dropped=drop)
 
-        self.when_saved(busy, start)
+        def drop(copied: Keeper) -> None:
+            def remove() -> None:
+                copied.close()
+                rmtree(path, ignore_errors=True)  # it was empty, or not there
+
+            self.run("removing the copy", remove)
+
+        if self.keeper.is_read_only:  # what was painted there is saved in the copy
+            self.flushing.emit()
+            start()
+        else:
+            self.when_saved(busy, start)
 
     def begin(self) -> None:
         """Close the project, which is kept, and begin a new one."""
@@ -183,7 +207,7 @@ class Storage:
         keys = {number: key for key, number in (only or {}).items()}
 
         def run(task: Task, report: Report) -> _Incoming:
-            keeper = Keeper.open(path)
+            self._reading = keeper = Keeper.open(path)
             with ExitStack() as undo:
                 undo.callback(keeper.close)
                 incoming = self._read(keeper, keys, here or {}, task, report)
@@ -191,8 +215,13 @@ class Storage:
             return incoming
 
         def done(incoming: _Incoming) -> None:
+            self.when_saved(busy, partial(take, incoming), incoming.keeper.close)
+
+        def take(incoming: _Incoming) -> None:
             images, left, notice = incoming.images, incoming.left, incoming.notice
             self._go_over_to(incoming.keeper)
+            self._reading = None
+            remember(path)
             self.replaced.emit(*incoming.standing)
             self._tell_taught(incoming.taught)
             self.opened.emit(images, left)
@@ -201,6 +230,7 @@ class Storage:
             if notice:
                 self._tasks.say("project", f"{notice[:1].upper()}{notice[1:]}.", "problem")
             self.list_recents()
+            self._tasks.conclude(busy)
 
         def drop(incoming: _Incoming) -> None:
             incoming.keeper.close()
@@ -223,8 +253,7 @@ class Storage:
         left = [item for item in project.items if item not in shown]
         images = []
         for place, item in enumerate(shown):
-            if task.cancelled():
-                break
+            raise_if_cancelled(task.cancelled)  # so that the project is free again at once
             report((place, len(shown)))
             images.append(keeper.read(item, keys.get(item.id) or keeper.find(item, here)))
         rounds = [
@@ -236,8 +265,12 @@ class Storage:
 
     def _go_over_to(self, keeper: Keeper) -> None:
         """Leave the project for another one; what was done to it until now is saved there."""
-        self.leaving.emit()
-        self.save()
+        self.flushing.emit()
+        if self.keeper.is_read_only:
+            self._unsaved.clear()
+            self._failed.clear()
+        else:
+            self.save()
         self.run("closing the project", self.keeper.close)
         self.keeper = keeper
 
@@ -264,7 +297,8 @@ class Storage:
             self.recents = recents
             self._tasks.changed.emit()
 
-        self.run("looking for earlier projects", partial(recent_projects, self.keeper.path), done)
+        keeper = self.keeper  # its project may be made only by what was given to the thread before
+        self.run("looking for earlier projects", lambda: recent_projects(keeper.path), done)
 
     def run(
         self,
@@ -283,6 +317,8 @@ class Storage:
 
     def close(self) -> None:
         """Save what is unsaved, and close the project."""
+        if self._reading is not None:
+            self._reading.close()
         self._worker.close(wait=True)
         # Here and now: when the program ends, Python takes no more work for threads.
         for key in sorted((self._unsaved | self._failed) & set(self._works)):

@@ -110,8 +110,8 @@ class Tasks:
             except (ValueError, TypeError, OSError) as error:
                 fail(error)
                 return
-            self.changed.emit()
-            self.finished.emit(busy.what)
+            if self.busy is not busy:  # else there is more to be done, see `conclude`
+                self.conclude(busy)
 
         def fail(error: Exception) -> None:
             self.end(busy, error)
@@ -119,6 +119,13 @@ class Tasks:
         self._task = self._worker.start(
             busy.what, work, finish, fail, progress or self.show_progress, dropped
         )
+
+    def conclude(self, busy: Busy) -> None:
+        """End a task that worked, and that was held on to after its work in the thread."""
+        if self.busy is busy:
+            self.busy = None
+        self.changed.emit()
+        self.finished.emit(busy.what)
 
     def end(self, busy: Busy, error: Exception) -> None:
         """End a task that did not work."""
