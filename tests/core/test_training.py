@@ -469,11 +469,13 @@ class TestLearning:
         labels = coins_and_ground()
         report = fine_tune(starter, self._project(make_project, labels), QUICK)
         assert report.contradictions == ()
+        assert report.strokes_known == report.strokes_asked > 12
         wrong = labels.copy()
         y, x = (int(middle) for middle in coin_middles()[3])
         wrong[y + 5 : y + 10, x - 6 : x + 6] = 0  # on a coin, below a stroke that says so
         report = fine_tune(starter, self._project(make_project, wrong), QUICK)
         (place,) = report.contradictions
+        assert report.strokes_known == report.strokes_asked - 1
         assert place.region.box == (y + 5, x - 6, y + 10, x + 6)
         assert (place.region.label, place.region.predicted) == (0, 1)
         assert place.region.is_learnt

@@ -543,7 +543,14 @@ def test_after_a_cancel_a_person_chooses(teacher: User) -> None:
 
 
 def test_what_came_of_a_round_is_told_in_words() -> None:
-    def told(before: float | None, after: float | None, n_pixels: int, n_areas: int, *end: TrainStep) -> str:
+    def told(
+        before: float | None,
+        after: float | None,
+        n_pixels: int,
+        n_areas: int,
+        *end: TrainStep,
+        strokes: tuple[int, int] = (0, 0),
+    ) -> str:
         scores = [LockedScore(("a", "b"), (None, value), (0, n_pixels)) for value in (before, after)]
         return describe_round(
             TrainReport(
@@ -551,6 +558,7 @@ def test_what_came_of_a_round_is_told_in_words() -> None:
                 stopped_by="time" if end else "iterations",
                 n_planes=1, n_training_pixels=9, n_locked_pixels=n_pixels, n_locked_areas=n_areas,
                 crf_learnt=False, contradictions=(), notes=(), config=LESSON,
+                strokes_known=strokes[0], strokes_asked=strokes[1],
             )
         )  # fmt: skip
 
@@ -562,6 +570,10 @@ def test_what_came_of_a_round_is_told_in_words() -> None:
         "Learnt. Too few labels of yours are kept aside to tell how well (768 px in 1 area): look at Compare."
     )
     assert told(0.972, 0.974, 768, 1) == told(0.1, 1.0, 768, 1) == few
+    assert told(0.1, 1.0, 768, 1, strokes=(4, 4)) == few
+    recognised = "Of 11 areas you labelled, 9 are recognised from the others alone. Look at Compare."
+    assert told(0.1, 1.0, 768, 1, strokes=(9, 11)) == few.replace(": look at Compare.", f". {recognised}")
+    assert "all are recognised" in told(0.1, 1.0, 768, 1, strokes=(6, 6))
     assert told(None, 0.9, 9, 1).startswith("Too little was labelled to tell")
     barely = told(0.04, 0.09, 2310, 14, TrainStep(1, 120, 0.5, None, 19.0))
     assert barely == "Its time was over after 1 of 120 steps."

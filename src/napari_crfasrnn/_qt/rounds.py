@@ -22,6 +22,7 @@ ENDED = {
     "diverged": "the loss was no longer a number",
 }
 HARDLY = 0.05  # of a round
+LEAST_AREAS = 5  # to say how many are recognised from the others
 MOST_PLACES = 6  # of strokes that contradict the others
 BARELY = 0.25  # of its steps: too few to judge it by what came of them
 
@@ -55,7 +56,9 @@ def describe(report: TrainReport) -> str:
     n_areas = report.n_locked_areas
     areas = f"{report.n_locked_pixels:,} px in {n_areas:,} area{'s' * (n_areas != 1)}"
     if not report.is_telling:
-        return f"Learnt. Too few labels of yours are kept aside to tell how well ({areas}): look at Compare."
+        known = _known_areas(report.strokes_known, report.strokes_asked)
+        what = f"Learnt. Too few labels of yours are kept aside to tell how well ({areas})"
+        return f"{what}. {known} Look at Compare." if known else f"{what}: look at Compare."
     old, new = _percent(before), _percent(after)
     said = (
         f"As good as before this round: {new} overlap"
@@ -63,6 +66,14 @@ def describe(report: TrainReport) -> str:
         else f"{'Better' if after > before else 'Worse'}: {new} overlap, {old} before this round,"
     )
     return f"{said} with labels of yours kept aside as a check: {areas}."
+
+
+def _known_areas(known: int, asked: int) -> str:
+    """Return in a sentence what strokes teach of one another; nothing where they are too few to say."""
+    if asked < LEAST_AREAS:
+        return ""
+    many = "all" if known == asked else known
+    return f"Of {asked} areas you labelled, {many} are recognised from the others alone."
 
 
 def _row(one: Round, in_use: bool, name_of: Callable[[int], str]) -> RoundRow:
@@ -114,6 +125,8 @@ def _facts(report: Mapping[str, Any]) -> tuple[str, ...]:
         )
     if "verdict" in report:  # rounds of earlier versions have none
         facts.append(report["verdict"])
+    known = _known_areas(report.get("strokes_known", 0), report.get("strokes_asked", 0))
+    facts += [known] if known else []
     if "stopped_by" in report:
         steps = len(report.get("history", ()))
         why = ENDED.get(report["stopped_by"], report["stopped_by"])

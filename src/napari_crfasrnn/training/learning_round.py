@@ -22,6 +22,7 @@ from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classe
 from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.head import SETTLED, HeadLearner, n_iterations
 from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, may_begin_anew, with_classes_of
+from napari_crfasrnn.training.outvoted import Votes
 from napari_crfasrnn.training.panel_head import HeadStudent, n_steps, with_head
 from napari_crfasrnn.training.panel_lesson import PanelLesson
 from napari_crfasrnn.training.panel_round import PanelRound
@@ -30,7 +31,6 @@ from napari_crfasrnn.training.pipeline import half_precision
 from napari_crfasrnn.training.planes import LabelledPlane, View, labelled_planes, locked_sample
 from napari_crfasrnn.training.report import (
     LockedScore,
-    PlaceOfContradiction,
     StoppedBy,
     TrainReport,
     TrainStep,
@@ -133,7 +133,7 @@ class _Round:
         self.before: LockedScore | None = None
         self.after: LockedScore | None = None
         self.crf_learnt = False
-        self.found: tuple[PlaceOfContradiction, ...] = ()
+        self.votes = Votes()
         self.total = self.config.max_iterations
         self.score_seconds = 0.0  # that a score on the tiles took
 
@@ -176,10 +176,12 @@ class _Round:
             n_locked_pixels=sum(plane.n_locked for plane in self.planes),
             n_locked_areas=sum(plane.n_locked_areas for plane in self.planes),
             crf_learnt=self.crf_learnt,
-            contradictions=self.found,
+            contradictions=self.votes.places,
             notes=tuple(self.notes),
             config=self.config,
             seconds=self.clock.seconds(),
+            strokes_known=self.votes.known,
+            strokes_asked=self.votes.asked,
         )
 
     def _learn(self) -> StoppedBy:
@@ -231,7 +233,8 @@ class _Round:
         if self.after is None:
             self.after = tuner.score()
         if not self.clock.is_over():
-            self.found = find_contradictions(self.student, self.planes, self.encodings, self.cancel)
+            places = find_contradictions(self.student, self.planes, self.encodings, self.cancel)
+            self.votes = Votes(places=places)
         return stopped_by
 
     def _new_classes(self) -> list[int]:
@@ -262,7 +265,7 @@ class _Round:
         self.crf_learnt = True
         self.after = work.tiles.score(self.student)
         if not self.clock.is_over():
-            self.found = work.contradictions(self.student)
+            self.votes = work.votes(self.student)
         return stopped_by
 
     def _learn_beside(self, new: list[int]) -> StoppedBy:
@@ -281,7 +284,7 @@ class _Round:
             stopped_by = self._teach_panel(work, 1)
         self.after = work.tiles.score(self.student)
         if not self.clock.is_over():
-            self.found = work.contradictions(self.student)
+            self.votes = work.votes(self.student)
         return stopped_by
 
     def _mistaken_classes(self, least_share: float = 0.0) -> list[int]:

@@ -51,6 +51,23 @@ class ReadPixels:
     rows: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Votes:
+    """What forests that learnt the other strokes make of each.
+
+    Attributes
+    ----------
+    known, asked
+        How many strokes look like what they were painted as, and of how many that was asked.
+    places
+        Strokes that look so much like another class that they may contradict the others; largest first.
+    """
+
+    known: int = 0
+    asked: int = 0
+    places: tuple[PlaceOfContradiction, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class _Stroke:
     """A connected region of one class, with some of its pixels' features."""
@@ -61,10 +78,8 @@ class _Stroke:
     rows: NDArray[np.float32]  # [m, d] of some
 
 
-def outvoted(
-    read: Sequence[ReadPixels], most_labelled: int, seed: int, cancel: Cancel | None
-) -> tuple[PlaceOfContradiction, ...]:
-    """Return the strokes that look like another class to forests that learnt the others.
+def outvoted(read: Sequence[ReadPixels], most_labelled: int, seed: int, cancel: Cancel | None) -> Votes:
+    """Ask forests that learnt the other strokes what each looks like.
 
     Parameters
     ----------
@@ -86,10 +101,10 @@ def outvoted(
     strokes = [stroke for each in read for stroke in _strokes(each, most_labelled, cancel)]
     labels = np.array([stroke.label for stroke in strokes])
     if len(np.unique(labels)) < 2:
-        return ()
+        return Votes()
     limit = int(np.clip(_MAX_PIXELS // len(strokes), _LEAST_PIXELS, _STROKE_PIXELS))
     rows = [stroke.rows[random.permutation(len(stroke.rows))[:limit]] for stroke in strokes]
-    found = []
+    known, asked, found = 0, 0, []
     fold_of = _folds(labels, random)
     for fold in range(_FOLDS):
         raise_if_cancelled(cancel)
@@ -110,11 +125,13 @@ def outvoted(
             probability = forest.predict_proba(rows[number]).mean(0)
             best = int(probability.argmax())
             seen = int(forest.classes_[best])
+            asked += 1
+            known += seen == strokes[number].label
             if seen != strokes[number].label and _is_outvoted(
                 strokes[number], seen, float(probability[best]), strokes
             ):
                 found.append(_place(strokes[number], seen, float(probability[best])))
-    return tuple(sorted(found, key=lambda place: -place.region.n_pixels))
+    return Votes(known, asked, tuple(sorted(found, key=lambda place: -place.region.n_pixels)))
 
 
 def _strokes(read: ReadPixels, most_labelled: int, cancel: Cancel | None) -> Iterator[_Stroke]:

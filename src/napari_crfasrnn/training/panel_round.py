@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,7 +34,7 @@ from napari_crfasrnn.training.aside import Aside
 from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.crf_tuning import choose_tiles
 from napari_crfasrnn.training.encodings import Encodings
-from napari_crfasrnn.training.outvoted import ReadPixels, outvoted
+from napari_crfasrnn.training.outvoted import ReadPixels, Votes, outvoted
 from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
 from napari_crfasrnn.training.panel_tiles import PanelTile, PanelTiles, are_dense
 from napari_crfasrnn.training.panel_windows import Window, draw_windows
@@ -204,10 +204,10 @@ class PanelRound:
         counts = metrics.confusion(given, truth, panel.n_columns, ignore=None)
         return LockedScore.from_confusion(counts, tuple(map(str, range(panel.n_columns)))).miou
 
-    def contradictions(self, model: SegmentationModel) -> tuple[PlaceOfContradiction, ...]:
-        """Return the strokes that a model with this panel, having learnt them, sees as another class.
+    def votes(self, model: SegmentationModel) -> Votes:
+        """Return what is said of strokes by those who learnt the others.
 
-        And those that it learnt, but that look like another class to what learnt the others.
+        Its places begin with those that a model with this panel, having learnt them, sees as another class.
         """
         found = []
         assert model.panel is not None
@@ -230,8 +230,9 @@ class PanelRound:
             ReadPixels(plane, read.y, read.x, columns(read.rows, FINE).numpy())
             for plane, read in zip(self.planes, self._training, strict=False)
         ]
-        others = outvoted(pixels, _MAX_STROKE_PIXELS, self.config.seed, self.cancel)
-        return (*found, *(place for place in others if not any(map(place.overlaps, found))))
+        votes = outvoted(pixels, _MAX_STROKE_PIXELS, self.config.seed, self.cancel)
+        others = [place for place in votes.places if not any(map(place.overlaps, found))]
+        return replace(votes, places=(*found, *others))
 
     def windows(self, is_late: Callable[[], bool]) -> list[Window]:
         """Return what a head learns from; a thread beside this one draws every second window."""

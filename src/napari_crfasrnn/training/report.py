@@ -118,6 +118,9 @@ class TrainReport:
         What it learnt from, and what it held back.
     n_locked_areas
         Of how many labelled areas (a stroke is one) a part is held back: what the scores rest upon.
+    strokes_known, strokes_asked
+        How many strokes look like what they were painted as to forests that learnt the others alone, and of
+        how many that was asked, after a panel was taught. It tells of other places, however little is held back.
     crf_learnt
         Whether the CRF was changed, too: only if that made the held-back pixels no worse.
     contradictions
@@ -143,6 +146,8 @@ class TrainReport:
     notes: tuple[str, ...]
     config: TrainConfig
     seconds: float = field(default=0.0)
+    strokes_known: int = 0
+    strokes_asked: int = 0
 
     @property
     def is_telling(self) -> bool:
@@ -177,6 +182,8 @@ class TrainReport:
             "n_training_pixels": self.n_training_pixels,
             "n_locked_pixels": self.n_locked_pixels,
             "n_locked_areas": self.n_locked_areas,
+            "strokes_known": self.strokes_known,
+            "strokes_asked": self.strokes_asked,
             "is_telling": self.is_telling,
             "verdict": self.verdict,
             "crf_learnt": self.crf_learnt,
