@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import numpy as np
 from qtpy.QtCore import QElapsedTimer, Qt, QTimer
@@ -11,6 +12,7 @@ from scipy import ndimage
 from window_user import User
 
 from napari_crfasrnn._qt.state import Work
+from napari_crfasrnn._qt.workbench import BUSY_MS
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.experts import REST
 from napari_crfasrnn.training.planes import labelled_planes
@@ -256,6 +258,25 @@ def test_before_crf_and_uncertainty_are_shown_on_request(user, photograph) -> No
     assert (before.data != user.labels).any()
     user.click(correct.before)
     assert [layer for layer in user.viewer.layers if layer.visible] == shown
+
+
+def test_a_round_is_not_drawn_at_every_step(user, photograph) -> None:
+    """Drawing takes turns with learning: drawn at every step, a round took three times as long."""
+    user.viewer.add_image(photograph, name="photo")
+    user.settle()
+    user.session.begin_classes(["face"])
+    user.bench.paint_with(1)
+    user.drag((40, 100), (70, 120))
+    user.bench.paint_with(0)
+    user.drag((20, 20), (60, 30))
+    user.settle()
+    shown: list[float] = []
+    user.bench.changed.connect(lambda: shown.append(time.monotonic()))
+    begun = time.monotonic()
+    assert user.do(lambda: user.widget.learn(TrainConfig(seconds=None, max_iterations=100))) == "learn"
+    seconds = time.monotonic() - begun
+    assert len(user.session.lessons.report.history) == 100
+    assert 2 <= len(shown) <= 5 + seconds / (BUSY_MS / 1000)
 
 
 def test_strokes_of_background_are_seen_until_a_model_segments(user, make_napari_viewer) -> None:

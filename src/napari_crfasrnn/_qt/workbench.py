@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 COUNT_MS = 120  # after the last stroke, shares and edits are counted
 SAVE_MS = 800  # after the last stroke, it is saved
+BUSY_MS = 120  # between two looks at a task at work
 
 _workbenches: dict[int, Workbench] = {}
 
@@ -351,8 +352,15 @@ class Workbench:
         self._count_timer.start()
 
     def show_soon(self, event: Any = None) -> None:
-        """Let the widgets show what there is, once for all that happens now."""
-        self._show_timer.start()
+        """Let the widgets show what there is, once for all that happens now.
+
+        While a task is at work, a few times a second: drawing takes turns with the task's Python, and one
+        that tells every step would take several times as long.
+        """
+        if self.session.busy is None:
+            self._show_timer.start(0)
+        elif not self._show_timer.isActive():
+            self._show_timer.start(BUSY_MS)
 
     def _begin_labels(self) -> None:
         """Make the layers of an image that nobody segmented: all of it is unlabelled."""

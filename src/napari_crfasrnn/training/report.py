@@ -120,7 +120,7 @@ class TrainReport:
         Of how many labelled areas (a stroke is one) a part is held back: what the scores rest upon.
     strokes_known, strokes_asked
         How many strokes look like what they were painted as to forests that learnt the others alone, and of
-        how many that was asked, after a panel was taught. It tells of other places, be little held back or not.
+        how many that was asked, after a panel was taught: a sign of how other places come out.
     crf_learnt
         Whether the CRF was changed, too: only if that made the held-back pixels no worse.
     contradictions
