@@ -260,6 +260,31 @@ def test_before_crf_and_uncertainty_are_shown_on_request(user, photograph) -> No
     assert [layer for layer in user.viewer.layers if layer.visible] == shown
 
 
+def test_classes_of_ones_own_leave_nothing_of_the_models(user, photograph) -> None:
+    """Its background would be taken for a person's, and hide what a person painted."""
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.bench.paint_with(0)
+    user.drag((20, 20), (60, 20))
+    user.settle()
+    painted = user.bench.work.held(())
+    assert 0 < painted.sum() < 2000
+    user.session.begin_classes(["face"])
+    user.settle()
+    assert ((user.labels != 255) == painted).all()
+    assert (user.labels[painted] == 0).all()
+    assert 0 not in user.bench.group.hidden
+    assert not user.widget.correct.uncertainty.isEnabled()
+    # Where a class stays, so does what is known of it.
+    user.bench.paint_with(1)
+    user.drag((40, 100), (70, 120))
+    assert user.do(lambda: user.widget.learn(LESSON)) == "learn"
+    assert user.do(user.widget.segment) == "segment"
+    user.session.begin_classes(["face", "hair"])
+    user.settle()
+    assert (user.labels != 255).all()
+
+
 def test_a_round_is_not_drawn_at_every_step(user, photograph) -> None:
     """Drawing takes turns with learning: drawn at every step, a round took three times as long."""
     user.viewer.add_image(photograph, name="photo")

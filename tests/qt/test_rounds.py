@@ -127,7 +127,7 @@ def test_a_round_left_undecided_may_be_discarded_later(
 ) -> None:
     learn(teacher)
     other = opened_again(teacher, make_napari_viewer, tmp_path / "saved")
-    assert other.session.shelf.choice.name == "starter"
+    assert other.session.shelf.choice.name == "round:1"  # as it was
     _, discard = other.widget.learning.message.buttons
     other.click(discard)
     other.settle()
@@ -135,6 +135,7 @@ def test_a_round_left_undecided_may_be_discarded_later(
     assert other.session.storage.keeper.project.rounds == ()
     assert "neither" not in other.widget.learning.message.label.text()
     assert "round:1" not in [choice.name for choice in other.session.shelf.models]
+    assert other.session.shelf.choice.name == "starter"
     other.session.cancel()
 
 
@@ -366,6 +367,20 @@ def test_strokes_that_contradict_the_others_are_shown_where_they_are(
     user.bench.group.write(wrong)
     user.settle()
     assert user.bench.doubts.places == (place,)
+
+    # Corrected while it is shown, the view stays until they go back.
+    user.click(learning.message.buttons[0])
+    QTest.qWait(50)
+    user.bench.group.write(right)
+    user.settle()
+    QTest.qWait(50)
+    assert learning.message.label.text() == "Corrected."
+    assert FRAME in user.viewer.scene.overlays
+    user.click(learning.message.buttons[-1])
+    QTest.qWait(50)
+    assert FRAME not in user.viewer.scene.overlays
+    user.bench.group.write(wrong)
+    user.settle()
 
     # Kept while it is shown; the report has the place.
     y0, x0, y1, x1 = place.region.box

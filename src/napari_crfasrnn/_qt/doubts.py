@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.training import PlaceOfContradiction
 
 LEAST_SIDE = 96  # pixels of what is framed around a stroke, so that one sees what it lies in
+CORRECTED = "Corrected."
 NO_PLANES = "Strokes are shown on a slice: show the image in 2-D, not turned."
 
 
@@ -79,6 +80,7 @@ class Doubts:
         layer = bench.labelling.image_layer(key) if key is not None else None
         work = self._session.works.get(key or "")
         said = f"Stroke {number + 1} of {len(places)}: {self._said(place)}"
+        self._line = None
         if layer is None or work is None:
             self._frame.hide(restore=False)
             said += " Its image is not open."
@@ -90,8 +92,7 @@ class Doubts:
             shape = work.image.plane_shape
             self._frame.show(layer, shape, _around(place.region.box, shape))
         self.shown, self._where = place, (bench.key, bench.index)
-        say("learn", said, "plain", *(["next-doubt"] if len(places) > 1 else []), "end-doubts")
-        self._line = self._session.tasks.lines.get("learn")
+        self._tell(said)
 
     def end(self, *, restore: bool = True) -> None:
         """Take the frame away; with ``restore`` the view is as it was, if it is still of the same plane."""
@@ -120,6 +121,13 @@ class Doubts:
         strokes = work.strokes(place.index, np.s_[y0:y1, x0:x1])
         return bool(2 * np.count_nonzero(strokes == label) > place.region.n_pixels)
 
+    def _tell(self, said: str) -> None:
+        line = self._line
+        if line is None or line.text != said:
+            more = ["next-doubt"] if any(place != self.shown for place in self.places) else []
+            self._session.tasks.say("learn", said, "plain", *more, "end-doubts")
+            self._line = self._session.tasks.lines.get("learn")
+
     def _said(self, place: PlaceOfContradiction) -> str:
         report, region = self._session.lessons.report, place.region
         assert report is not None  # else there was no place to go to
@@ -127,7 +135,7 @@ class Doubts:
         share, seen = f"{100 * region.share:.0f} %", names[region.predicted]
         what = f"and still {seen} to what was learnt ({share} of {region.n_pixels:,} px)"
         if region.is_learnt:
-            what = f"and {seen} to what learnt the other strokes alone (p = {region.share:.2f})"
+            what = f"but from the other strokes it looks like {seen} ({share})"
         return f"painted {names[region.label]}, {what}."
 
     def _follow(self) -> None:
@@ -136,8 +144,10 @@ class Doubts:
             return
         elsewhere = self._where != (self._bench.key, self._bench.index)
         is_seen = not elsewhere and shows_planes(self._bench.viewer)
-        if not is_seen or not self.places or self._session.busy is not None:
+        if not is_seen or self.shown not in self._all or self._session.busy is not None:
             self.end(restore=False)
+        elif not self._stands(self.shown) and self._session.tasks.lines.get("learn") is self._line:
+            self._tell(CORRECTED)  # the frame stays until they go on: the view would jump
 
 
 def _around(box: Box, shape: tuple[int, int]) -> Box:

@@ -50,6 +50,7 @@ class Labelling:
         session.counts.counted.connect(self._on_counted)
         session.segmented.connect(self._on_segmented)
         session.refined.connect(self._hide_background)
+        session.unpredicted.connect(self._on_unpredicted)
         session.storage.saved.connect(self._on_saved)
 
     # --- from the session ---------------------------------------------------------------------------
@@ -218,6 +219,14 @@ class Labelling:
         self._hide_background(key)
         if group is not None:
             group.class_layers.show_present({*present, *group.class_layers.by_value})
+
+    def _on_unpredicted(self, key: str) -> None:
+        self._sketches.add(key)
+        group = self.groups.get(key)
+        if group is not None:
+            group.show_uncertainty(None)
+            group.show_before(None)
+            group.set_visible(0, True)
 
     def _hide_background(self, key: str) -> None:
         """Hide the background, once it is no longer strokes alone but all that is around objects."""

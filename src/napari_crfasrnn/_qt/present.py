@@ -338,10 +338,7 @@ def _lesson_message(bench: Workbench) -> Message:
         return Message(f"{said.text} {STILL_EARLIER}", said.tone, (again,))
     number = bench.session.rounds.undecided
     if number and not said.text and report is None:  # of an earlier session: nothing else waits for an answer
-        why = _busy_reason(bench.session)
-        return Message(
-            f"Round {number} was neither kept nor discarded.", cures=() if why else _decide(number)
-        )
+        return _undecided(bench.session, number)
     if said.text or report is None:
         return said
     doubts = bench.doubts.places
@@ -350,10 +347,19 @@ def _lesson_message(bench: Workbench) -> Message:
     return Message(remark, cures=(SHOW_DOUBT,) if shows else ())
 
 
-def _decide(number: int) -> tuple[Cure, ...]:
-    return (
-        Cure(f"{KEEP_ROUND}{number}", "Keep", "Use the model of that round from now on"),
-        Cure(f"{DISCARD_ROUND}{number}", "Discard", "Remove that round and its model"),
+def _undecided(session: Session, number: int) -> Message:
+    """Ask what shall become of a round of an earlier session, and tell what was to be told of it."""
+    one = session.rounds.get(number)
+    places = one.report.get("contradictions", ()) if one is not None else ()
+    text = f"Round {number} was neither kept nor discarded."
+    if places:
+        doubts = contradicting([bool(place["region"].get("is_learnt")) for place in places])
+        text += f" {doubts} Its report in the list of rounds says where."
+    if _busy_reason(session):
+        return Message(text)
+    keep = Cure(f"{KEEP_ROUND}{number}", "Keep", "Use the model of that round from now on")
+    return Message(
+        text, cures=(keep, Cure(f"{DISCARD_ROUND}{number}", "Discard", "Remove that round and its model"))
     )
 
 

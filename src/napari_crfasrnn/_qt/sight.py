@@ -28,7 +28,7 @@ class Sight:
         bench.changed.connect(self._follow)  # after patches and comparisons, which end with their image
 
     def ask(self) -> None:
-        """Say that somebody chose the image by its name: it is shown, too, where others lie over it."""
+        """Say that somebody chose the image by its name, or works on it: it comes above what covers it."""
         self._asked = True
         self._bench.show_soon()
 

@@ -223,6 +223,7 @@ class Workbench:
             self.session.finished.emit("failed")
             return
         self.labelling.flush()
+        self._sight.ask()
         index = None
         if image.stack_shape and not self.all_slices:
             index = plane_index(self.viewer, self.image, image.stack_shape)
@@ -372,6 +373,7 @@ class Workbench:
         self.session.table.locked = True
         self.session.work_on(image)
         self.labelling.begin(image.key)
+        self._sight.ask()
 
     def _write(self, key: str, labels: Labels, index: PlaneIndex) -> object:
         return self.labelling.write(key, labels, index)

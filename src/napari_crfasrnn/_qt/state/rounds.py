@@ -107,10 +107,12 @@ class Rounds:
 
     def discard(self, number: int) -> None:
         """Remove the round that was left undecided, and its model."""
-        project = self._storage.keeper.project
-        if project is None or number != self.undecided or self._tasks.busy is not None:
+        project, one = self._storage.keeper.project, self.get(number)
+        if project is None or one is None or number != self.undecided or self._tasks.busy is not None:
             return
         self.undecided = 0
+        if self._shelf.choice is not None and self._shelf.choice.name == f"{PREFIX}{number}":
+            self._shelf.choose_first(one.started_from)
         self._storage.run("removing the round", partial(project.remove_round, number))
         self._shelf.drop(f"{PREFIX}{number}")
         self._tasks.say("learn", f"Round {number} was discarded.")

@@ -53,6 +53,7 @@ class Session:
     touched = Signal(str)  # key of an image whose labels may have changed
     segmented = Signal(str, object)  # key of an image, and the classes that are in it
     refined = Signal(str)  # key of an image
+    unpredicted = Signal(str)  # key of an image of which the predictions went
 
     def __init__(self, write: Callable[[str, Labels, PlaneIndex], object]) -> None:
         self.works: dict[str, Work] = {}
@@ -323,12 +324,24 @@ class Session:
     def begin_classes(self, names: Sequence[str]) -> None:
         """Begin a table of one's own: the background and these; pixels of classes that go become unlabelled.
 
+        Where no class stays, nor does what a model made of the images: its background is what was none of its
+        own classes.
+
         Raises
         ------
         ValueError
             If there is no name, or a blank one, or one twice.
         """
-        self._change_classes(self.table.begun(names))
+        change = self.table.begun(names)
+        stays = any(value for value in change.new_values or () if value)
+        self._change_classes(change)
+        if not stays:
+            for key, work in list(self.works.items()):
+                self.works[key] = work.without_predictions()
+                self.counts.forget(key)
+                self.standing.forget(key)
+                self.unpredicted.emit(key)
+                self.touch(key)
         self.told.clear()
         self.tasks.lines.pop("start", None)
         self.tasks.say("classes", PAINT_EACH)

@@ -25,6 +25,10 @@ class Standing:
         """Forget what the models were taught: the values of the classes have changed, say."""
         self._lessons: dict[str, dict[str, Labels]] = {}
 
+    def forget(self, key: str) -> None:
+        """Forget which model the labels of an image are of: none any more."""
+        self._model_of.pop(key, None)
+
     def segmented(self, key: str, index: PlaneIndex, model: str) -> None:
         """Note that a plane of an image, all of it where the index is empty, has the labels of a model."""
         if not index:

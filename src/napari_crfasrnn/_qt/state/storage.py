@@ -57,8 +57,8 @@ class Storage:
     saved = Signal(str, Path, int)  # key of an image, folder of the project, number of its item
     left = Signal()  # the project is closed, and the next one is new
     opened = Signal(object, object)  # `Opened` images; the items left closed, None where nothing was closed
-    # Of the project that was opened: class table, `ModelChoice` rounds, number of the round in force, and
-    # what became of classes, as `Project.renames` has it.
+    # Of the project that was opened: class table, `ModelChoice` rounds, number of the one to go on with, 0
+    # for none, and what became of classes, as `Project.renames` has it.
     replaced = Signal(object, object, int, object)
     taught = Signal(str, object)  # name of a round's model; labels it was taught, by keys of opened images
 
@@ -259,7 +259,8 @@ class Storage:
         rounds = [
             round_choice(r.number, r.model_path, self._engine.names(r.model_path)) for r in project.rounds
         ]
-        current = project.current_round
+        # As it was before: before the first round that was kept, what was just learnt was chosen.
+        current = project.current_round or project.undecided_round
         standing = (project.classes, rounds, current.number if current else 0, project.renames)
         return _Incoming(keeper, images, left, standing, keeper.taught_lately(), project.notice)
 

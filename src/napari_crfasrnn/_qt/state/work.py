@@ -363,6 +363,17 @@ class Work:
             accepted=self.accepted,
         )
 
+    def without_predictions(self) -> Work:
+        """Return the work with what a person said alone; undo does not reach back past it."""
+        ignore = self.labels.dtype.type(ignore_value(self.labels.dtype))
+        settled = settled_mask(self.labels, self.baseline, self.verified)
+        return Work(
+            image=self.image,
+            labels=np.where(settled, self.labels, ignore),
+            baseline=np.full_like(self.baseline, ignore),
+            verified=self.verified,
+        )
+
     def _state(self, index: PlaneIndex) -> PlaneState:
         return PlaneState(self.labels[index].copy(), self.baseline[index].copy(), self.verified[index].copy())
 
