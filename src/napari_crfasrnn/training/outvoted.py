@@ -24,6 +24,7 @@ from napari_crfasrnn.training.planes import LabelledPlane
 from napari_crfasrnn.training.report import PlaceOfContradiction
 
 _FOLDS, _TREES = 4, 24
+_TREES_AT_ONCE = 4  # between questions whether to go on
 _STROKE_PIXELS = 30  # of each stroke, to learn and to judge it by
 _MAX_PIXELS = 6_000  # of all strokes; there are some of each in any case
 _LEAST_PIXELS = 4
@@ -90,7 +91,7 @@ def outvoted(read: Sequence[ReadPixels], most_labelled: int, seed: int, cancel: 
     seed
         Of what is drawn.
     cancel
-        Asked between forests.
+        Asked every few trees.
 
     Raises
     ------
@@ -113,12 +114,15 @@ def outvoted(read: Sequence[ReadPixels], most_labelled: int, seed: int, cancel: 
         if not judged or len(np.unique(labels[taught])) < 2:
             continue
         forest = ExtraTreesClassifier(
-            _TREES, max_depth=20, min_samples_leaf=2, class_weight="balanced", random_state=seed % 2**32
+            max_depth=20, min_samples_leaf=2, warm_start=True, random_state=seed % 2**32
         )
-        forest.fit(
-            np.concatenate([rows[number] for number in taught]),
-            np.repeat(labels[taught], [len(rows[number]) for number in taught]),
-        )
+        features = np.concatenate([rows[number] for number in taught])
+        target = np.repeat(labels[taught], [len(rows[number]) for number in taught])
+        weight = 1 / np.bincount(target)[target]  # all classes alike
+        for n_trees in range(_TREES_AT_ONCE, _TREES + 1, _TREES_AT_ONCE):
+            raise_if_cancelled(cancel)
+            forest.set_params(n_estimators=n_trees)
+            forest.fit(features, target, sample_weight=weight)
         for number in judged:
             if strokes[number].label not in forest.classes_:
                 continue
