@@ -267,6 +267,8 @@ def test_classes_of_ones_own_leave_nothing_of_the_models(user, photograph) -> No
     user.bench.paint_with(0)
     user.drag((20, 20), (60, 20))
     user.settle()
+    user.bench.show_uncertainty(True)
+    assert user.bench.group.has_uncertainty
     painted = user.bench.work.held(())
     assert 0 < painted.sum() < 2000
     user.session.begin_classes(["face"])
@@ -275,6 +277,8 @@ def test_classes_of_ones_own_leave_nothing_of_the_models(user, photograph) -> No
     assert (user.labels[painted] == 0).all()
     assert 0 not in user.bench.group.hidden
     assert not user.widget.correct.uncertainty.isEnabled()
+    assert not user.widget.correct.uncertainty.isChecked()
+    assert not user.bench.group.has_uncertainty
     # Where a class stays, so does what is known of it.
     user.bench.paint_with(1)
     user.drag((40, 100), (70, 120))
@@ -283,6 +287,21 @@ def test_classes_of_ones_own_leave_nothing_of_the_models(user, photograph) -> No
     user.session.begin_classes(["face", "hair"])
     user.settle()
     assert (user.labels != 255).all()
+
+
+def test_an_image_that_is_worked_on_comes_above_what_covers_it(user, photograph) -> None:
+    below = user.viewer.add_image(photograph, name="below")
+    above = user.viewer.add_image(photograph[::-1], name="above")
+    layers = user.viewer.layers
+    for work in (lambda: user.bench.paint_with(1), lambda: user.do(user.widget.segment)):
+        layers.selection.active = below  # to choose it in the list of layers moves nothing
+        user.settle()
+        assert user.bench.image is below
+        assert layers.index(below) < layers.index(above)
+        work()
+        user.settle()
+        assert layers.index(below) > layers.index(above)
+        layers.move(layers.index(above), len(layers))
 
 
 def test_a_round_is_not_drawn_at_every_step(user, photograph) -> None:

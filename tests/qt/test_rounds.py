@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from window_user import User
 from napari_crfasrnn import Project, Segmenter
 from napari_crfasrnn._qt.comparing import describe
 from napari_crfasrnn._qt.layers.frame import NAME as FRAME
-from napari_crfasrnn._qt.present import STILL_EARLIER
+from napari_crfasrnn._qt.present import STILL_EARLIER, learn_state
 from napari_crfasrnn._qt.rounds import describe as describe_round
 from napari_crfasrnn._qt.rounds import round_rows
 from napari_crfasrnn._qt.state.session import BESIDE
@@ -128,7 +129,17 @@ def test_a_round_left_undecided_may_be_discarded_later(
     learn(teacher)
     other = opened_again(teacher, make_napari_viewer, tmp_path / "saved")
     assert other.session.shelf.choice.name == "round:1"  # as it was
-    _, discard = other.widget.learning.message.buttons
+    # What was to be told of it is told again.
+    rounds, message = other.session.rounds, other.widget.learning.message
+    assert "contradict" not in message.label.text()
+    (one,) = rounds.all
+    region = {"box": [0, 0, 4, 4], "label": 1, "predicted": 2, "n_pixels": 16, "is_learnt": True}
+    place = {"item_id": 1, "index": [], "region": region}
+    rounds.all = (replace(one, report=one.report | {"contradictions": [place]}),)
+    told = learn_state(other.bench).message.text
+    assert told.startswith("Round 1 was neither kept nor discarded. 1 stroke may contradict the others.")
+    rounds.all = (one,)
+    _, discard = message.buttons
     other.click(discard)
     other.settle()
     QTest.qWait(50)
@@ -254,7 +265,7 @@ def test_a_round_that_comes_back_knows_what_it_was_taught(
 
     # A class has another name: the models still call it as before, also when the project is opened again.
     other.session.rename_class(FLAG, "banner")
-    assert other.do(other.bench.projects.begin) == "open"
+    assert other.do(other.session.storage.begin) == "open"
     assert other.do(lambda: other.bench.projects.open(tmp_path / "saved")) == "open"
     other.settle()
     assert other.session.table.names[FLAG] == "banner"

@@ -70,16 +70,13 @@ class Doubts:
             return
         if self.shown is None:
             self._from = bench.key, bench.index
-        number = 0
-        if self.shown is not None:  # it may have been corrected
-            all_places = self._all
-            later = all_places[all_places.index(self.shown) + 1 :] if self.shown in all_places else ()
-            number = next((places.index(place) for place in later if place in places), 0)
-        place = places[number]
+        every = self._all
+        start = every.index(self.shown) + 1 if self.shown in every else 0  # it may have been corrected
+        place = next(place for place in (*every[start:], *every) if place in places)
         key = self._session.storage.keeper.key_of(place.item_id)
         layer = bench.labelling.image_layer(key) if key is not None else None
         work = self._session.works.get(key or "")
-        said = f"Stroke {number + 1} of {len(places)}: {self._said(place)}"
+        said = f"Stroke {places.index(place) + 1} of {len(places)}: {self._said(place)}"
         self._line = None
         if layer is None or work is None:
             self._frame.hide(restore=False)
@@ -114,9 +111,9 @@ class Doubts:
         report, label = self._session.lessons.report, place.region.label
         if work is None or report is None or len(place.index) != work.labels.ndim - 2:
             return True
-        then, now = tuple(spec.name for spec in report.model.classes), self._session.table.names
-        if len(then) > len(now) or then != now[: len(then)]:  # not the table that it was learnt in
-            label = now.index(then[label]) if then[label] in now else label
+        name, names = report.model.classes[label].name, self._session.table.names
+        if name in names:  # else it was renamed: its value is the same
+            label = names.index(name)
         y0, x0, y1, x1 = place.region.box
         strokes = work.strokes(place.index, np.s_[y0:y1, x0:x1])
         return bool(2 * np.count_nonzero(strokes == label) > place.region.n_pixels)

@@ -52,6 +52,7 @@ class Labelling:
         session.refined.connect(self._hide_background)
         session.unpredicted.connect(self._on_unpredicted)
         session.storage.saved.connect(self._on_saved)
+        session.storage.flushing.connect(self.flush)
 
     # --- from the session ---------------------------------------------------------------------------
 

@@ -32,13 +32,8 @@ class Projects:
     def __init__(self, bench: Workbench) -> None:
         self.closed_items: list[Item] = []
         self._bench, self._storage = bench, bench.session.storage
-        self._storage.flushing.connect(bench.labelling.flush)
         self._storage.left.connect(self._on_left)
         self._storage.opened.connect(self._on_opened)
-
-    def begin(self) -> None:
-        """Close the project, which is kept, and begin another one with the images that are open."""
-        self._storage.begin()
 
     def open(self, path: Path) -> None:
         """Open a project instead of the present one; images of it that are in the viewer stay."""

@@ -202,7 +202,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.learning.seconds_wanted.connect(lambda seconds: bench.set_effort(seconds=seconds))
         self.learning.thaw_wanted.connect(lambda thaw: bench.set_effort(thaw=thaw))
         self.learning.report_wanted.connect(self._show_round)
-        self.project.new_wanted.connect(bench.projects.begin)
+        self.project.new_wanted.connect(bench.session.storage.begin)
         self.project.open_wanted.connect(self._open_project)
         self.project.save_as_wanted.connect(self._ask_save_as)
         self.project.save_model_wanted.connect(self._ask_save_model)
@@ -312,7 +312,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             "next-doubt": bench.doubts.next,
             "end-doubts": bench.doubts.end,
             "segment": self.segment,
-            "new-project": bench.projects.begin,
+            "new-project": session.storage.begin,
             "open-model": self._ask_model,
             "download": session.shelf.download,
             "import-report": self._show_report,

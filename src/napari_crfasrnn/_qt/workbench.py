@@ -396,6 +396,7 @@ class Workbench:
         if watch:
             self.session.changed.connect(self.show_soon)
             self.session.touched.connect(self._on_touched)
+            self.session.unpredicted.connect(self._on_unpredicted)
             self.labelling.shown.connect(self.show_soon)
             self.labelling.lost.connect(self._on_lost)
 
@@ -403,6 +404,10 @@ class Workbench:
         self.labelling.follow_table()
         self.labelling.drop_absent()
         self.changed.emit()
+
+    def _on_unpredicted(self, key: str) -> None:
+        if key == self.key:
+            self.uncertainty_on = self.before_on = False
 
     def _on_touched(self, key: str) -> None:
         self._count_timer.start()

@@ -19,7 +19,7 @@ from napari_crfasrnn.project.database import DATABASE, Database, WriterLock
 from napari_crfasrnn.project.files import remove_files, saving
 from napari_crfasrnn.project.folders import ARRAYS, MODELS, copy_folder, create_folder
 from napari_crfasrnn.project.items import Item, PlaneIndex, Round
-from napari_crfasrnn.project.records import read_classes, read_events
+from napari_crfasrnn.project.records import read_classes, read_events, read_renames
 from napari_crfasrnn.project.rounds import ProjectRounds, SavableModel, SavableReport
 
 if TYPE_CHECKING:
@@ -478,7 +478,7 @@ class Project:
     @property
     def renames(self) -> tuple[Mapping[str, str | None], ...]:
         """What became of classes, change after change: old name → new one, or None where a class went."""
-        return tuple(event["detail"]["mapping"] for event in self.events if event["action"] == "classes")
+        return read_renames(self._database)
 
     def _writable(self) -> Database:
         if self.read_only:

@@ -116,6 +116,17 @@ def read_events(database: Database) -> tuple[Mapping[str, Any], ...]:
     )
 
 
+def read_renames(database: Database, since: int = 0) -> tuple[Mapping[str, str | None], ...]:
+    """Return what became of classes since a round was stored, or ever, change after change."""
+    found: list[Mapping[str, str | None]] = []
+    for event in read_events(database):
+        if since and event["action"] == "round" and event["detail"]["round"] == since:
+            found.clear()
+        elif event["action"] == "classes":
+            found.append(event["detail"]["mapping"])
+    return tuple(found)
+
+
 def to_json(name: str, values: object) -> str:
     """Return values as JSON text; NumPy numbers and arrays become numbers and lists, NaN becomes null.
 

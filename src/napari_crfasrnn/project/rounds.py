@@ -15,7 +15,7 @@ from napari_crfasrnn.edits import Labels, remap_labels
 from napari_crfasrnn.project.database import Database, now
 from napari_crfasrnn.project.files import remove_files, save_file
 from napari_crfasrnn.project.items import Round
-from napari_crfasrnn.project.records import read_events, to_json, write_event
+from napari_crfasrnn.project.records import read_events, read_renames, to_json, write_event
 
 if TYPE_CHECKING:
     from napari_crfasrnn.network import SegmentationModel
@@ -153,7 +153,7 @@ class ProjectRounds:
             raise ValueError(f"{path} cannot be read: {error}") from error
         values = {name: value for value, (name,) in enumerate(self._names())}
         names: list[str | None] = [str(name) for name in arrays.pop(_CLASSES)]
-        for mapping in self._renames_since(number):
+        for mapping in read_renames(self._database, number):
             names = [None if name is None else mapping.get(name, name) for name in names]
         new_values = [None if name is None else values.get(name) for name in names]
         return {int(item): remap_labels(labels, new_values, len(values)) for item, labels in arrays.items()}
@@ -178,16 +178,6 @@ class ProjectRounds:
         names = np.array([name for (name,) in self._names()], dtype=str)
         arrays: dict[str, Any] = {str(item): labels for item, labels in taught.items()} | {_CLASSES: names}
         np.savez_compressed(path, **arrays)
-
-    def _renames_since(self, number: int) -> list[Mapping[str, str | None]]:
-        """Return what became of classes since a round was stored, change after change."""
-        found: list[Mapping[str, str | None]] = []
-        for event in read_events(self._database):
-            if event["action"] == "round" and event["detail"]["round"] == number:
-                found.clear()
-            elif event["action"] == "classes":
-                found.append(event["detail"]["mapping"])
-        return found
 
     def _names(self) -> list[tuple[Any, ...]]:
         return self._database.rows("SELECT name FROM classes ORDER BY value")

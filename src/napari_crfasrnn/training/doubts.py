@@ -19,7 +19,7 @@ from napari_crfasrnn.training.positions import locate, score_map
 from napari_crfasrnn.training.report import PlaceOfContradiction
 
 _WRONG_PIXELS = 20  # labels of a known class that the network takes for others: worth a note
-_MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims are always in doubt
+MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims are always in doubt
 
 
 def find_contradictions(
@@ -38,7 +38,7 @@ def find_contradictions(
     found = []
     for plane in planes:
         raise_if_cancelled(cancel)
-        if not 0 < plane.n_training <= _MAX_STROKE_PIXELS:
+        if not 0 < plane.n_training <= MAX_STROKE_PIXELS:
             continue
         y, x = np.nonzero(plane.training != ignore_value(plane.training.dtype))
         with torch.no_grad():

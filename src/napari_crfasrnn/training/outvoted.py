@@ -20,9 +20,11 @@ from sklearn.ensemble import ExtraTreesClassifier
 
 from napari_crfasrnn.edits import MIN_STROKE_PIXELS, Contradiction
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.training.doubts import MAX_STROKE_PIXELS
 from napari_crfasrnn.training.planes import LabelledPlane
 from napari_crfasrnn.training.report import PlaceOfContradiction
 
+_STREAM = 8  # of random numbers, beside those of a round
 _FOLDS, _TREES = 4, 24
 _TREES_AT_ONCE = 4  # between questions whether to go on
 _STROKE_PIXELS = 30  # of each stroke, to learn and to judge it by
@@ -79,15 +81,13 @@ class _Stroke:
     rows: NDArray[np.float32]  # [m, d] of some
 
 
-def outvoted(read: Sequence[ReadPixels], most_labelled: int, seed: int, cancel: Cancel | None) -> Votes:
+def outvoted(read: Sequence[ReadPixels], seed: int, cancel: Cancel | None) -> Votes:
     """Ask forests that learnt the other strokes what each looks like.
 
     Parameters
     ----------
     read
-        What to learn; a class of one stroke alone is learnt but not judged.
-    most_labelled
-        Pixels of a plane; one with more holds masks, which are learnt but not judged.
+        What to learn. A class of one stroke alone is learnt but not judged, and so are planes of masks.
     seed
         Of what is drawn.
     cancel
@@ -98,8 +98,8 @@ def outvoted(read: Sequence[ReadPixels], most_labelled: int, seed: int, cancel: 
     Cancelled
         When asked to stop.
     """
-    random = np.random.default_rng([seed, 8])
-    strokes = [stroke for each in read for stroke in _strokes(each, most_labelled, cancel)]
+    random = np.random.default_rng([seed, _STREAM])
+    strokes = [stroke for each in read for stroke in _strokes(each, cancel)]
     labels = np.array([stroke.label for stroke in strokes])
     if len(np.unique(labels)) < 2:
         return Votes()
@@ -113,35 +113,42 @@ def outvoted(read: Sequence[ReadPixels], most_labelled: int, seed: int, cancel: 
         taught = np.flatnonzero(fold_of != fold)
         if not judged or len(np.unique(labels[taught])) < 2:
             continue
-        forest = ExtraTreesClassifier(
-            max_depth=20, min_samples_leaf=2, warm_start=True, random_state=seed % 2**32
-        )
         features = np.concatenate([rows[number] for number in taught])
         target = np.repeat(labels[taught], [len(rows[number]) for number in taught])
-        weight = 1 / np.bincount(target)[target]  # all classes alike
-        for n_trees in range(_TREES_AT_ONCE, _TREES + 1, _TREES_AT_ONCE):
-            raise_if_cancelled(cancel)
-            forest.set_params(n_estimators=n_trees)
-            forest.fit(features, target, sample_weight=weight)
+        forest = _grown(features, target, seed, cancel)
         for number in judged:
-            if strokes[number].label not in forest.classes_:
+            stroke = strokes[number]
+            if stroke.label not in forest.classes_:
                 continue
             probability = forest.predict_proba(rows[number]).mean(0)
             best = int(probability.argmax())
-            seen = int(forest.classes_[best])
+            seen, sure = int(forest.classes_[best]), float(probability[best])
             asked += 1
-            known += seen == strokes[number].label
-            if seen != strokes[number].label and _is_outvoted(
-                strokes[number], seen, float(probability[best]), strokes
-            ):
-                found.append(_place(strokes[number], seen, float(probability[best])))
+            known += seen == stroke.label
+            if seen != stroke.label and _is_outvoted(stroke, seen, sure, strokes):
+                found.append(_place(stroke, seen, sure))
     return Votes(known, asked, tuple(sorted(found, key=lambda place: -place.region.n_pixels)))
 
 
-def _strokes(read: ReadPixels, most_labelled: int, cancel: Cancel | None) -> Iterator[_Stroke]:
+def _grown(
+    features: NDArray[np.float32], target: NDArray[np.int64], seed: int, cancel: Cancel | None
+) -> ExtraTreesClassifier:
+    """Return a forest that learnt some pixels, all classes alike."""
+    weight = 1 / np.bincount(target)[target]
+    forest = ExtraTreesClassifier(
+        max_depth=20, min_samples_leaf=2, warm_start=True, random_state=seed % 2**32
+    )
+    for n_trees in range(_TREES_AT_ONCE, _TREES + 1, _TREES_AT_ONCE):
+        raise_if_cancelled(cancel)
+        forest.set_params(n_estimators=n_trees)
+        forest.fit(features, target, sample_weight=weight)
+    return forest
+
+
+def _strokes(read: ReadPixels, cancel: Cancel | None) -> Iterator[_Stroke]:
     """Yield the strokes of a plane; a part of one may be held back, but it is one still."""
     plane = read.plane
-    is_judged = plane.n_training <= most_labelled
+    is_judged = plane.n_training <= MAX_STROKE_PIXELS
     for value in np.unique(plane.training[read.y, read.x]):
         raise_if_cancelled(cancel)
         is_own = (plane.training == value) | (plane.locked == value)

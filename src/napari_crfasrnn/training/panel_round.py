@@ -33,6 +33,7 @@ from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.aside import Aside
 from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.crf_tuning import choose_tiles
+from napari_crfasrnn.training.doubts import MAX_STROKE_PIXELS
 from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.outvoted import ReadPixels, Votes, outvoted
 from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
@@ -45,7 +46,6 @@ _MAX_PIXELS = 15_000  # to learn, of all planes together; more teach hardly more
 _READ_AT_ONCE = 4_000  # pixels, between two questions whether to stop
 _MIN_PLANE_PIXELS = 200  # of each plane, however many planes there are
 _MAX_LOCKED = 4_000  # of all planes, for the scores on the way
-_MAX_STROKE_PIXELS = 50_000  # of a plane; one with more holds masks, whose rims are always in doubt
 _MAX_UNTOUCHED = 3_000  # of all planes: examples of the rest that nobody labelled
 _UNTOUCHED_WEIGHT = 0.5  # of these together, where nothing of the rest is labelled and the base counts 1
 _BACKGROUND_WEIGHT = 3.0  # of what else there is in the world
@@ -213,7 +213,7 @@ class PanelRound:
         assert model.panel is not None
         for number, (plane, read) in enumerate(zip(self.planes, self._training, strict=False)):
             raise_if_cancelled(self.cancel)
-            if not 0 < plane.n_training <= _MAX_STROKE_PIXELS:
+            if not 0 < plane.n_training <= MAX_STROKE_PIXELS:
                 continue
             logits = model.panel.marginals(read.rows, self._seen(model.panel, number, read)).log()
             if not model.panel.is_alone:
@@ -230,7 +230,7 @@ class PanelRound:
             ReadPixels(plane, read.y, read.x, columns(read.rows, FINE).numpy())
             for plane, read in zip(self.planes, self._training, strict=False)
         ]
-        votes = outvoted(pixels, _MAX_STROKE_PIXELS, self.config.seed, self.cancel)
+        votes = outvoted(pixels, self.config.seed, self.cancel)
         others = [place for place in votes.places if not any(map(place.overlaps, found))]
         return replace(votes, places=(*found, *others))
 

@@ -41,7 +41,7 @@ class _Incoming:
     keeper: Keeper
     images: list[Opened]
     left: list[Item]
-    standing: tuple[Any, ...]  # as `Storage.replaced` tells it
+    replacement: tuple[Any, ...]  # as `Storage.replaced` tells it
     taught: dict[int, dict[str, Labels]]
     notice: str | None
 
@@ -132,7 +132,7 @@ class Storage:
 
         def done(copied: Keeper) -> None:
             self._go_over_to(copied)
-            remember(path)
+            self._remember(path)
             for key in self._works:  # also what was painted while it was copied
                 self.touch(key)
             self.save()
@@ -221,8 +221,8 @@ class Storage:
             images, left, notice = incoming.images, incoming.left, incoming.notice
             self._go_over_to(incoming.keeper)
             self._reading = None
-            remember(path)
-            self.replaced.emit(*incoming.standing)
+            self._remember(path)
+            self.replaced.emit(*incoming.replacement)
             self._tell_taught(incoming.taught)
             self.opened.emit(images, left)
             n_all = len(images) + len(left)
@@ -232,10 +232,10 @@ class Storage:
             self.list_recents()
             self._tasks.conclude(busy)
 
-        def drop(incoming: _Incoming) -> None:
-            incoming.keeper.close()
+        def start() -> None:
+            self._tasks.start(busy, run, done, dropped=lambda incoming: incoming.keeper.close())
 
-        self.when_saved(busy, lambda: self._tasks.start(busy, run, done, dropped=drop))
+        self.when_saved(busy, start)
 
     def _read(
         self,
@@ -261,8 +261,8 @@ class Storage:
         ]
         # As it was before: before the first round that was kept, what was just learnt was chosen.
         current = project.current_round or project.undecided_round
-        standing = (project.classes, rounds, current.number if current else 0, project.renames)
-        return _Incoming(keeper, images, left, standing, keeper.taught_lately(), project.notice)
+        replacement = (project.classes, rounds, current.number if current else 0, project.renames)
+        return _Incoming(keeper, images, left, replacement, keeper.taught_lately(), project.notice)
 
     def _go_over_to(self, keeper: Keeper) -> None:
         """Leave the project for another one; what was done to it until now is saved there."""
@@ -290,6 +290,9 @@ class Storage:
             self.opened.emit(images, None)
 
         self._tasks.start(Busy("open", "Opening…"), run, done)
+
+    def _remember(self, path: Path) -> None:
+        self.run("noting where the project is", partial(remember, path))
 
     def list_recents(self) -> None:
         """Find out which earlier projects there are."""
