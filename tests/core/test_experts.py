@@ -29,7 +29,8 @@ from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
 from napari_crfasrnn.training import TrainReport, fine_tune
-from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
+from napari_crfasrnn.training.growing import Pixels
+from napari_crfasrnn.training.panel_learner import PanelLearner
 from napari_crfasrnn.training.panel_windows import are_upright, draw_windows
 from napari_crfasrnn.training.planes import LabelledPlane
 from napari_crfasrnn.zoo import load_model

@@ -4,6 +4,9 @@ A stroke goes through three states. While it is drawn, previews of it are made a
 was painted since the last one, and drawn as a guess; none waits for another. When it ends, the exact answer
 is asked for. When that is there, it is written, as one undo step of its own after that of the stroke. If
 labels change in any other way meanwhile, or another plane is looked at, what is under way is dropped.
+
+Where the model knows none of the classes, there is nothing to refine: when a stroke ends, a classifier learns
+all strokes and labels the plane (`LiveClassifier`). The rest is the same, but for the previews.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.workbench import Workbench
     from napari_crfasrnn._qt.worker import Task
     from napari_crfasrnn.segmenter import LiveRefinement, Refined
+    from napari_crfasrnn.training import LiveClassifier
 
 Box = tuple[int, int, int, int]
 
@@ -49,12 +53,14 @@ class _Stroke:
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """The plane that is worked on, and the model that refines it."""
+    """The plane that is worked on, the model that refines it, and whether it knows none of the classes."""
 
+    key: str
     group: LabelGroup
     work: Work
     index: PlaneIndex
     request: ModelRequest
+    is_unknown: bool
 
     def is_same(self, other: _Place | None) -> bool:
         return (
@@ -64,6 +70,7 @@ class _Place:
             and self.work.image.array is other.work.image.array
             and self.index == other.index
             and self.request == other.request
+            and self.is_unknown == other.is_unknown
         )
 
 
@@ -86,7 +93,7 @@ class Live:
         self._bench, self._session = bench, bench.session
         self._place: _Place | None = None
         self._watch: StrokeWatch | None = None
-        self._refinement: LiveRefinement | None = None
+        self._refinement: LiveRefinement | LiveClassifier | None = None
         self._prepared = False
         self._before: Labels = np.zeros((0, 0), np.uint8)  # [H, W], labels before the stroke
         self._claimed: Mask = np.zeros((0, 0), bool)  # [H, W], painted by it, but as they were
@@ -133,7 +140,8 @@ class Live:
             return None
         if group.labels is not work.labels or len(group.classes) != len(self._session.table.classes):
             return None  # about to follow the class table
-        return _Place(group, work, bench.index, self._session.request())
+        is_unknown = self._session.table.is_unknown
+        return _Place(bench.key or "", group, work, bench.index, self._session.request(), is_unknown)
 
     def _follow(self) -> None:
         """Work where the person does."""
@@ -226,14 +234,11 @@ class Live:
         if place is None or watch is None or self._job is not None or self._session.busy is not None:
             return
         if self._refinement is None:
-            image, engine = place.work.image, self._session.engine
-            self._start(
-                "make ready",
-                lambda task: engine.live(place.request, image, place.index, task.cancelled),
-                self._take_ready,
-            )
+            self._start("make ready", self._readied(place), self._take_ready)
         elif self._stroke is not None and self._stroke.ended:
             self._ask_exact(place, self._refinement, self._stroke)
+        elif not self._refinement.has_previews:
+            pass
         elif self._stroke is not None and self._stroke.fresh is not None:
             self._ask_preview(place, self._refinement, self._stroke.pen, self._stroke.fresh)
             self._stroke.fresh = None
@@ -247,7 +252,22 @@ class Live:
                 lambda result: place.work.set_entropy(place.index, _slices(result[0]), result[1]),
             )
 
-    def _take_ready(self, refinement: LiveRefinement) -> None:
+    def _readied(self, place: _Place) -> Callable[[Task], LiveRefinement | LiveClassifier]:
+        """Return what makes ready for strokes on a plane."""
+        engine, image = self._session.engine, place.work.image
+        if not place.is_unknown:
+            return lambda task: engine.live(place.request, image, place.index, task.cancelled)
+        elsewhere = [
+            lesson
+            for work in self._session.works.values()
+            for index, (request, lesson) in work.lessons.items()
+            if request == place.request and (work is not place.work or index != place.index)
+        ]
+        return lambda task: engine.live_classifier(
+            place.request, image, place.index, elsewhere, task.cancelled
+        )
+
+    def _take_ready(self, refinement: LiveRefinement | LiveClassifier) -> None:
         self._refinement = refinement
         self._prepared = not refinement.is_whole
         self._bench.show_soon()
@@ -271,7 +291,7 @@ class Live:
 
         self._start("preview", lambda task: live.preview(box, strokes, before, cancel=task.cancelled), show)
 
-    def _ask_exact(self, place: _Place, live: LiveRefinement, stroke: _Stroke) -> None:
+    def _ask_exact(self, place: _Place, live: LiveRefinement | LiveClassifier, stroke: _Stroke) -> None:
         box, self._stroke = stroke.box, None
         part = _slices(live.exact_window(box))
         strokes = place.work.strokes(place.index, part)
@@ -289,6 +309,8 @@ class Live:
         if place is None or watch is None:
             return
         self._answers.append(refined)
+        if self._refinement is not None and not self._refinement.has_previews:
+            place.work.lessons[place.index] = (place.request, self._refinement.lesson)
         if (
             watch.in_stroke or self._stroke is not None
         ):  # written at the end of that stroke, in one step with its own
@@ -314,6 +336,8 @@ class Live:
             step = place.group.write_part(place.index, bounds[:2], labels[inner], where[inner])
             place.work.take_refined(place.index, bounds[:2], where[inner], step)
             self._before[part] = place.work.labels[place.index][part]
+            if place.is_unknown:
+                self._session.refined.emit(place.key)
             place.group.redraw()  # at once, so that nothing is seen between the guess and the answer
         place.group.drawing.clear()
         self._bench.refined_live.emit(int(np.count_nonzero(where)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from napari_crfasrnn.classes import ignore_value, label_dtype
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # y0, x0, y1, x1; the ends are exclusive
+Places = tuple[Any, ...]  # what indexes labels: an array of integers for each axis, or a box
+
+_INDEX_BYTES = np.dtype(np.intp).itemsize
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,27 @@ def compare_labels(
         for labels in (first, second)
     )
     return LabelChanges(where, gained, lost)
+
+
+def places_in(box: tuple[int | slice, ...], where: Mask) -> Places:
+    """Return what indexes some pixels of a box of labels: the pixels, or all of the box.
+
+    To keep what was there before and what came, whichever takes less memory: of many pixels their places
+    take more than the labels around them.
+
+    Parameters
+    ----------
+    box
+        What indexes the box in the labels: an integer or a slice with both ends for each axis.
+    where
+        Which pixels, of the shape of the box.
+    """
+    if np.count_nonzero(where) * _INDEX_BYTES * len(box) > 2 * where.size:
+        return box
+    starts = [part.start for part in box if isinstance(part, slice)]
+    found = iter([places + start for places, start in zip(np.nonzero(where), starts, strict=True)])
+    n = int(np.count_nonzero(where))
+    return tuple(next(found) if isinstance(part, slice) else np.full(n, part, np.intp) for part in box)
 
 
 def as_labels(labels: NDArray[np.generic], n_labels: int, *, name: str = "labels") -> Labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from napari_crfasrnn.fcn import LiteNetwork
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 _EVERY_PIXEL_UP_TO = 80_000  # pixels; of larger images every second row and column is judged
+_MOST_JUDGED = 1 << 18  # pixels of a large image that are judged for a quick look
 _CHUNK = 8_192  # pixels at a time, for the memory that their features take
 _LEAST = 1e-3  # marginal: an expert that never saw a class cannot exclude it
 REST = -1
@@ -30,18 +32,25 @@ REST = -1
 
 @dataclass(frozen=True)
 class Sieve:
-    """Every pixel of a box, or every second row and column of it.
+    """Every pixel of a box, or every so many rows and columns of it.
 
     Attributes
     ----------
     box
         (y0, x0, y1, x1) in the image, the end excluded.
     step
-        1 or 2.
+        1 for every pixel, 2 for every second row and column.
     """
 
     box: tuple[int, int, int, int]
     step: int
+
+    @classmethod
+    def of_image(cls, size: tuple[int, int], quick: bool = False) -> Sieve:
+        """Return what is judged of an image of a height and width; for a quick look less of a large one."""
+        n_pixels = size[0] * size[1]
+        step = 1 if n_pixels <= _EVERY_PIXEL_UP_TO else 2
+        return cls((0, 0, *size), max(step, math.ceil(math.sqrt(n_pixels / _MOST_JUDGED))) if quick else step)
 
     def pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return rows and columns of the pixels."""
@@ -55,7 +64,7 @@ class Sieve:
         if self.step == 1:
             return logits
         # The pixels sit at 0, 2, 4, …: with the last one repeated, interpolation from corner to corner fits.
-        size = (2 * len(rows) + 1, 2 * len(columns) + 1)
+        size = (self.step * len(rows) + 1, self.step * len(columns) + 1)
         padded = F.pad(logits, (0, 1, 0, 1), mode="replicate")
         enlarged = F.interpolate(padded, size=size, mode="bilinear", align_corners=True)
         y0, x0, y1, x1 = self.box
@@ -278,7 +287,7 @@ class Panel(nn.Module):
         """
         h, w = int(seen.shape[-2]), int(seen.shape[-1])
         maps = FeatureMaps(network, seen, (h, w))
-        sieve = Sieve((0, 0, h, w), 1 if h * w <= _EVERY_PIXEL_UP_TO else 2)
+        sieve = Sieve.of_image((h, w))
         return sieve.spread(self.judge(maps, sieve)).to(seen.device)
 
     def with_origin(self, origin: Sequence[int | None]) -> Panel | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,8 @@ class LiveRefinement:
     whole
         The kernels of the whole plane, or None where it is too large for that: see `takes_whole`.
     """
+
+    has_previews: Final[Literal[True]] = True
 
     def __init__(
         self,
@@ -330,7 +332,7 @@ class LiveRefinement:
         logits = self._logits[..., y0:y1, x0:x1]
         unary = hold(logits, logits, strokes, strokes != ignore_value(strokes.dtype), prepared)
         refined = run_crf(self._model, unary, prepared, stop_if(cancel))
-        return _State(strokes, refined, _labels_of(refined, strokes))
+        return _State(strokes, refined, labels_of(refined, strokes))
 
     def _check(self, name: str, strokes: Strokes, window: Box) -> Strokes:
         """Return a copy, which the caller cannot write to."""
@@ -350,10 +352,11 @@ class LiveRefinement:
         return strokes.copy()
 
 
-def _labels_of(
+def labels_of(
     logits: Tensor,  # [1, L, h, w]
     strokes: Strokes,
 ) -> NDArray[Any]:  # [h, w]
+    """Return the labels that win, and those painted as painted."""
     return _held(logits[0].max(0).indices, strokes)
 
 

@@ -6,6 +6,7 @@ from napari_crfasrnn.training.data_sets import DataSet, Sample, open_data_set
 from napari_crfasrnn.training.data_training import DataTraining, DivergedError, Iteration, train
 from napari_crfasrnn.training.evaluation import Evaluation, Score, evaluate
 from napari_crfasrnn.training.learning_round import fine_tune
+from napari_crfasrnn.training.live_classifier import LiveClassifier, StrokeLesson
 from napari_crfasrnn.training.report import LockedScore, PlaceOfContradiction, TrainReport, TrainStep
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "DivergedError",
     "Evaluation",
     "Iteration",
+    "LiveClassifier",
     "LockedScore",
     "PlaceOfContradiction",
     "Sample",
     "Score",
+    "StrokeLesson",
     "TrainReport",
     "TrainStep",
     "evaluate",

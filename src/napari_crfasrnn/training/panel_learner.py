@@ -9,28 +9,21 @@ hidden units, use deeper features better. They fail in different places, so they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from torch import Tensor
 
 from napari_crfasrnn.config import PerceptronsConfig, TrainConfig
 from napari_crfasrnn.experts import Forest, Panel, Perceptrons
-from napari_crfasrnn.experts.features import AROUND, CLASSIC, FINE, GROUPS, columns
+from napari_crfasrnn.experts.features import AROUND, FINE, GROUPS, columns
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.descent import Descent
+from napari_crfasrnn.training.growing import KINDS, Pixels, grow_forests
 
 _TREES = 32
-_ASK_SECONDS = 0.02  # between questions whether to go on
-_LEAST_TREES = 2  # of each forest, however late it is
-_FORESTS = ((CLASSIC,), (2, 4, 8), FINE)  # the groups that each reads
-_RANDOMISED_FROM = 3  # more groups than this: trees that choose thresholds by chance
 # The groups that perceptrons read, and their votes; all forests together have one. Stride 32 knows what
 # kind of place it is, which few strokes teach badly.
 _PERCEPTRONS = {FINE: 0.7, (*FINE, 32): 0.3}
@@ -43,35 +36,6 @@ _MEMBERS, _HIDDEN = 3, 64
 _BATCH = 128  # pixels of each member
 _FEATURE_DROPOUT, _GROUP_DROPOUT, _HIDDEN_DROPOUT = 0.1, 0.2, 0.3
 _BALANCE = 0.5  # pixels are drawn by class frequency to the power of minus this
-
-
-@dataclass(frozen=True, eq=False)
-class Pixels:
-    """Pixels to learn.
-
-    Attributes
-    ----------
-    rows
-        [N, d] their features, all groups of them.
-    column
-        [N] which column of the experts' judgements is right.
-    weight
-        [N] how much each counts, where a pixel that somebody labelled counts 1.
-    """
-
-    rows: Tensor
-    column: Tensor
-    weight: Tensor
-
-    @classmethod
-    def joined(cls, parts: Sequence[Pixels]) -> Pixels:
-        """Return the pixels of several parts as one."""
-        rows, column, weight = zip(*((each.rows, each.column, each.weight) for each in parts), strict=True)
-        return cls(torch.cat(rows), torch.cat(column), torch.cat(weight))
-
-    def column_weight(self) -> Tensor:  # [N]
-        """Return how much all pixels of the same column count together."""
-        return torch.bincount(self.column, self.weight.double())[self.column]
 
 
 class PanelLearner:
@@ -119,21 +83,13 @@ class PanelLearner:
         is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         n_columns = n_labels if speaks_for is None else len(speaks_for)
-        kinds = _FORESTS_BESIDE_HEAD if beside_head else _FORESTS
-        growing = [_Growing(pixels, groups, config.seed) for groups in kinds]
-        self.is_complete = True
-        # Trees grow outside of Python's lock. Beside a head there is one core for all but that.
-        n_threads = 1 if beside_head else min(len(growing), torch.get_num_threads())
-        with ThreadPoolExecutor(n_threads, thread_name_prefix="trees") as pool:
-            for n_trees in range(1, _TREES + 1):
-                _wait_for([pool.submit(each.grow, n_trees) for each in growing], cancel)
-                if _LEAST_TREES <= n_trees < _TREES and is_late():
-                    self.is_complete = False
-                    break
-        forests = []
-        for each in growing:
-            raise_if_cancelled(cancel)
-            forests.append(each.planted(n_columns))
+        kinds = _FORESTS_BESIDE_HEAD if beside_head else KINDS
+        n_threads = (
+            1 if beside_head else torch.get_num_threads()
+        )  # beside a head there is one core for all else
+        forests, self.is_complete = grow_forests(
+            pixels, kinds, n_columns, _TREES, config.seed, n_threads, cancel, is_late
+        )
         generator = torch.Generator().manual_seed(config.seed)
         schools = _DENSE_PERCEPTRONS if are_dense else _PERCEPTRONS
         if beside_head:
@@ -157,20 +113,6 @@ class PanelLearner:
         """Leave sound weights in the panel: the latest, or after a loss that is no number earlier ones."""
         for student in self._students:
             student.finish()
-
-
-def _wait_for(work: Sequence[Future[None]], cancel: Cancel | None) -> None:
-    """Wait until all is done, and ask in between whether to go on; if not, what waits is not begun."""
-    left = set(work)
-    try:
-        while left:
-            raise_if_cancelled(cancel)
-            done, left = wait(left, timeout=_ASK_SECONDS)
-            for each in done:
-                each.result()
-    finally:
-        for each in left:
-            each.cancel()
 
 
 class _Student:
@@ -222,30 +164,3 @@ class _Student:
         single = torch.rand(x.shape, generator=self._generator) >= _FEATURE_DROPOUT
         scale = 1 / ((1 - _GROUP_DROPOUT) * (1 - _FEATURE_DROPOUT))
         return x * (groups[..., self._group_of] & single) * scale
-
-
-class _Growing:
-    """A random forest that grows; of many kinds of features, extremely randomised trees."""
-
-    def __init__(self, pixels: Pixels, groups: tuple[int, ...], seed: int) -> None:
-        settings: dict[str, Any] = {
-            "n_estimators": 0,
-            "random_state": seed % 2**32,
-            "warm_start": True,
-        }
-        if len(groups) > _RANDOMISED_FROM:
-            self._forest = ExtraTreesClassifier(max_depth=20, min_samples_leaf=2, **settings)
-        else:
-            self._forest = RandomForestClassifier(max_depth=12, **settings)
-        self._groups = groups
-        self._features, self._target = columns(pixels.rows, groups).numpy(), pixels.column.numpy()
-        self._weight = (pixels.weight / pixels.column_weight()).numpy()
-
-    def grow(self, n_trees: int) -> None:
-        """Grow more trees, until there are so many."""
-        self._forest.set_params(n_estimators=n_trees)
-        self._forest.fit(self._features, self._target, sample_weight=self._weight)
-
-    def planted(self, n_columns: int) -> Forest:
-        """Return the trees that there are."""
-        return Forest.planted(self._forest, self._groups, n_columns)

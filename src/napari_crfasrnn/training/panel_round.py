@@ -35,8 +35,9 @@ from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.crf_tuning import choose_tiles
 from napari_crfasrnn.training.doubts import MAX_STROKE_PIXELS
 from napari_crfasrnn.training.encodings import Encodings
+from napari_crfasrnn.training.growing import Pixels
 from napari_crfasrnn.training.outvoted import ReadPixels, Votes, outvoted
-from napari_crfasrnn.training.panel_learner import PanelLearner, Pixels
+from napari_crfasrnn.training.panel_learner import PanelLearner
 from napari_crfasrnn.training.panel_tiles import PanelTile, PanelTiles, are_dense
 from napari_crfasrnn.training.panel_windows import Window, draw_windows
 from napari_crfasrnn.training.planes import LabelledPlane, any_of, balanced

@@ -34,6 +34,7 @@ from napari_crfasrnn._qt.layers.painted import PaintedLabels
 from napari_crfasrnn._qt.layers.store import LabelStore
 from napari_crfasrnn._qt.layers.watching import GroupWatch
 from napari_crfasrnn.classes import ClassSpec, ignore_value
+from napari_crfasrnn.edits import places_in
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -151,29 +152,35 @@ class LabelGroup:
     def write(self, labels: NDArray[Any], index: tuple[int, ...] = ()) -> int:
         """Replace the labels of a plane or of everything, as one undo step; return how many changed."""
         self.flush()
-        places = np.nonzero(self.labels[index] != labels)
-        if not places[0].size:
-            return 0
-        lead = tuple(np.full(places[0].size, i, dtype=np.intp) for i in index)
-        with self.combined.block_history():
-            self.combined.data_setitem((*lead, *places), labels[places], refresh=False)
-        self._draw_soon()
-        return int(places[0].size)
+        changed = self.labels[index] != labels
+        if changed.any():
+            self._set((*index, *(slice(0, size) for size in changed.shape)), labels, changed)
+            self._draw_soon()
+        return int(np.count_nonzero(changed))
 
     def write_part(
         self, index: tuple[int, ...], corner: tuple[int, int], labels: NDArray[Any], where: NDArray[np.bool_]
     ) -> object | None:
         """Replace some labels of a part of a plane; return the undo step."""
         self.flush()
-        rows, columns = np.nonzero(where)
-        lead = tuple(np.full(rows.size, i, dtype=np.intp) for i in index)
-        places = (*lead, rows + corner[0], columns + corner[1])
-        with self.silently(), self.combined.block_history():
-            self.combined.data_setitem(places, labels[where], refresh=False)
-        height, width = where.shape
-        self.schedule_redraw((*corner, corner[0] + height, corner[1] + width))
+        (y, x), (height, width) = corner, where.shape
+        with self.silently():
+            self._set((*index, slice(y, y + height), slice(x, x + width)), labels, where)
+        self.schedule_redraw((y, x, y + height, x + width))
         self.changed.emit()
         return self.newest_step()
+
+    def _set(self, box: tuple[int | slice, ...], labels: NDArray[Any], where: NDArray[np.bool_]) -> None:
+        """Replace some labels of a box, as one undo step."""
+        key = places_in(box, where)
+        if isinstance(key[-1], np.ndarray):
+            with self.combined.block_history():
+                self.combined.data_setitem(key, labels[where], refresh=False)
+            return
+        before = self.labels[key].copy()  # napari's history takes what indexes an array
+        after = np.where(where, labels, before)
+        self.combined._save_history((key, before, after))
+        self.labels[key] = after
 
     def flush(self) -> None:
         """Take what was written to class layers into the undo history, unless a stroke still goes on."""

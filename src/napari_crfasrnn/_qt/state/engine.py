@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.network import SegmentationModel
     from napari_crfasrnn.project import Project
     from napari_crfasrnn.segmenter import LiveRefinement, Segmentation, Segmenter
-    from napari_crfasrnn.training import TrainReport, TrainStep
+    from napari_crfasrnn.training import LiveClassifier, StrokeLesson, TrainReport, TrainStep
     from napari_crfasrnn.zoo import ModelEntry
 
 # napari's label layers take pandas; the others are ours, and the plot of learning.
@@ -173,6 +173,23 @@ class Engine:
     ) -> LiveRefinement:
         """Make ready for refining a plane while somebody paints on it."""
         return self._ready(request, image, cancel).live(index=index, cancel=cancel)
+
+    def live_classifier(
+        self,
+        request: ModelRequest,
+        image: ImageInput,
+        index: PlaneIndex,
+        elsewhere: Sequence[StrokeLesson],
+        cancel: Cancel,
+    ) -> LiveClassifier | LiveRefinement:
+        """Make ready for labelling a plane from its strokes alone; for refining it, where that cannot be."""
+        from napari_crfasrnn.training import LiveClassifier
+
+        segmenter = self._ready(request, image, cancel)
+        if not LiveClassifier.takes(segmenter.model, segmenter.source.plane_shape):
+            return segmenter.live(index=index, cancel=cancel)
+        plane = segmenter.source.plane(segmenter.source.check_index(index))
+        return LiveClassifier(segmenter.model, plane, elsewhere, cancel)
 
     def learn(
         self,

@@ -6,17 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
-from napari_crfasrnn.edits import Box, Mask
+from napari_crfasrnn.edits import Box, Mask, Places
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.work import Work
 
 _MAX_STEPS = 100  # that an undo can take back, as many as napari has
-
-Places = tuple[NDArray[np.intp], ...]  # one array for each axis
 
 
 class Step(Protocol):
@@ -66,7 +63,7 @@ class BaselineChange:
     """Pixels whose baseline changed: a person painted there what was there, or Refine gave new labels."""
 
     places: Places
-    before: NDArray[Any]  # [N], labels
+    before: NDArray[Any]  # labels of these places
     after: NDArray[Any]
     step: object
     in_force: bool = True

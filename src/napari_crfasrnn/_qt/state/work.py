@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_crfasrnn._qt.state.steps import BaselineChange, Places, Steps, Verdict, VerifiedBox
+from napari_crfasrnn._qt.state.steps import BaselineChange, Steps, Verdict, VerifiedBox
 from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.edits import (
     Box,
     EditSummary,
     Patch,
+    Places,
     as_labels,
     edited_mask,
     labelled_mask,
     least_certain_patch,
     merge_prediction,
+    places_in,
     remap_labels,
     settled_mask,
     summarize,
@@ -27,7 +29,9 @@ from napari_crfasrnn.edits import (
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
+    from napari_crfasrnn._qt.state.engine import ModelRequest
     from napari_crfasrnn.segmenter import Segmentation
+    from napari_crfasrnn.training import StrokeLesson
 
 Labels = NDArray[Any]  # uint8 or uint16
 Mask = NDArray[np.bool_]
@@ -84,6 +88,8 @@ class Work:
         Of the last predictions; NaN and the ignore value where there was none.
     accepted
         ``verified`` as it was before the whole image was accepted, while it is.
+    lessons
+        What Live learnt from the strokes of each plane, and by the features of which model.
     """
 
     image: ImageInput
@@ -93,6 +99,7 @@ class Work:
     entropy: NDArray[np.float32] | None = None
     before_crf: Labels | None = None
     accepted: Mask | None = None
+    lessons: dict[PlaneIndex, tuple[ModelRequest, StrokeLesson]] = field(default_factory=dict)
     _steps: Steps = field(default_factory=Steps)
     _claims: list[tuple[Places, Labels, Labels]] = field(default_factory=list)  # of a stroke that goes on
     _revisions: list[Revision] = field(default_factory=list)
@@ -247,10 +254,12 @@ class Work:
         """
         if not where.any():
             return
-        rows, columns = np.nonzero(where)
-        lead = tuple(np.full(rows.size, i, dtype=np.intp) for i in index)
-        places = (*lead, rows + corner[0], columns + corner[1])
-        change = BaselineChange(places, self.baseline[places], self.labels[places], step)
+        (y, x), (height, width) = corner, where.shape
+        places = places_in((*index, slice(y, y + height), slice(x, x + width)), where)
+        before, after = self.baseline[places].copy(), self.labels[places].copy()
+        if before.shape == where.shape:  # all of the box
+            after = np.where(where, after, before)
+        change = BaselineChange(places, before, after, step)
         change.put(self, back=False)
         self._steps.add(change)
 
