@@ -23,7 +23,7 @@ from napari_crfasrnn.fcn import LiteNetwork
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 
 _EVERY_PIXEL_UP_TO = 80_000  # pixels; of larger images every second row and column is judged
-_MOST_JUDGED = 1 << 18  # pixels of a large image that are judged for a quick look
+_MOST_JUDGED = 100_000  # pixels of a large image, for a quick look
 _CHUNK = 8_192  # pixels at a time, for the memory that their features take
 _LEAST = 1e-3  # marginal: an expert that never saw a class cannot exclude it
 REST = -1

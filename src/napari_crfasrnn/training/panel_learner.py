@@ -59,6 +59,8 @@ class PanelLearner:
         Asked while trees grow.
     is_late
         Whether there is no time to grow more trees; there are some of each forest in any case.
+    n_trees
+        Of each forest.
 
     Attributes
     ----------
@@ -81,6 +83,7 @@ class PanelLearner:
         config: TrainConfig,
         cancel: Cancel | None,
         is_late: Callable[[], bool] = lambda: False,
+        n_trees: int | None = None,
     ) -> None:
         n_columns = n_labels if speaks_for is None else len(speaks_for)
         kinds = _FORESTS_BESIDE_HEAD if beside_head else KINDS
@@ -88,7 +91,7 @@ class PanelLearner:
             1 if beside_head else torch.get_num_threads()
         )  # beside a head there is one core for all else
         forests, self.is_complete = grow_forests(
-            pixels, kinds, n_columns, _TREES, config.seed, n_threads, cancel, is_late
+            pixels, kinds, n_columns, n_trees or _TREES, config.seed, n_threads, cancel, is_late
         )
         generator = torch.Generator().manual_seed(config.seed)
         schools = _DENSE_PERCEPTRONS if are_dense else _PERCEPTRONS

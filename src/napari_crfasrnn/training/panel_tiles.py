@@ -45,7 +45,8 @@ _FAINT = CrfConfig.starter().model_copy(
 )
 _DENSE = 0.5  # share of the tiles' pixels that is labelled: from here on, a faint CRF is all there is to gain
 _VISIBLE = 0.02  # share of the tiles: classes below do not count
-_SURVIVAL = 0.5  # of the classes' areas, on average
+_SURE, _PLAIN = 0.8, 0.005  # marginal; share of the tiles where a class has more than that
+_SURVIVAL = 0.5  # of the classes' areas, on average, and of each class where the panel is sure of it
 _KEPT = 0.85  # of the labelled pixels that the panel sees right, on average over the classes
 
 
@@ -72,6 +73,12 @@ class PanelTile:
         """The pixels that are judged."""
         return Sieve(self.box, STEP)
 
+    @property
+    def labelled(self) -> NDArray[Any]:
+        """[h, w] its labels, held back or not."""
+        training, locked = self.cut(self.plane.training), self.cut(self.plane.locked)
+        return np.where(training == ignore_value(training.dtype), locked, training)
+
     def cut(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Return the tile's part of a plane's labels."""
         y0, x0, y1, x1 = self.box
@@ -81,6 +88,48 @@ class PanelTile:
 def cautious_crf(n_labels: int) -> CrfRnn:
     """Return the CRF for a panel that there was no time to choose one for: it leaves thin classes alone."""
     return CrfRnn(n_labels, _NARROW).eval()
+
+
+def wide_crf(n_labels: int) -> CrfRnn:
+    """Return the CRF that suits most panels, where it `is_kind`."""
+    return CrfRnn(n_labels, _WIDE).eval()
+
+
+def is_kind(
+    judged: Sequence[Tensor], refined: Sequence[NDArray[Any]], labelled: Sequence[NDArray[Any]]
+) -> bool:
+    """Return whether a CRF leaves the classes most of their area, above all what the panel is sure of.
+
+    Parameters
+    ----------
+    judged
+        [1, L, h, w] the logits of a panel on some parts of images.
+    refined
+        [h, w] the classes that the CRF makes of them.
+    labelled
+        Labels of these parts, the ignore value where there is none.
+    """
+    n_labels = judged[0].shape[1]
+    before, after, sure, left, right, kept = np.zeros((6, n_labels))
+    for logits, classes, labels in zip(judged, refined, labelled, strict=True):
+        chance, first = (each[0].cpu().numpy() for each in logits.softmax(1).max(1))
+        is_sure, agreed = chance >= _SURE, labels == first
+        before += _counts(first, n_labels)
+        after += _counts(classes, n_labels)
+        sure += _counts(first[is_sure], n_labels)
+        left += _counts(first[is_sure & (classes == first)], n_labels)
+        right += _counts(first[agreed], n_labels)
+        kept += _counts(first[agreed & (classes == first)], n_labels)
+    visible, plain, there = before >= _VISIBLE * before.sum(), sure >= _PLAIN * before.sum(), right > 0
+    return bool(
+        np.mean(np.minimum(after[visible] / before[visible], 1)) >= _SURVIVAL
+        and (left[plain] >= _SURVIVAL * sure[plain]).all()
+        and np.sum(kept[there] / right[there]) >= _KEPT * there.sum()
+    )
+
+
+def _counts(classes: NDArray[np.integer], n_labels: int) -> NDArray[np.int64]:
+    return np.bincount(classes.ravel(), minlength=n_labels)[:n_labels]
 
 
 def are_dense(places: Sequence[tuple[LabelledPlane, Box]]) -> bool:
@@ -149,16 +198,15 @@ class PanelTiles:
         Cancelled
             When asked to stop.
         """
-        narrow, wide = (CrfRnn(panel.n_labels, config).eval() for config in (_NARROW, _WIDE))
+        narrow, wide = cautious_crf(panel.n_labels), wide_crf(panel.n_labels)
         if not self._tiles:
             return narrow
         logits = self._logits(self._model.with_panel(panel))
-        alone = [each[0].argmax(0).numpy() for each in logits]
         if self.are_dense:
             faint = CrfRnn(panel.n_labels, _FAINT).eval()
             return self._chosen(panel, faint, self._refined(faint, logits))
         refined = self._refined(wide, logits)
-        if self._is_kind(alone, refined):
+        if is_kind(logits, refined, [tile.labelled for tile in self._tiles]):
             return self._chosen(panel, wide, refined)
         return self._chosen(panel, narrow, self._refined(narrow, logits))
 
@@ -216,21 +264,3 @@ class PanelTiles:
             held = locked != ignore_value(locked.dtype)
             counts += metrics.confusion(classes[held], locked[held].astype(np.int64), n_labels, ignore=None)
         return LockedScore.from_confusion(counts, tuple(spec.name for spec in self._model.classes))
-
-    def _is_kind(self, alone: Sequence[NDArray[np.int64]], refined: Sequence[NDArray[np.int64]]) -> bool:
-        """Return whether a CRF leaves the classes most of their area and the labels their place."""
-        n_labels = self._model.n_labels
-        before, after = (
-            np.sum([np.bincount(each.ravel(), minlength=n_labels) for each in maps], axis=0)
-            for maps in (alone, refined)
-        )
-        visible = before >= _VISIBLE * before.sum()
-        survival = np.mean(np.minimum(after[visible] / before[visible], 1))
-        right, kept = np.zeros(n_labels), np.zeros(n_labels)
-        for tile, one, other in zip(self._tiles, alone, refined, strict=True):
-            for labels in (tile.cut(tile.plane.training), tile.cut(tile.plane.locked)):
-                agreed = labels == one
-                right += np.bincount(labels[agreed], minlength=n_labels)[:n_labels]
-                kept += np.bincount(labels[agreed & (labels == other)], minlength=n_labels)[:n_labels]
-        there = right > 0
-        return bool(survival >= _SURVIVAL and (kept[there] / right[there]).mean() >= _KEPT)

@@ -37,7 +37,9 @@ Region = tuple[int, int, int, int]
 PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
 BESIDE = "For micrographs, classes of your own do better without the starter's."
 KNOWS_NONE = "This model knows none of your classes: paint a little of each, and let it learn."
-PAINT_EACH = "Paint a little of each class and of the background, then let the model learn."
+PAINT_EACH = (
+    "Paint a little of each class and of the background: the rest follows (Live). Then let the model learn."
+)
 
 
 class Session:

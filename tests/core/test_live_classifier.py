@@ -1,0 +1,215 @@
+"""Labels for a plane from its strokes, before any round of learning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from napari_crfasrnn import load_model
+from napari_crfasrnn.classes import class_table
+from napari_crfasrnn.config import ModelConfig
+from napari_crfasrnn.edits import places_in
+from napari_crfasrnn.experts import Sieve
+from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.progress import Cancelled
+from napari_crfasrnn.training import LiveClassifier
+
+NOTHING = 255
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def model() -> SegmentationModel:
+    return load_model("starter").with_classes(class_table(["background", "disc", "square"]))
+
+
+def scene(seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Bright discs and darker squares in noise, and what they are."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    truth = np.zeros((SIDE, SIDE), np.uint8)
+    for row, column in ((28, 30), (90, 40), (60, 100)):
+        truth[(y - row) ** 2 + (x - column) ** 2 < 16**2] = 1
+    for row, column in ((20, 70), (95, 80)):
+        truth[row : row + 22, column : column + 22] = 2
+    grey = np.choose(truth, [40.0, 190.0, 110.0]) + random.normal(0, 12, truth.shape)
+    return grey.clip(0, 255).astype(np.float32)[None], truth
+
+
+def strokes_on(truth: NDArray[np.uint8], *classes: int) -> NDArray[np.uint8]:
+    """One short stroke for each class."""
+    places = {0: np.s_[4:8, 5:60], 1: np.s_[26:30, 22:38], 2: np.s_[28:32, 74:88]}
+    strokes = np.full_like(truth, NOTHING)
+    for value in classes:
+        strokes[places[value]] = value
+        assert (truth[places[value]] == value).all()
+    return strokes
+
+
+def answer(classifier: LiveClassifier, strokes: NDArray[np.uint8], **how: object) -> NDArray[np.uint8]:
+    box = (0, 0, SIDE, SIDE)
+    return classifier.exact(box, strokes, np.full_like(strokes, NOTHING), **how).labels  # type: ignore[arg-type]
+
+
+def overlaps(labels: NDArray[np.uint8], truth: NDArray[np.uint8]) -> list[float]:
+    return [
+        float(((labels == value) & (truth == value)).sum() / ((labels == value) | (truth == value)).sum())
+        for value in np.unique(truth)
+    ]
+
+
+def test_a_stroke_of_each_class_labels_the_plane(model: SegmentationModel) -> None:
+    image, truth = scene(0)
+    classifier, strokes = LiveClassifier(model, image), strokes_on(truth, 0, 1, 2)
+    refined = classifier.exact((0, 0, 9, 9), strokes, np.full_like(strokes, NOTHING))
+    assert refined.box == (0, 0, SIDE, SIDE) == classifier.exact_window((3, 3, 9, 9))
+    assert refined.labels.dtype == np.uint8
+    assert refined.changed.all()
+    assert refined.logits.shape == (3, SIDE, SIDE)
+    assert min(overlaps(refined.labels, truth)) > 0.85
+    # A stroke that is wrong stays as it was painted, whatever the others say.
+    strokes[60:63, 98:104] = 2
+    labels = answer(classifier, strokes)
+    assert (labels[strokes != NOTHING] == strokes[strokes != NOTHING]).all()
+
+
+def test_the_same_strokes_give_the_same_labels_whatever_was_painted_before(model: SegmentationModel) -> None:
+    image, truth = scene(0)
+    strokes = strokes_on(truth, 0, 1)
+    expected = LiveClassifier(model, image).exact((0, 0, 9, 9), strokes, strokes)
+    classifier, before = LiveClassifier(model, image), torch.get_num_threads()
+    answer(classifier, strokes_on(truth, 0, 1, 2))
+    torch.set_num_threads(3)
+    try:
+        again = classifier.exact((5, 5, 30, 30), strokes, strokes)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(again.labels, expected.labels)
+    assert not (expected.labels == 2).any()  # nobody has painted one
+
+
+@pytest.mark.parametrize("classes", [(), (1,)])
+def test_one_class_alone_says_nothing(model: SegmentationModel, classes: tuple[int, ...]) -> None:
+    image, truth = scene(0)
+    classifier, strokes = LiveClassifier(model, image), strokes_on(truth, *classes)
+    refined = classifier.exact((0, 0, 9, 9), strokes, np.full_like(strokes, NOTHING))
+    assert not refined.changed.any()
+    np.testing.assert_array_equal(refined.labels, strokes)
+
+
+def test_what_was_painted_elsewhere_is_learnt_too(model: SegmentationModel) -> None:
+    first, truth = scene(0)
+    teacher = LiveClassifier(model, first)
+    answer(teacher, strokes_on(truth, 0, 1, 2))
+    second, _ = scene(1)
+    pupil = LiveClassifier(model, second, [teacher.lesson])
+    assert min(overlaps(answer(pupil, np.full_like(truth, NOTHING)), truth)) > 0.8
+    labels = answer(pupil, strokes_on(truth, 1))
+    assert min(overlaps(labels, truth)) > 0.8
+    assert set(pupil.lesson.labels.tolist()) == {1}  # of its own plane alone
+
+
+def test_thin_classes_stay(model: SegmentationModel) -> None:
+    """A wide CRF would dissolve lines in what lies around them."""
+    truth = np.zeros((SIDE, SIDE), np.uint8)
+    truth[8::16] = truth[9::16] = 1
+    random = np.random.default_rng(0)
+    image = (np.choose(truth, [120.0, 100.0]) + random.normal(0, 2, truth.shape)).astype(np.float32)[None]
+    strokes = np.full_like(truth, NOTHING)
+    strokes[8:10, 10:60], strokes[14:20, 10:60] = 1, 0
+    assert overlaps(answer(LiveClassifier(model, image), strokes), truth)[1] > 0.5
+
+
+def test_it_is_cancelled_at_once(model: SegmentationModel) -> None:
+    image, truth = scene(0)
+    classifier, asked = LiveClassifier(model, image), []
+
+    def cancel() -> bool:
+        asked.append(True)
+        return len(asked) == 20
+
+    with pytest.raises(Cancelled):
+        answer(classifier, strokes_on(truth, 0, 1), cancel=cancel)
+    assert len(asked) == 20
+    answer(classifier, strokes_on(truth, 0, 1))  # and goes on as if nothing had been
+
+
+def test_larger_planes_are_labelled_without_a_crf(
+    model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_crfasrnn.training import live_classifier
+
+    monkeypatch.setattr(live_classifier, "takes_whole", lambda shape: False)
+    image, truth = scene(0)
+    strokes = strokes_on(truth, 0, 1)
+    labels = answer(LiveClassifier(model, image), strokes)
+    assert min(overlaps(labels, np.where(truth == 2, labels, truth))) > 0.85
+    strokes[60, 98:104] = 0
+    labels = answer(LiveClassifier(model, image), strokes)
+    assert (labels[strokes != NOTHING] == strokes[strokes != NOTHING]).all()
+
+
+def test_what_it_does_not_take(model: SegmentationModel) -> None:
+    assert LiveClassifier.takes(model, (2048, 2048))
+    assert not LiveClassifier.takes(model, (2049, 2048))
+    other = SegmentationModel(
+        ModelConfig(architecture="fcn-8s", width=1 / 32, classes=class_table(["a", "b"]))
+    )
+    assert not LiveClassifier.takes(other, (64, 64))
+    with pytest.raises(ValueError, match="64 x 64 pixels and Fcn8s"):
+        LiveClassifier(other, np.zeros((3, 64, 64), np.float32))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 7), st.integers(1, 40), st.integers(1, 40), st.integers(0, 5), st.integers(0, 5))
+def test_a_sieve_of_any_step_fills_its_box(step: int, height: int, width: int, y0: int, x0: int) -> None:
+    """What is linear in the rows and the columns stays so between the pixels that are judged."""
+    sieve = Sieve((y0, x0, y0 + height, x0 + width), step)
+    y, x = sieve.pixels()
+    marginals = torch.from_numpy(np.exp(-0.01 * y - 0.02 * x)).float()[:, None]
+    spread = sieve.spread(marginals)[0, 0].numpy()
+    assert spread.shape == (height, width)
+    rows, columns = np.mgrid[y0 : y0 + height, x0 : x0 + width]
+    last_y, last_x = y.max(), x.max()  # beyond these it stays as it is
+    expected = -0.01 * np.minimum(rows, last_y) - 0.02 * np.minimum(columns, last_x)
+    np.testing.assert_allclose(spread, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "step"), [(256, 1), (300, 2), (632, 2), (1024, 4), (2048, 7)])
+def test_a_quick_look_judges_some_hundred_thousand_pixels(side: int, step: int) -> None:
+    sieve = Sieve.of_image((side, side), quick=True)
+    assert sieve.step == step
+    assert len(sieve.pixels()[0]) <= 101_000
+    assert Sieve.of_image((side, side)).step == min(step, 2)
+
+
+@given(
+    arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))),
+    st.integers(0, 3),
+    st.integers(0, 4),
+    st.sampled_from([(), (1,), (2, 0)]),
+)
+def test_places_in_a_box_keep_and_bring_back(
+    where: NDArray[np.bool_], y: int, x: int, index: tuple[int, ...]
+) -> None:
+    random = np.random.default_rng(0)
+    shape = (3, 2)[: len(index)]
+    labels = random.integers(0, 9, (*shape, 13, 14)).astype(np.uint8)
+    height, width = where.shape
+    box = (*index, slice(y, y + height), slice(x, x + width))
+    changed = labels.copy()
+    changed[box][where] = 200
+    places = places_in(box, where)
+    assert isinstance(places[-1], np.ndarray) or places == box
+    kept, came = labels[places].copy(), changed[places].copy()
+    work = labels.copy()
+    work[places] = came
+    np.testing.assert_array_equal(work, changed)
+    work[places] = kept
+    np.testing.assert_array_equal(work, labels)
+    assert kept.nbytes + came.nbytes <= 2 * where.size

@@ -1,0 +1,140 @@
+"""Classes of one's own: strokes label the whole image at once, before any round of learning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_crfasrnn.training import LiveClassifier
+
+UNLABELLED = 255
+DISCS = ((30, 30), (34, 90), (88, 40), (84, 96))
+
+
+def discs(shift: int = 0) -> np.ndarray:
+    y, x = np.mgrid[:120, :120]
+    inside = np.any([(y - row) ** 2 + (x - column - shift) ** 2 < 15**2 for row, column in DISCS], axis=0)
+    noise = np.random.default_rng(shift).normal(0, 8, inside.shape)
+    return (np.where(inside, 170, 60) + noise).clip(0, 255).astype(np.uint8)
+
+
+def truth(shift: int = 0) -> np.ndarray:
+    y, x = np.mgrid[:120, :120]
+    return np.any([(y - row) ** 2 + (x - column - shift) ** 2 < 15**2 for row, column in DISCS], axis=0)
+
+
+@pytest.fixture
+def painter(user: Any) -> Any:
+    """Somebody who has named a class, with an image of discs in the viewer, and Live on."""
+    user.viewer.add_image(discs(), name="discs")
+    user.settle()
+    user.session.begin_classes(["disc"])
+    user.bench.set_live(True)
+    user.answers = []
+    user.bench.refined_live.connect(user.answers.append)
+    return user
+
+
+def stroke(user: Any, value: int, *points: tuple[float, float]) -> None:
+    user.bench.paint_with(value)
+    user.viewer.layers.selection.active.brush_size = 4
+    user.wait(lambda: user.bench.live._refinement is not None)
+    user.drag(*points)
+    user.wait(lambda: not user.bench.live.busy)
+    user.settle()
+
+
+def overlap(labels: np.ndarray, shift: int = 0) -> float:
+    found = labels == 1
+    return float((found & truth(shift)).sum() / (found | truth(shift)).sum())
+
+
+def test_two_strokes_label_the_image(painter) -> None:
+    assert not painter.widget.start.task.button.isEnabled()  # no model knows the class
+    stroke(painter, 1, (28, 24), (32, 36))
+    assert isinstance(painter.bench.live._refinement, LiveClassifier)
+    assert painter.answers == [0]  # one class says nothing of another
+    first = painter.labels.copy()
+    assert set(np.unique(first)) == {1, UNLABELLED}
+    assert 0 not in painter.bench.group.hidden  # strokes of background shall be seen
+    stroke(painter, 0, (60, 8), (62, 40))
+    assert overlap(painter.labels) > 0.85
+    assert (painter.labels != UNLABELLED).all()
+    assert painter.answers[1] > 10_000
+    assert 0 in painter.bench.group.hidden  # now it is all that lies around
+
+    # Only strokes are labels to learn from; undo takes back the answer, then the stroke.
+    work, group = painter.bench.work, painter.bench.group
+    held = work.held(())
+    assert 100 < held.sum() < 500
+    assert painter.session.numbers[painter.bench.key].summary.n_labelled == held.sum()
+    assert painter.widget.learning.task.button.isEnabled()
+    labels = painter.labels.copy()
+    painter.bench.undo()
+    painter.settle()
+    np.testing.assert_array_equal(painter.labels != UNLABELLED, held)
+    np.testing.assert_array_equal(work.held(()), held)
+    painter.bench.undo()
+    np.testing.assert_array_equal(painter.labels, first)
+    painter.bench.redo()
+    painter.bench.redo()
+    np.testing.assert_array_equal(painter.labels, labels)
+    np.testing.assert_array_equal(work.held(()), held)
+    for layer in group.class_layers:
+        np.testing.assert_array_equal(np.asarray(layer.data), labels * (labels == layer.value))
+
+    # A stroke where the answer was wrong, or right, is a label too, and stays.
+    stroke(painter, 0, (84, 92), (86, 98))
+    assert (painter.labels[84:86, 93:97] == 0).all()
+    assert work.held(()).sum() > held.sum()
+
+
+def test_what_was_painted_on_other_planes_counts(painter) -> None:
+    painter.viewer.layers.clear()
+    painter.viewer.add_image(np.stack([discs(), discs(6), discs(12)]), name="stack")
+    painter.settle()
+    painter.viewer.dims.set_current_step(0, 0)
+    stroke(painter, 1, (28, 24), (32, 36))
+    stroke(painter, 0, (60, 8), (62, 40))
+    assert overlap(painter.labels[0]) > 0.85
+    assert (painter.labels[1:] == UNLABELLED).all()
+    painter.viewer.dims.set_current_step(0, 1)
+    stroke(painter, 1, (32, 88), (36, 102))  # of one class, on this plane
+    assert overlap(painter.labels[1], 6) > 0.8
+    assert overlap(painter.labels[0]) > 0.85
+    work = painter.bench.work
+    assert set(work.lessons) == {(0,), (1,)}
+    # Without predictions, and with another class table, nothing of it is left.
+    painter.session.begin_classes(["cell"])
+    assert not painter.bench.work.lessons
+
+
+def test_with_live_off_strokes_stay_strokes(painter) -> None:
+    painter.bench.set_live(False)
+    painter.bench.paint_with(1)
+    painter.drag((28, 24), (32, 36))
+    painter.bench.paint_with(0)
+    painter.drag((60, 8), (62, 40))
+    painter.settle()
+    assert (painter.labels == UNLABELLED).mean() > 0.9
+    # Turned on, it answers the next stroke, with all of them.
+    painter.bench.set_live(True)
+    stroke(painter, 0, (110, 60), (112, 80))
+    assert overlap(painter.labels) > 0.85
+
+
+def test_a_round_takes_its_place(painter) -> None:
+    stroke(painter, 1, (28, 24), (32, 36))
+    stroke(painter, 0, (60, 8), (62, 40))
+    shown = painter.labels.copy()
+    assert painter.do(painter.widget.learn) == "learn"
+    np.testing.assert_array_equal(painter.labels, shown)
+    painter.click(painter.widget.learning.keep)
+    painter.settle()
+    assert painter.do(painter.widget.segment) == "segment"
+    assert overlap(painter.labels) > 0.8
+    painter.bench.paint_with(1)
+    painter.wait(lambda: painter.bench.live._refinement is not None)
+    assert not isinstance(painter.bench.live._refinement, LiveClassifier)  # there is a model to refine
