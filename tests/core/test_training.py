@@ -285,6 +285,30 @@ class TestLearning:
             "or it may spread over everything",
         )
 
+    def test_a_class_that_nobody_labelled_is_told(
+        self, starter: SegmentationModel, make_project: Callable[..., Project]
+    ) -> None:
+        image = data.coins()[:96, :96]
+        labels = np.full(image.shape, 255, np.uint8)
+        labels[4:10, 20:60], labels[40:46, 20:60] = 1, 2
+        project = make_project(["background", "coin", "cloth", "hand", "table"])
+        project.add(image, labels=labels)
+        report = fine_tune(starter, project, QUICK)
+        told = [note for note in report.notes if "does not know" in note]
+        assert told == [
+            "nothing is labelled 'background' or 'hand' or 'table' yet, so the model does not know them"
+        ]
+        labels[80:86, 20:60], labels[60:66, 20:60], labels[70:76, 20:60] = 0, 3, 4
+        project.add(image, labels=labels)
+        taught = fine_tune(report.model, project, QUICK)
+        assert not [note for note in taught.notes if "does not know" in note]
+        # What a panel learnt elsewhere it knows here, though nothing shows it; so do networks.
+        other = make_project(["background", "coin", "hand", "leaf"])
+        labels[labels > 1] = 255
+        other.add(image, labels=labels)
+        told = [note for note in fine_tune(taught.model, other, QUICK).notes if "does not know" in note]
+        assert told == ["nothing is labelled 'leaf' yet, so the model does not know it"]
+
     def test_grey_stacks_and_many_channels(self, make_project: Callable[..., Project]) -> None:
         torch.manual_seed(0)
         model = SegmentationModel(ModelConfig(classes=TWO))

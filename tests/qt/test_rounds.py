@@ -112,11 +112,18 @@ def test_a_round_is_on_the_disk_before_anybody_keeps_it(
     # It may still be kept, or discarded.
     message = other.widget.learning.message
     assert message.label.text() == "Round 2 was neither kept nor discarded."
-    keep, discard = message.buttons
-    assert (keep.text(), discard.text()) == ("Keep", "Discard")
-    user.click(keep)
+    keep, discard, compare = message.buttons
+    assert [each.text() for each in (keep, discard, compare)] == ["Keep", "Discard", "Compare"]
+    assert other.do(lambda: other.click(compare)) == "compare"
+    assert message.label.text().startswith("Left: Round 1. Right: Round 2.")
+    other.click(message.buttons[0])  # back
     other.settle()
     QTest.qWait(50)
+    assert message.label.text() == "Round 2 was neither kept nor discarded."
+    other.click(message.buttons[0])
+    other.settle()
+    QTest.qWait(50)
+    assert message.label.text() == "Kept as round 2. Labels stay as they are until you segment again."
     assert other.session.shelf.choice.name == "round:2"
     assert other.session.storage.keeper.project.current_round.number == 2
     assert "neither" not in message.label.text()
@@ -139,7 +146,7 @@ def test_a_round_left_undecided_may_be_discarded_later(
     told = learn_state(other.bench).message.text
     assert told.startswith("Round 1 was neither kept nor discarded. 1 stroke may contradict the others.")
     rounds.all = (one,)
-    _, discard = message.buttons
+    _, discard, _ = message.buttons
     other.click(discard)
     other.settle()
     QTest.qWait(50)

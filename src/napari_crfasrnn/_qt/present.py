@@ -53,6 +53,7 @@ CURES = {
     },
 }
 KEEP_ROUND, DISCARD_ROUND = "keep-round:", "discard-round:"  # of an earlier session: its number follows
+COMPARE_ROUND = "compare-round:"  # likewise, with the model that it began with
 LEARN_FOR = "learn-for:"  # the cure that learns anew with another time limit: its seconds follow
 STILL_EARLIER = "The labels are still the earlier model's."
 NO_IMAGE = "Open an image first."
@@ -338,7 +339,7 @@ def _lesson_message(bench: Workbench) -> Message:
         return Message(f"{said.text} {STILL_EARLIER}", said.tone, (again,))
     number = bench.session.rounds.undecided
     if number and not said.text and report is None:  # of an earlier session: nothing else waits for an answer
-        return _undecided(bench.session, number)
+        return _undecided(bench, number)
     if said.text or report is None:
         return said
     doubts = bench.doubts.places
@@ -347,8 +348,9 @@ def _lesson_message(bench: Workbench) -> Message:
     return Message(remark, cures=(SHOW_DOUBT,) if shows else ())
 
 
-def _undecided(session: Session, number: int) -> Message:
+def _undecided(bench: Workbench, number: int) -> Message:
     """Ask what shall become of a round of an earlier session, and tell what was to be told of it."""
+    session = bench.session
     one = session.rounds.get(number)
     places = one.report.get("contradictions", ()) if one is not None else ()
     text = f"Round {number} was neither kept nor discarded."
@@ -357,10 +359,14 @@ def _undecided(session: Session, number: int) -> Message:
         text += f" {doubts} Its report in the list of rounds says where."
     if _busy_reason(session):
         return Message(text)
-    keep = Cure(f"{KEEP_ROUND}{number}", "Keep", "Use the model of that round from now on")
-    return Message(
-        text, cures=(keep, Cure(f"{DISCARD_ROUND}{number}", "Discard", "Remove that round and its model"))
-    )
+    cures = [
+        Cure(f"{KEEP_ROUND}{number}", "Keep", "Use the model of that round from now on"),
+        Cure(f"{DISCARD_ROUND}{number}", "Discard", "Remove that round and its model"),
+    ]
+    if one is not None and bench.image is not None and session.shelf.get(one.started_from) is not None:
+        tip = "Show what the model from before and that of the round make of the slice, side by side"
+        cures.append(Cure(f"{COMPARE_ROUND}{number}", "Compare", tip))
+    return Message(text, cures=tuple(cures))
 
 
 def _result(session: Session) -> Message:

@@ -33,7 +33,7 @@ from napari_crfasrnn._qt.panels import (
     theme_of,
 )
 from napari_crfasrnn._qt.panels.look import GAP
-from napari_crfasrnn._qt.present import DISCARD_ROUND, KEEP_ROUND, LEARN_FOR
+from napari_crfasrnn._qt.present import COMPARE_ROUND, DISCARD_ROUND, KEEP_ROUND, LEARN_FOR
 from napari_crfasrnn._qt.rounds import round_rows
 from napari_crfasrnn._qt.state.shelf import LEARNT, PREFIX
 from napari_crfasrnn._qt.state.telling import OWN_CLASSES, USE
@@ -322,6 +322,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             LEARN_FOR: lambda seconds: self._learn_anew(float(seconds)),
             KEEP_ROUND: lambda number: session.rounds.keep(int(number)),
             DISCARD_ROUND: lambda number: session.rounds.discard(int(number)),
+            COMPARE_ROUND: lambda number: self._compare_undecided(int(number)),
             USE: self._segment_with,
         }
         what, colon, of = cure.partition(":")
@@ -344,6 +345,11 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         before = self.session.lessons.before
         if before is not None:
             self._bench.comparing.start(before.name, LEARNT)
+
+    def _compare_undecided(self, number: int) -> None:
+        one = self.session.rounds.get(number)
+        if one is not None:
+            self._bench.comparing.start(one.started_from, f"{PREFIX}{number}")
 
     def _compare_round(self, number: int) -> None:
         in_use = self.session.shelf.choice

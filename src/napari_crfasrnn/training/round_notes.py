@@ -21,15 +21,22 @@ def left_out(n_planes: int, n_read: int) -> str:
     return f"{left} were left out for lack of time: give it more seconds"
 
 
-def missing_classes(classes: Sequence[ClassSpec], labelled: Sequence[bool]) -> list[str]:
-    """Return a note where all labels are of one class."""
+def missing_classes(
+    classes: Sequence[ClassSpec], labelled: Sequence[bool], known: Sequence[bool]
+) -> list[str]:
+    """Return notes where all labels are of one class, or where nothing is labelled of unknown ones."""
     names = [spec.name for spec, is_there in zip(classes, labelled, strict=True) if is_there]
-    if len(names) != 1:
+    if len(names) == 1:
+        return [
+            f"only {names[0]!r} is labelled: label a little of what is not {names[0]!r}, too, "
+            "or it may spread over everything"
+        ]
+    rows = zip(classes, labelled, known, strict=True)
+    missing = [repr(spec.name) for spec, is_there, is_known in rows if not (is_there or is_known)]
+    if not missing:
         return []
-    return [
-        f"only {names[0]!r} is labelled: label a little of what is not {names[0]!r}, too, "
-        "or it may spread over everything"
-    ]
+    them = "it" if len(missing) == 1 else "them"
+    return [f"nothing is labelled {' or '.join(missing)} yet, so the model does not know {them}"]
 
 
 def unlearnt(classes: Sequence[ClassSpec], values: Sequence[int]) -> list[str]:

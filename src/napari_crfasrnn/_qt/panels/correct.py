@@ -42,9 +42,9 @@ class CorrectPanel(Section):
         self.leave.clicked.connect(self.patches_left)
         self.live = button(
             "Live",
-            "While you paint, labels around the stroke follow the edges of the image; of classes that no model "
-            "knows yet, all labels of the image follow your strokes. Ctrl+Z takes back what followed, once more "
-            "the stroke.",
+            "While you paint, labels around the stroke follow the edges of the image; of classes that no "
+            "model knows yet, all labels of the image follow your strokes. Ctrl+Z takes back what followed, "
+            "once more the stroke.",
             checkable=True,
         )
         self.refine_view = button(

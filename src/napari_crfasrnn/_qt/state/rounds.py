@@ -103,7 +103,8 @@ class Rounds:
         """Keep the round that was left undecided: it is in force from now on."""
         if number == self.undecided and self._tasks.busy is None:
             self.roll_back(number)
-            self._tasks.say("learn", f"Kept as round {number}.", "good")
+            said = f"Kept as round {number}. Labels stay as they are until you segment again."
+            self._tasks.say("learn", said, "good")
 
     def discard(self, number: int) -> None:
         """Remove the round that was left undecided, and its model."""
