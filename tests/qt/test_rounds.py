@@ -613,6 +613,19 @@ def test_what_came_of_a_round_is_told_in_words() -> None:
     assert told(0.04, 0.09, 2310, 14, TrainStep(100, 120, 0.5, None, 19.0)).startswith("Better")
 
 
+def test_what_is_too_few_to_tell_is_not_plotted_either(teacher: User) -> None:
+    learn(teacher)
+    lessons, learning = teacher.session.lessons, teacher.widget.learning
+    lessons.history = [TrainStep(1, 2, 0.9, 0.4, 0.1), TrainStep(2, 2, 0.5, 1.0, 0.2)]
+    for n_areas, plotted in ((1, []), (99, [0.4, 1.0])):
+        lessons.report = replace(lessons.report, n_locked_areas=n_areas, n_locked_pixels=9999)
+        teacher.bench.changed.emit()
+        QTest.qWait(50)
+        _, overlap = learning.plot._iou.getData()
+        assert list(() if overlap is None else overlap) == plotted
+        assert list(learning.plot._loss.getData()[1]) == [0.9, 0.5]
+
+
 def test_what_differs_is_told_in_a_sentence() -> None:
     classes = class_table("abcd")
     first = np.array([[0, 0, 1, 1, 2, 255]], np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from napari_crfasrnn._qt.layers import drawn_color, image_layers, key_of, plane_index
@@ -27,7 +28,7 @@ from napari_crfasrnn._qt.state.telling import FITTING, USE
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state import Busy, Numbers, Session
     from napari_crfasrnn._qt.workbench import Workbench
-    from napari_crfasrnn.training import PlaceOfContradiction, TrainReport
+    from napari_crfasrnn.training import PlaceOfContradiction, TrainReport, TrainStep
 
 NEW_PROJECT = Cure(
     "new-project", "New project", "Begin another project with the model's classes; this one is kept"
@@ -188,6 +189,14 @@ def learn_state(bench: Workbench) -> LearnState:
         thaw=session.effort.thaw,
         message=_lesson_message(bench),
     )
+
+
+def history(bench: Workbench) -> list[TrainStep]:
+    """Return the steps to plot; of a round with too few labels kept aside to tell, without their overlap."""
+    lessons = bench.session.lessons
+    if lessons.report is None or lessons.report.is_telling:
+        return lessons.history
+    return [replace(step, locked_miou=None) for step in lessons.history]
 
 
 def project_state(bench: Workbench) -> ProjectState:

@@ -222,7 +222,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.classes.show_state(present.classes_state(bench), theme)
         self.correct.show_state(present.correct_state(bench))
         self.learning.show_state(present.learn_state(bench), theme)
-        self.learning.show_history(bench.session.lessons.history)
+        self.learning.show_history(present.history(bench))
         self.project.show_state(present.project_state(bench))
 
     def _on_finished(self, what: str) -> None:
