@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from napari_crfasrnn._qt.present import STILL_EARLIER
 from napari_crfasrnn.training import LiveClassifier
 
 UNLABELLED = 255
@@ -64,6 +66,18 @@ def test_two_strokes_label_the_image(painter) -> None:
     assert (painter.labels != UNLABELLED).all()
     assert painter.answers[1] > 10_000
     assert 0 in painter.bench.group.hidden  # now it is all that lies around
+
+    # There are squares to correct, and what it is unsure of; more so at the borders.
+    correct = painter.widget.correct
+    assert correct.patch.isEnabled()
+    assert correct.uncertainty.isEnabled()
+    assert not correct.before.isEnabled()
+    assert painter.widget.start.task.button.text() == "Segment"
+    edge = ndimage.binary_dilation(truth(), iterations=2) & ~ndimage.binary_erosion(truth(), iterations=2)
+    entropy = painter.bench.work.entropy
+    assert np.isfinite(entropy).all()
+    assert entropy[edge].mean() > 2 * entropy[~edge].mean()
+    assert (entropy[painter.bench.work.held(())] == 0).all()
 
     # Only strokes are labels to learn from; undo takes back the answer, then the stroke.
     work, group = painter.bench.work, painter.bench.group
@@ -133,8 +147,29 @@ def test_a_round_takes_its_place(painter) -> None:
     np.testing.assert_array_equal(painter.labels, shown)
     painter.click(painter.widget.learning.keep)
     painter.settle()
+    assert STILL_EARLIER in painter.widget.learning.message.label.text()
     assert painter.do(painter.widget.segment) == "segment"
     assert overlap(painter.labels) > 0.8
     painter.bench.paint_with(1)
     painter.wait(lambda: painter.bench.live._refinement is not None)
     assert not isinstance(painter.bench.live._refinement, LiveClassifier)  # there is a model to refine
+
+
+def test_squares_are_corrected_before_any_round(painter) -> None:
+    stroke(painter, 1, (28, 24), (32, 36))
+    assert not painter.widget.correct.patch.isEnabled()  # one class says nothing
+    stroke(painter, 0, (60, 8), (62, 40))
+    before = painter.labels.copy()
+    painter.click(painter.widget.correct.patch)
+    painter.wait(lambda: painter.bench.patching.patch is not None)
+    painter.click(painter.widget.correct.approve)
+    painter.settle()
+    np.testing.assert_array_equal(painter.labels, before)
+    verified = painter.bench.work.verified
+    assert verified.sum() >= 64**2
+    # All of it teaches, and Live learns it, too.
+    assert painter.session.numbers[painter.bench.key].summary.n_labelled >= verified.sum()
+    painter.bench.patching.leave()
+    stroke(painter, 0, (110, 60), (112, 80))
+    assert (painter.labels[verified] == before[verified]).all()
+    assert overlap(painter.labels) > 0.85

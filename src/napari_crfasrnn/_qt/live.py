@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import LabelGroup, StrokeWatch, shows_planes, united
@@ -38,6 +39,7 @@ PREVIEW_SIDE = (
 )
 KEEP = 16  # pixels at the border of a preview where an earlier one knows more of the stroke
 ABOUT_STROKES = ("prepare", "preview", "exact", "uncertainty")  # jobs; "make ready" is about the image
+LIVE = "live"  # what labels of a classifier are of; no model has this name
 REST_MS = 150  # without a change, until the next stroke is prepared
 
 
@@ -237,19 +239,17 @@ class Live:
             self._start("make ready", self._readied(place), self._take_ready)
         elif self._stroke is not None and self._stroke.ended:
             self._ask_exact(place, self._refinement, self._stroke)
-        elif not self._refinement.has_previews:
-            pass
-        elif self._stroke is not None and self._stroke.fresh is not None:
+        elif self._stroke is not None and self._stroke.fresh is not None and self._refinement.has_previews:
             self._ask_preview(place, self._refinement, self._stroke.pen, self._stroke.fresh)
             self._stroke.fresh = None
-        elif not self._prepared:
+        elif not self._prepared and self._refinement.has_previews:
             self._ask_base(place, self._refinement)
         elif self._uncertain is not None and not watch.in_stroke:
             refined, self._uncertain = self._uncertain, None
             self._start(
                 "uncertainty",
                 lambda task: (refined.box, refined.entropy()),
-                lambda result: place.work.set_entropy(place.index, _slices(result[0]), result[1]),
+                lambda result: self._take_entropy(place, *result),
             )
 
     def _readied(self, place: _Place) -> Callable[[Task], LiveRefinement | LiveClassifier]:
@@ -317,7 +317,7 @@ class Live:
             place.group.drawing.show(place.index, refined.box, refined.labels, self._free(place, refined), 0)
             return
         self._write(place)
-        self._uncertain = refined
+        self._uncertain = refined if refined.changed.any() else None
 
     def _write(self, place: _Place) -> None:
         """Bring the answers into the layers, the later over the earlier."""
@@ -341,6 +341,12 @@ class Live:
             place.group.redraw()  # at once, so that nothing is seen between the guess and the answer
         place.group.drawing.clear()
         self._bench.refined_live.emit(int(np.count_nonzero(where)))
+
+    def _take_entropy(self, place: _Place, box: Box, entropy: NDArray[np.float32]) -> None:
+        place.work.set_entropy(place.index, _slices(box), entropy, is_first=place.is_unknown)
+        if place.is_unknown:  # now there are squares to correct, and what a model is unsure of
+            self._session.standing.segmented(place.key, place.index, LIVE)
+            self._bench.show_soon()
 
     def _strokes_before(self, place: _Place, part: Any) -> Labels:
         """Return `Work.strokes` of a part of the plane as they were before the stroke."""

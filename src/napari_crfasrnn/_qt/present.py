@@ -85,7 +85,7 @@ def start_state(bench: Workbench) -> StartState:
         model=session.shelf.choice.name if session.shelf.choice else None,
         loading=session.shelf.loading,
         segment=_segment_action(bench),
-        segment_text="Segment again" if _is_segmented(bench) else "Segment",
+        segment_text="Segment again" if _is_segmented(bench) and not session.table.is_unknown else "Segment",
         slice_text=_slice_text(bench, shape) if shape else None,
         all_slices=bench.all_slices,
         channels=bench.first_is_channels,
@@ -153,7 +153,8 @@ def correct_state(bench: Workbench) -> CorrectState:
         uncertainty=Action(not missing and bench.group is not None, missing or nothing),
         uncertainty_on=bench.uncertainty_on,
         before=Action(
-            bench.group is not None and work is not None and work.before_crf is not None, missing or nothing
+            bench.group is not None and work is not None and work.before_crf is not None,
+            missing or nothing or "No network has labelled it yet: let the model learn, and segment.",
         ),
         before_on=bench.before_on,
         progress=_progress(session.busy, "refine"),

@@ -263,8 +263,12 @@ class Work:
         change.put(self, back=False)
         self._steps.add(change)
 
-    def set_entropy(self, index: PlaneIndex, part: Part, entropy: NDArray[np.float32]) -> None:
-        """Take the uncertainty of a part of a plane, if there is one of the image at all."""
+    def set_entropy(
+        self, index: PlaneIndex, part: Part, entropy: NDArray[np.float32], *, is_first: bool = False
+    ) -> None:
+        """Take the uncertainty of a part of a plane, if there is one of the image or this may be the first."""
+        if self.entropy is None and is_first:
+            self.entropy = np.full(self.labels.shape, np.nan, np.float32)
         if self.entropy is not None:
             self.entropy[index][part] = np.where(self.held(index, part), 0.0, entropy)
 
