@@ -266,7 +266,7 @@ class Work:
     def set_entropy(
         self, index: PlaneIndex, part: Part, entropy: NDArray[np.float32], *, is_first: bool = False
     ) -> None:
-        """Take the uncertainty of a part of a plane, if there is one of the image or this may be the first."""
+        """Take the uncertainty of a part of a plane, if the image has one or this is the first."""
         if self.entropy is None and is_first:
             self.entropy = np.full(self.labels.shape, np.nan, np.float32)
         if self.entropy is not None:
