@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from napari_crfasrnn import load_model
 from napari_crfasrnn.classes import class_table
@@ -18,6 +19,7 @@ from napari_crfasrnn.experts import Sieve
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.training import LiveClassifier
+from napari_crfasrnn.training.panel_tiles import is_kind
 
 NOTHING = 255
 SIDE = 128
@@ -78,19 +80,49 @@ def test_a_stroke_of_each_class_labels_the_plane(model: SegmentationModel) -> No
     assert (labels[strokes != NOTHING] == strokes[strokes != NOTHING]).all()
 
 
-def test_the_same_strokes_give_the_same_labels_whatever_was_painted_before(model: SegmentationModel) -> None:
+def test_the_same_strokes_give_the_same_labels_unless_they_go_on_from_others(
+    model: SegmentationModel,
+) -> None:
     image, truth = scene(0)
-    strokes = strokes_on(truth, 0, 1)
-    expected = LiveClassifier(model, image).exact((0, 0, 9, 9), strokes, strokes)
+    strokes, more = strokes_on(truth, 0, 1), strokes_on(truth, 0, 1, 2)
+    box, nothing = (0, 0, 9, 9), np.full_like(strokes, NOTHING)
+    expected = LiveClassifier(model, image).exact(box, strokes, nothing)
     classifier, before = LiveClassifier(model, image), torch.get_num_threads()
-    answer(classifier, strokes_on(truth, 0, 1, 2))
+    went_on = classifier.exact(box, strokes, nothing), classifier.exact(box, more, strokes)
     torch.set_num_threads(3)
     try:
-        again = classifier.exact((5, 5, 30, 30), strokes, strokes)
+        again = classifier.exact((5, 5, 30, 30), strokes, nothing)  # after an undo, say
+        once_more = classifier.exact(box, more, strokes)
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_array_equal(again.labels, expected.labels)
+    for one in (went_on[0], again):
+        np.testing.assert_array_equal(one.labels, expected.labels)
+    np.testing.assert_array_equal(went_on[1].labels, once_more.labels)
     assert not (expected.labels == 2).any()  # nobody has painted one
+
+
+def test_one_sloppy_stroke_does_not_turn_the_plane_over(model: SegmentationModel) -> None:
+    """Of a class that one bright example shows, dim ones would be taken for what the stroke says."""
+    random = np.random.default_rng(5)
+    y, x = np.mgrid[:256, :256]
+    places = [(40 + 60 * (n // 4), 35 + 60 * (n % 4)) for n in range(16)]
+    grey, truth = np.full(y.shape, 30.0), np.zeros(y.shape, bool)
+    for n, (row, column) in enumerate(places):
+        inside = (y - row) ** 2 + (x - column) ** 2 < 14**2
+        grey[inside], truth = 200.0 - 8 * n, truth | inside
+    grey = ndimage.gaussian_filter(grey, 2.5) + random.normal(0, 5, grey.shape)
+    strokes, nothing = np.full(y.shape, NOTHING, np.uint8), np.full(y.shape, NOTHING, np.uint8)
+    strokes[37:44, 28:43], strokes[66:73, 50:80] = 1, 0
+    classifier = LiveClassifier(model, grey.clip(0, 255).astype(np.float32)[None])
+    first = classifier.exact((0, 0, 9, 9), strokes, nothing).labels == 1
+    sloppy = strokes.copy()
+    sloppy[22:32, 28:44] = 0  # a third of it lies on the brightest disc
+    then = classifier.exact((0, 0, 9, 9), sloppy, strokes).labels == 1
+    alone = classifier.exact((0, 0, 9, 9), sloppy, nothing).labels == 1
+    overlap = [float((each & truth).sum() / (each | truth).sum()) for each in (first, then, alone)]
+    assert overlap[0] > 0.7
+    assert overlap[1] > overlap[0] - 0.1
+    assert overlap[1] > overlap[2] - 0.02
 
 
 @pytest.mark.parametrize("classes", [(), (1,)])
@@ -154,6 +186,30 @@ def test_larger_planes_are_labelled_without_a_crf(
     assert (labels[strokes != NOTHING] == strokes[strokes != NOTHING]).all()
 
 
+def test_what_does_not_fit_is_refused(model: SegmentationModel) -> None:
+    image, truth = scene(0)
+    classifier, strokes = LiveClassifier(model, image), strokes_on(truth, 0, 1)
+    wrong = strokes.copy()
+    wrong[0, 0] = 7
+    for given_strokes, said in (
+        (wrong, "strokes must be places in the class table, 0 to 2"),
+        (strokes[:-1], r"strokes must be uint8 of shape \(128, 128\)"),
+        (strokes.astype(np.uint16), "strokes must be uint8"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            classifier.exact((0, 0, 9, 9), given_strokes, strokes)
+    with pytest.raises(ValueError, match="before must be places"):
+        classifier.exact((0, 0, 9, 9), strokes, wrong)
+
+
+def test_a_crf_is_kind_to_many_small_classes_too() -> None:
+    labels = torch.arange(64).repeat_interleave(64).reshape(64, 64)
+    logits = 20.0 * torch.nn.functional.one_hot(labels, 64).permute(2, 0, 1)[None]
+    given_labels = np.full((64, 64), NOTHING, np.uint8)
+    assert is_kind([logits], [labels.numpy()], [given_labels])
+    assert not is_kind([logits], [np.zeros((64, 64), np.int64)], [given_labels])
+
+
 def test_what_it_does_not_take(model: SegmentationModel) -> None:
     assert LiveClassifier.takes(model, (2048, 2048))
     assert not LiveClassifier.takes(model, (2049, 2048))
@@ -193,18 +249,19 @@ def test_a_quick_look_judges_some_hundred_thousand_pixels(side: int, step: int) 
     st.integers(0, 3),
     st.integers(0, 4),
     st.sampled_from([(), (1,), (2, 0)]),
+    st.sampled_from([np.uint8, np.uint16]),
 )
 def test_places_in_a_box_keep_and_bring_back(
-    where: NDArray[np.bool_], y: int, x: int, index: tuple[int, ...]
+    where: NDArray[np.bool_], y: int, x: int, index: tuple[int, ...], dtype: type
 ) -> None:
     random = np.random.default_rng(0)
     shape = (3, 2)[: len(index)]
-    labels = random.integers(0, 9, (*shape, 13, 14)).astype(np.uint8)
+    labels = random.integers(0, 9, (*shape, 13, 14)).astype(dtype)
     height, width = where.shape
     box = (*index, slice(y, y + height), slice(x, x + width))
     changed = labels.copy()
     changed[box][where] = 200
-    places = places_in(box, where)
+    places = places_in(box, where, labels.itemsize)
     assert isinstance(places[-1], np.ndarray) or places == box
     kept, came = labels[places].copy(), changed[places].copy()
     work = labels.copy()
@@ -212,4 +269,6 @@ def test_places_in_a_box_keep_and_bring_back(
     np.testing.assert_array_equal(work, changed)
     work[places] = kept
     np.testing.assert_array_equal(work, labels)
-    assert kept.nbytes + came.nbytes <= 2 * where.size
+    indices = sum(part.nbytes for part in places if isinstance(part, np.ndarray))
+    as_points = where.sum() * (8 * len(box) + 2 * labels.itemsize)
+    assert indices + kept.nbytes + came.nbytes == min(as_points, 2 * labels.itemsize * where.size)

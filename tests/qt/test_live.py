@@ -362,3 +362,39 @@ def test_what_cannot_be_made_ready_is_told_once_and_tried_again_with_a_stroke(
     user.viewer.layers.selection.active.brush_size = 8
     user.drag(*HELMET)
     user.wait(lambda: len(tried) > 1)
+
+
+def test_much_that_is_written_while_the_pen_is_down_is_a_step_of_its_own(painter) -> None:
+    """As Refine does when it ends: what it changed is no edit, before and after an undo."""
+    painter.bench.set_live(False)
+    before, work, group = painter.labels.copy(), painter.bench.work, painter.bench.group
+    held = work.held(())
+    painter.drag(*HELMET, release=False)
+    refined = np.where(work.held(()), painter.labels, (before + 1) % 21).astype(before.dtype)
+    where = refined != painter.labels
+    assert where.mean() > 0.9
+    seen = []
+    disconnect = group.changed.connect(lambda: seen.append(painter.labels.copy()))
+    step = group.write_part((), (0, 0), refined, where)
+    group.changed.disconnect(disconnect)
+    assert step is group.newest_step()
+    work.take_refined((), (0, 0), where, step)
+    np.testing.assert_array_equal(seen[0], refined)  # told when it is written
+    painter.release(*HELMET[-1])
+    painter.settle()
+    stroke = work.held(())
+    assert 0 < stroke.sum() < 2000
+    np.testing.assert_array_equal(painter.labels[where], refined[where])
+    for _ in range(4):
+        undo(painter)
+        painter.settle()
+    np.testing.assert_array_equal(painter.labels, before)
+    np.testing.assert_array_equal(work.held(()), held)
+
+
+def test_the_next_stroke_knows_what_was_written_before_it(painter) -> None:
+    live, work = painter.bench.live, painter.bench.work
+    labels = ((painter.labels.astype(int) + 1) % 21).astype(painter.labels.dtype)
+    painter.bench.group.write(labels)
+    np.testing.assert_array_equal(live._before, work.labels)
+    np.testing.assert_array_equal(live._before, labels)

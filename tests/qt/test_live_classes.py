@@ -9,6 +9,8 @@ import pytest
 from scipy import ndimage
 
 from napari_crfasrnn._qt.present import STILL_EARLIER
+from napari_crfasrnn._qt.state.session import PAINT_ANOTHER, PAINT_WRONG
+from napari_crfasrnn.segmenter import LiveRefinement
 from napari_crfasrnn.training import LiveClassifier
 
 UNLABELLED = 255
@@ -58,6 +60,7 @@ def test_two_strokes_label_the_image(painter) -> None:
     stroke(painter, 1, (28, 24), (32, 36))
     assert isinstance(painter.bench.live._refinement, LiveClassifier)
     assert painter.answers == [0]  # one class says nothing of another
+    assert painter.line("classes") == PAINT_ANOTHER
     first = painter.labels.copy()
     assert set(np.unique(first)) == {1, UNLABELLED}
     assert 0 not in painter.bench.group.hidden  # strokes of background shall be seen
@@ -66,6 +69,7 @@ def test_two_strokes_label_the_image(painter) -> None:
     assert (painter.labels != UNLABELLED).all()
     assert painter.answers[1] > 10_000
     assert 0 in painter.bench.group.hidden  # now it is all that lies around
+    assert painter.line("classes") == PAINT_WRONG
 
     # There are squares to correct, and what it is unsure of; more so at the borders.
     correct = painter.widget.correct
@@ -90,12 +94,17 @@ def test_two_strokes_label_the_image(painter) -> None:
     painter.settle()
     np.testing.assert_array_equal(painter.labels != UNLABELLED, held)
     np.testing.assert_array_equal(work.held(()), held)
+    assert 0 not in group.hidden  # all that is left of it is strokes
+    assert not correct.patch.isEnabled()
     painter.bench.undo()
+    painter.settle()
     np.testing.assert_array_equal(painter.labels, first)
     painter.bench.redo()
     painter.bench.redo()
+    painter.settle()
     np.testing.assert_array_equal(painter.labels, labels)
     np.testing.assert_array_equal(work.held(()), held)
+    assert 0 in group.hidden
     for layer in group.class_layers:
         np.testing.assert_array_equal(np.asarray(layer.data), labels * (labels == layer.value))
 
@@ -118,11 +127,44 @@ def test_what_was_painted_on_other_planes_counts(painter) -> None:
     stroke(painter, 1, (32, 88), (36, 102))  # of one class, on this plane
     assert overlap(painter.labels[1], 6) > 0.8
     assert overlap(painter.labels[0]) > 0.85
-    work = painter.bench.work
-    assert set(work.lessons) == {(0,), (1,)}
+    # So does what was painted on other images, also when a class has another colour, or a name beside it.
+    painter.session.recolor_class(1, (10, 200, 30))
+    painter.session.add_class("dirt")
+    assert set(painter.bench.work.lessons) == {(0,), (1,)}
+    painter.viewer.add_image(discs(3), name="another")
+    painter.settle()
+    stroke(painter, 1, (28, 28), (32, 38))
+    assert overlap(painter.labels, 3) > 0.8
     # Without predictions, and with another class table, nothing of it is left.
     painter.session.begin_classes(["cell"])
     assert not painter.bench.work.lessons
+
+
+def test_strokes_that_were_undone_teach_no_other_plane(painter) -> None:
+    painter.viewer.layers.clear()
+    painter.viewer.add_image(np.stack([discs(), discs(6)]), name="stack")
+    painter.settle()
+    painter.viewer.dims.set_current_step(0, 0)
+    stroke(painter, 1, (28, 24), (32, 36))
+    stroke(painter, 0, (60, 8), (62, 40))
+    for _ in range(4):
+        painter.bench.undo()
+        painter.settle()
+    assert (painter.labels == UNLABELLED).all()
+    painter.viewer.dims.set_current_step(0, 1)
+    stroke(painter, 1, (32, 88), (36, 102))
+    assert set(np.unique(painter.labels[1])) == {1, UNLABELLED}
+    assert (painter.labels[1] == 1).mean() < 0.05
+
+
+def test_what_no_classifier_takes_is_refined(painter, monkeypatch) -> None:
+    from napari_crfasrnn.training import live_classifier
+
+    monkeypatch.setattr(live_classifier, "MOST_PIXELS", 100)
+    stroke(painter, 1, (28, 24), (32, 36))
+    assert isinstance(painter.bench.live._refinement, LiveRefinement)
+    assert painter.bench.work.entropy is None  # a network that knows none of the classes is sure of nothing
+    assert not painter.widget.correct.patch.isEnabled()
 
 
 def test_with_live_off_strokes_stay_strokes(painter) -> None:

@@ -229,6 +229,15 @@ class Labelling:
             group.show_before(None)
             group.set_visible(0, True)
 
+    def show_as_strokes(self, key: str, only_strokes: bool) -> None:
+        """Show the background where all labels are strokes, else hide it."""
+        group = self.groups.get(key)
+        if not only_strokes:
+            self._hide_background(key)
+        elif group is not None:
+            self._sketches.add(key)
+            group.set_visible(0, True)
+
     def _hide_background(self, key: str) -> None:
         """Hide the background, once it is no longer strokes alone but all that is around objects."""
         group = self.groups.get(key)

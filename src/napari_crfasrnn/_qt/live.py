@@ -22,6 +22,7 @@ from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import LabelGroup, StrokeWatch, shows_planes, united
 from napari_crfasrnn._qt.state import Labels, PlaneIndex, Work
+from napari_crfasrnn._qt.state.session import PAINT_ANOTHER, PAINT_WRONG, TO_PAINT
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.edits import Mask
 
@@ -96,6 +97,7 @@ class Live:
         self._place: _Place | None = None
         self._watch: StrokeWatch | None = None
         self._refinement: LiveRefinement | LiveClassifier | None = None
+        self._has_guesses = False  # of a classifier, on the plane
         self._prepared = False
         self._before: Labels = np.zeros((0, 0), np.uint8)  # [H, W], labels before the stroke
         self._claimed: Mask = np.zeros((0, 0), bool)  # [H, W], painted by it, but as they were
@@ -152,12 +154,34 @@ class Live:
             self._leave()
             if place is not None:
                 self._enter(place)
+        self._follow_guesses()
         waits = place is not None and self._refinement is None and not place.is_same(self._failed)
         if waits and self._bench.painting is not None:
             self._rest.start()
 
+    @property
+    def _classifies(self) -> bool:
+        """Whether strokes are answered by a classifier."""
+        return self._refinement is not None and not self._refinement.has_previews
+
+    def _follow_guesses(self) -> None:
+        """Where a classifier's labels came, or went by an undo: hide the background, or show its strokes."""
+        place = self._place
+        if place is None or not self._classifies:
+            return
+        has_guesses = place.work.has_guesses(place.index)
+        if has_guesses == self._has_guesses:
+            return
+        self._has_guesses = has_guesses
+        self._bench.labelling.show_as_strokes(place.key, not has_guesses)
+        if not has_guesses:
+            place.work.forget_entropy(place.index)
+            self._session.standing.forget(place.key)
+            self._bench.show_uncertainty(False)
+
     def _enter(self, place: _Place) -> None:
         self._place = place
+        self._has_guesses = place.work.has_guesses(place.index)
         self._watch = StrokeWatch(place.group)
         self._watch.painted.connect(self._on_painted)
         self._watch.claimed.connect(self._on_claimed)
@@ -260,8 +284,9 @@ class Live:
         elsewhere = [
             lesson
             for work in self._session.works.values()
-            for index, (request, lesson) in work.lessons.items()
-            if request == place.request and (work is not place.work or index != place.index)
+            for lesson in work.standing_lessons(
+                place.request.source, place.index if work is place.work else None
+            )
         ]
         return lambda task: engine.live_classifier(
             place.request, image, place.index, elsewhere, task.cancelled
@@ -310,7 +335,8 @@ class Live:
             return
         self._answers.append(refined)
         if self._refinement is not None and not self._refinement.has_previews:
-            place.work.lessons[place.index] = (place.request, self._refinement.lesson)
+            place.work.lessons[place.index] = (place.request.source, self._refinement.lesson)
+            self._advise(PAINT_WRONG if refined.changed.any() else PAINT_ANOTHER)
         if (
             watch.in_stroke or self._stroke is not None
         ):  # written at the end of that stroke, in one step with its own
@@ -336,17 +362,23 @@ class Live:
             step = place.group.write_part(place.index, bounds[:2], labels[inner], where[inner])
             place.work.take_refined(place.index, bounds[:2], where[inner], step)
             self._before[part] = place.work.labels[place.index][part]
-            if place.is_unknown:
-                self._session.refined.emit(place.key)
+            self._follow_guesses()
             place.group.redraw()  # at once, so that nothing is seen between the guess and the answer
         place.group.drawing.clear()
         self._bench.refined_live.emit(int(np.count_nonzero(where)))
 
     def _take_entropy(self, place: _Place, box: Box, entropy: NDArray[np.float32]) -> None:
-        place.work.set_entropy(place.index, _slices(box), entropy, is_first=place.is_unknown)
-        if place.is_unknown:  # now there are squares to correct, and what a model is unsure of
+        is_first = self._classifies and place.work.has_guesses(place.index)
+        place.work.set_entropy(place.index, _slices(box), entropy, is_first=is_first)
+        if is_first:  # now there are squares to correct, and what a model is unsure of
             self._session.standing.segmented(place.key, place.index, LIVE)
             self._bench.show_soon()
+
+    def _advise(self, what: str) -> None:
+        """Say what to paint next, unless something else is said there."""
+        said = self._session.tasks.lines.get("classes")
+        if said is None or said.text in TO_PAINT:
+            self._session.tasks.say("classes", what)
 
     def _strokes_before(self, place: _Place, part: Any) -> Labels:
         """Return `Work.strokes` of a part of the plane as they were before the stroke."""

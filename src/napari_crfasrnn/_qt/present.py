@@ -21,7 +21,7 @@ from napari_crfasrnn._qt.panels.state import (
     StartState,
 )
 from napari_crfasrnn._qt.rounds import contradicting, describe, round_rows, was_cut_off
-from napari_crfasrnn._qt.state.session import KNOWS_NONE, PAINT_EACH
+from napari_crfasrnn._qt.state.session import KNOWS_NONE, TO_PAINT
 from napari_crfasrnn._qt.state.shelf import PREFIX
 from napari_crfasrnn._qt.state.telling import FITTING, USE
 
@@ -330,7 +330,7 @@ def _foreign_model(session: Session) -> Message:
     """
     current = session.rounds.current
     if not session.rounds.all and session.table.edited:
-        is_said = PAINT_EACH in _message(session, "classes").text
+        is_said = _message(session, "classes").text in TO_PAINT
         return Message("" if is_said else KNOWS_NONE)
     name = f"{PREFIX}{current}"
     cures = [NEW_PROJECT]

@@ -88,7 +88,7 @@ def compare_labels(
     return LabelChanges(where, gained, lost)
 
 
-def places_in(box: tuple[int | slice, ...], where: Mask) -> Places:
+def places_in(box: tuple[int | slice, ...], where: Mask, itemsize: int) -> Places:
     """Return what indexes some pixels of a box of labels: the pixels, or all of the box.
 
     To keep what was there before and what came, whichever takes less memory: of many pixels their places
@@ -100,12 +100,14 @@ def places_in(box: tuple[int | slice, ...], where: Mask) -> Places:
         What indexes the box in the labels: an integer or a slice with both ends for each axis.
     where
         Which pixels, of the shape of the box.
+    itemsize
+        Of a label, in bytes.
     """
-    if np.count_nonzero(where) * _INDEX_BYTES * len(box) > 2 * where.size:
+    n = int(np.count_nonzero(where))
+    if n * (_INDEX_BYTES * len(box) + 2 * itemsize) > 2 * itemsize * where.size:
         return box
     starts = [part.start for part in box if isinstance(part, slice)]
     found = iter([places + start for places, start in zip(np.nonzero(where), starts, strict=True)])
-    n = int(np.count_nonzero(where))
     return tuple(next(found) if isinstance(part, slice) else np.full(n, part, np.intp) for part in box)
 
 

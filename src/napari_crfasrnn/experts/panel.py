@@ -63,7 +63,8 @@ class Sieve:
         logits = marginals.clamp_min(_LEAST).log().T.reshape(1, -1, len(rows), len(columns))
         if self.step == 1:
             return logits
-        # The pixels sit at 0, 2, 4, …: with the last one repeated, interpolation from corner to corner fits.
+        # With steps of 2 the pixels sit at 0, 2, 4, …: with the last one repeated, interpolation from corner to
+        # corner fits.
         size = (self.step * len(rows) + 1, self.step * len(columns) + 1)
         padded = F.pad(logits, (0, 1, 0, 1), mode="replicate")
         enlarged = F.interpolate(padded, size=size, mode="bilinear", align_corners=True)

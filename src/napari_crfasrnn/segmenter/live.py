@@ -283,6 +283,10 @@ class LiveRefinement:
         reach = min(math.ceil(_SKETCHED_WIDTHS * self._model.crf.settings.theta_alpha), _LARGEST_REACH)
         return grown(window, reach, self.plane_shape)
 
+    def _check(self, name: str, strokes: Strokes, window: Box) -> Strokes:
+        shape = (window[2] - window[0], window[3] - window[1])
+        return checked_strokes(name, strokes, shape, self._model.n_labels)
+
     def _needed(self, window: Box, *strokes: Strokes) -> NDArray[np.bool_]:  # [L]
         """Return the labels that a preview cannot do without: those painted, and those that win now."""
         y0, x0, y1, x1 = window
@@ -334,22 +338,28 @@ class LiveRefinement:
         refined = run_crf(self._model, unary, prepared, stop_if(cancel))
         return _State(strokes, refined, labels_of(refined, strokes))
 
-    def _check(self, name: str, strokes: Strokes, window: Box) -> Strokes:
-        """Return a copy, which the caller cannot write to."""
-        expected = (window[2] - window[0], window[3] - window[1])
-        dtype = np.dtype(label_dtype(self._model.n_labels))
-        if strokes.shape != expected or strokes.dtype != dtype:
-            raise ValueError(
-                f"{name} must be {dtype} of shape {expected}, that of the window of the box, "
-                f"got {strokes.dtype} of shape {strokes.shape}"
-            )
-        painted = strokes[strokes != ignore_value(dtype)]
-        if painted.size and int(painted.max()) >= self._model.n_labels:
-            raise ValueError(
-                f"{name} must be places in the class table, 0 to {self._model.n_labels - 1}, "
-                f"or {ignore_value(dtype)} where nothing is painted, got {int(painted.max())}"
-            )
-        return strokes.copy()
+
+def checked_strokes(name: str, strokes: Strokes, shape: tuple[int, int], n_labels: int) -> Strokes:
+    """Return a copy of strokes, which the caller cannot write to.
+
+    Raises
+    ------
+    ValueError
+        If shape, type or a label does not fit.
+    """
+    dtype = np.dtype(label_dtype(n_labels))
+    if strokes.shape != shape or strokes.dtype != dtype:
+        raise ValueError(
+            f"{name} must be {dtype} of shape {shape}, that of the window of the box, "
+            f"got {strokes.dtype} of shape {strokes.shape}"
+        )
+    painted = strokes[strokes != ignore_value(dtype)]
+    if painted.size and int(painted.max()) >= n_labels:
+        raise ValueError(
+            f"{name} must be places in the class table, 0 to {n_labels - 1}, "
+            f"or {ignore_value(dtype)} where nothing is painted, got {int(painted.max())}"
+        )
+    return strokes.copy()
 
 
 def labels_of(

@@ -31,7 +31,7 @@ def known_classes(model: SegmentationModel, project: Project) -> list[bool]:
     return [renamed.get(spec.name, spec.name) in known for spec in project.classes]
 
 
-def told_apart(student: SegmentationModel, known: Sequence[bool]) -> list[bool]:
+def told_apart(student: SegmentationModel, known: Sequence[bool], has_network: bool) -> list[bool]:
     """Return for each class whether a model can tell it before it learnt a label of it.
 
     Where experts speak for all classes, the network, which knows a background, has no say; what they
@@ -41,7 +41,6 @@ def told_apart(student: SegmentationModel, known: Sequence[bool]) -> list[bool]:
     if student.panel is not None:
         speaks_for = student.panel.speaks_for or range(student.n_labels)
         remembered = {speaks_for[column] for column in student.panel.memory.column.tolist()}
-    has_network = sum(known) > 1
     return [value in remembered or (is_known and has_network) for value, is_known in enumerate(known)]
 
 

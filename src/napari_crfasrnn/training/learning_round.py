@@ -504,5 +504,5 @@ class _Round:
         for plane in self.planes:
             present |= set(np.unique(plane.training).tolist())
         self.labelled = [value in present for value in range(self.student.n_labels)]
-        known = told_apart(self.student, self.known)
+        known = told_apart(self.student, self.known, self.knows)
         self.notes += round_notes.missing_classes(self.student.classes, self.labelled, known)

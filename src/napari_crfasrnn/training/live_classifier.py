@@ -18,24 +18,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_crfasrnn.classes import ignore_value
+from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.experts import FeatureMaps, Panel, Sieve
 from napari_crfasrnn.experts.features import FINE
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
-from napari_crfasrnn.segmenter.live import Refined, Strokes, labels_of, takes_whole
+from napari_crfasrnn.segmenter.live import Refined, Strokes, checked_strokes, labels_of, takes_whole
 from napari_crfasrnn.segmenter.refining import Box, crf_plane, hold, run_crf
 from napari_crfasrnn.training.growing import Pixels
 from napari_crfasrnn.training.panel_learner import PanelLearner
 from napari_crfasrnn.training.panel_tiles import cautious_crf, is_kind, wide_crf
-from napari_crfasrnn.training.planes import balanced
+from napari_crfasrnn.training.planes import any_of, balanced
 
 MOST_PIXELS = 1 << 22  # of a plane that is labelled as a whole
 _CONFIG = TrainConfig(seed=0, max_iterations=60)
 _TREES = 16  # of each forest
-_MAX_PIXELS = 3_000  # to learn from each plane
+_MAX_PIXELS = 3_000  # to learn of all planes
+_MOST_KEPT, _KEEP = (
+    600,
+    0.1,
+)  # of each class: pixels of the last answer, and what they weigh beside its strokes
 _GROUPS = (*FINE, 32)  # features that the panel reads
 
 
@@ -45,20 +50,33 @@ class StrokeLesson:
 
     Attributes
     ----------
+    y, x
+        [N] where they are.
     labels
         [N] what was painted.
     rows
         [N, d] features.
     """
 
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
     labels: NDArray[np.int64]
     rows: Tensor
+
+    def select(self, which: NDArray[np.bool_]) -> StrokeLesson:
+        """Return some of the pixels, of a mask [N]."""
+        return StrokeLesson(
+            self.y[which], self.x[which], self.labels[which], self.rows[torch.from_numpy(which)]
+        )
 
 
 class LiveClassifier:
     """One plane, labelled anew from its strokes whenever one ends.
 
     It has the verbs of `LiveRefinement`, but no previews. To be used by one thread at a time.
+
+    What it answered last counts for a little, as long as only strokes were added since: a stroke that says
+    the opposite of what was seen right would otherwise turn all of the plane over.
 
     Parameters
     ----------
@@ -101,14 +119,16 @@ class LiveClassifier:
                 f"{self._size[0]} x {self._size[1]} pixels and {type(model.network).__name__}"
             )
         plane = torch.from_numpy(image)[None].to(model.device)
-        self.lesson = StrokeLesson(np.empty(0, np.int64), torch.empty(0))
         self._elsewhere = tuple(elsewhere)
+        self._last: tuple[Strokes, Tensor] | None = None  # what was answered last, logits [1, L, H, W]
         self._model, self._plane = model, crf_plane(model, plane)
         self._maps = FeatureMaps(model.network, model.preprocess(plane), self._size, cancel)
         # Of larger planes the features are coarser than what a CRF could mend.
         crfs = (wide_crf, cautious_crf) if takes_whole(self._size) else ()
         self._models = [model.with_crf(crf(model.n_labels).to(model.device)) for crf in crfs]
-        self._prepared: dict[int, PreparedImage] = {}  # of each of these
+        self._prepared: dict[CrfRnn, PreparedImage] = {}  # made when first needed
+        dtype = label_dtype(model.n_labels)
+        self.lesson = self._read(np.full(self._size, ignore_value(dtype), dtype))
 
     @staticmethod
     def takes(model: SegmentationModel, plane_shape: tuple[int, int]) -> bool:
@@ -120,16 +140,15 @@ class LiveClassifier:
         return (0, 0, *self._size)
 
     def exact(self, box: Box, strokes: Strokes, before: Strokes, *, cancel: Cancel | None = None) -> Refined:
-        """Label the plane from its strokes; the same strokes give the same labels.
+        """Label the plane from its strokes.
 
         Parameters
         ----------
         box
             What the last stroke lies in; it does not matter where that is.
-        strokes
-            ``[H, W]`` all that is painted now, the ignore value elsewhere.
-        before
-            What was before the last stroke; it does not matter.
+        strokes, before
+            ``[H, W]`` all that is painted now, and what was before the last stroke; the ignore value
+            elsewhere.
         cancel
             Asked all the time.
 
@@ -139,29 +158,62 @@ class LiveClassifier:
 
         Raises
         ------
+        ValueError
+            If a shape, a type or a label does not fit.
         Cancelled
             If ``cancel`` said so.
         """
-        self.lesson = self._read(strokes)
-        lessons = [each for each in (self.lesson, *self._elsewhere) if len(each.labels)]
-        whole = (0, 0, *self._size)
-        if len({*np.concatenate([each.labels for each in lessons] or [self.lesson.labels]).tolist()}) < 2:
-            unknown = torch.zeros(self._model.n_labels, *self._size)
-            return Refined(whole, strokes.copy(), np.zeros(self._size, bool), unknown)
+        n_labels, whole = self._model.n_labels, (0, 0, *self._size)
+        strokes, before = (
+            checked_strokes(name, each, self._size, n_labels)
+            for name, each in (("strokes", strokes), ("before", before))
+        )
+        last = self._last[1] if self._last is not None and np.array_equal(self._last[0], before) else None
+        self.lesson, self._last = self._read(strokes), None
+        labels, rows = self._taught_pixels()
+        if len(np.unique(labels)) < 2:
+            unknown = torch.zeros(n_labels, *self._size)
+            return Refined(whole, strokes, np.zeros(self._size, bool), unknown)
+        pixels = Pixels(rows, torch.from_numpy(labels), torch.ones(len(labels)))
+        if last is not None:
+            pixels = Pixels.joined([pixels, self._kept(last, strokes, labels)])
         sieve = Sieve.of_image(self._size, quick=True)
-        judged = self._taught(lessons, cancel).judge(self._maps, sieve, cancel)
+        judged = self._taught(pixels, cancel).judge(self._maps, sieve, cancel)
         logits = self._refined(sieve.spread(judged), strokes, cancel)
+        self._last = strokes, logits
         return Refined(whole, labels_of(logits, strokes), np.ones(self._size, bool), logits[0])
 
     def _read(self, strokes: Strokes) -> StrokeLesson:
         y, x = np.nonzero(strokes != ignore_value(strokes.dtype))
         labels = strokes[y, x].astype(np.int64)
         some = balanced(labels, _MAX_PIXELS, np.random.default_rng(_CONFIG.seed))
-        return StrokeLesson(labels[some], self._maps.at(y[some], x[some], _GROUPS))
+        y, x = y[some], x[some]
+        return StrokeLesson(y, x, labels[some], self._maps.at(y, x, _GROUPS))
 
-    def _taught(self, lessons: Sequence[StrokeLesson], cancel: Cancel | None) -> Panel:
-        column = torch.from_numpy(np.concatenate([each.labels for each in lessons]))
-        pixels = Pixels(torch.cat([each.rows for each in lessons]), column, torch.ones(len(column)))
+    def _taught_pixels(self) -> tuple[NDArray[np.int64], Tensor]:
+        """Return labels [N] and features [N, d] of some painted pixels of all planes."""
+        lessons = (self.lesson, *self._elsewhere)
+        labels = np.concatenate([each.labels for each in lessons])
+        some = balanced(labels, _MAX_PIXELS, np.random.default_rng(_CONFIG.seed))
+        return labels[some], torch.cat([each.rows for each in lessons])[torch.from_numpy(some)]
+
+    def _kept(self, last: Tensor, strokes: Strokes, labels: NDArray[np.int64]) -> Pixels:
+        """Return pixels that nobody painted as they were seen last, the less weighty the less sure."""
+        chances, seen = last[0].softmax(0).topk(2, dim=0)
+        sure, given = (chances[0] - chances[1]).cpu().numpy(), seen[0].cpu().numpy()
+        random, is_free = np.random.default_rng(_CONFIG.seed), strokes == ignore_value(strokes.dtype)
+        parts = []
+        for value, n_painted in zip(*np.unique(labels, return_counts=True), strict=True):
+            y, x = np.nonzero((given == value) & is_free)
+            some = any_of(len(y), _MOST_KEPT, random)
+            y, x = y[some], x[some]
+            weight = sure[y, x].astype(np.float64)
+            weight *= _KEEP * n_painted / max(weight.sum(), 1e-9)
+            column = torch.full((len(y),), int(value))
+            parts.append(Pixels(self._maps.at(y, x, _GROUPS), column, torch.from_numpy(weight).float()))
+        return Pixels.joined(parts)
+
+    def _taught(self, pixels: Pixels, cancel: Cancel | None) -> Panel:
         learner = PanelLearner(
             self._model.n_labels, None, pixels, False, False, _CONFIG, cancel, n_trees=_TREES
         )
@@ -186,6 +238,6 @@ class LiveClassifier:
 
     def _kernels(self, model: SegmentationModel, cancel: Cancel | None) -> PreparedImage:
         """Return the kernels of the plane, made when first needed."""
-        if id(model) not in self._prepared:
-            self._prepared[id(model)] = model.crf.prepare(self._plane, on_step=stop_if(cancel))
-        return self._prepared[id(model)]
+        if model.crf not in self._prepared:
+            self._prepared[model.crf] = model.crf.prepare(self._plane, on_step=stop_if(cancel))
+        return self._prepared[model.crf]

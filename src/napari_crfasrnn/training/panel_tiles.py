@@ -122,7 +122,7 @@ def is_kind(
         kept += _counts(first[agreed & (classes == first)], n_labels)
     visible, plain, there = before >= _VISIBLE * before.sum(), sure >= _PLAIN * before.sum(), right > 0
     return bool(
-        np.mean(np.minimum(after[visible] / before[visible], 1)) >= _SURVIVAL
+        np.sum(np.minimum(after[visible] / before[visible], 1)) >= _SURVIVAL * visible.sum()
         and (left[plain] >= _SURVIVAL * sure[plain]).all()
         and np.sum(kept[there] / right[there]) >= _KEPT * there.sum()
     )

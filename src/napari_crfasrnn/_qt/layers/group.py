@@ -172,15 +172,15 @@ class LabelGroup:
 
     def _set(self, box: tuple[int | slice, ...], labels: NDArray[Any], where: NDArray[np.bool_]) -> None:
         """Replace some labels of a box, as one undo step."""
-        key = places_in(box, where)
-        if isinstance(key[-1], np.ndarray):
-            with self.combined.block_history():
+        key = places_in(box, where, self.labels.itemsize)
+        with self.combined.block_history():  # told when it is written, in a step of its own
+            if isinstance(key[-1], np.ndarray):
                 self.combined.data_setitem(key, labels[where], refresh=False)
-            return
-        before = self.labels[key].copy()  # napari's history takes what indexes an array
-        after = np.where(where, labels, before)
-        self.combined._save_history((key, before, after))
-        self.labels[key] = after
+                return
+            before = self.labels[key].copy()  # napari's history takes whatever indexes an array
+            after = np.where(where, labels, before)
+            self.combined._save_history((key, before, after))
+            self.labels[key] = after
 
     def flush(self) -> None:
         """Take what was written to class layers into the undo history, unless a stroke still goes on."""

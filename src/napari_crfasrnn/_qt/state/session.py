@@ -40,6 +40,9 @@ KNOWS_NONE = "This model knows none of your classes: paint a little of each, and
 PAINT_EACH = (
     "Paint a little of each class and of the background: the rest follows (Live). Then let the model learn."
 )
+PAINT_ANOTHER = "Now a little of another class, or of the background: then the rest of the image follows."
+PAINT_WRONG = "Paint where this is wrong, and it follows anew. Then let the model learn."
+TO_PAINT = (PAINT_EACH, PAINT_ANOTHER, PAINT_WRONG)  # one after the other, until the first round
 
 
 class Session:
@@ -214,7 +217,7 @@ class Session:
         self.table.locked = True
         self.tasks.lines.pop("correct", None)
         advice = self.tasks.lines.get("classes")
-        if advice is not None and advice.text in (BESIDE, PAINT_EACH):
+        if advice is not None and advice.text in (BESIDE, *TO_PAINT):
             self.tasks.say("classes", "")
         parent, first = self.rounds.parent_of(self.shelf.choice)
         base = self.shelf.get(first) if parent else None

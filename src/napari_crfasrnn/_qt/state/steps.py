@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from napari_crfasrnn.edits import Box, Mask, Places
@@ -66,11 +67,19 @@ class BaselineChange:
     before: NDArray[Any]  # labels of these places
     after: NDArray[Any]
     step: object
+    where: NDArray[np.uint8] | None = (
+        None  # of a box, the pixels, eight in a byte; the others are not its own
+    )
     in_force: bool = True
 
     def put(self, work: Work, *, back: bool) -> None:
         """Bring it into the baseline, or take it out again."""
-        work.baseline[self.places] = self.before if back else self.after
+        values = self.before if back else self.after
+        if self.where is None:
+            work.baseline[self.places] = values
+            return
+        own = np.unpackbits(self.where, count=values.size).reshape(values.shape)
+        np.copyto(work.baseline[self.places], values, where=own.astype(bool))
 
 
 class Steps:

@@ -29,7 +29,6 @@ from napari_crfasrnn.edits import (
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
-    from napari_crfasrnn._qt.state.engine import ModelRequest
     from napari_crfasrnn.segmenter import Segmentation
     from napari_crfasrnn.training import StrokeLesson
 
@@ -89,7 +88,7 @@ class Work:
     accepted
         ``verified`` as it was before the whole image was accepted, while it is.
     lessons
-        What Live learnt from the strokes of each plane, and by the features of which model.
+        What Live learnt from the strokes of each plane, and the source of the model whose features it read.
     """
 
     image: ImageInput
@@ -99,7 +98,7 @@ class Work:
     entropy: NDArray[np.float32] | None = None
     before_crf: Labels | None = None
     accepted: Mask | None = None
-    lessons: dict[PlaneIndex, tuple[ModelRequest, StrokeLesson]] = field(default_factory=dict)
+    lessons: dict[PlaneIndex, tuple[object, StrokeLesson]] = field(default_factory=dict)
     _steps: Steps = field(default_factory=Steps)
     _claims: list[tuple[Places, Labels, Labels]] = field(default_factory=list)  # of a stroke that goes on
     _revisions: list[Revision] = field(default_factory=list)
@@ -255,11 +254,11 @@ class Work:
         if not where.any():
             return
         (y, x), (height, width) = corner, where.shape
-        places = places_in((*index, slice(y, y + height), slice(x, x + width)), where)
+        box: tuple[int | slice, ...] = (*index, slice(y, y + height), slice(x, x + width))
+        places = places_in(box, where, self.labels.itemsize)
         before, after = self.baseline[places].copy(), self.labels[places].copy()
-        if before.shape == where.shape:  # all of the box
-            after = np.where(where, after, before)
-        change = BaselineChange(places, before, after, step)
+        own = np.packbits(where) if isinstance(places[-1], slice) else None
+        change = BaselineChange(places, before, after, step, own)
         change.put(self, back=False)
         self._steps.add(change)
 
@@ -271,6 +270,27 @@ class Work:
             self.entropy = np.full(self.labels.shape, np.nan, np.float32)
         if self.entropy is not None:
             self.entropy[index][part] = np.where(self.held(index, part), 0.0, entropy)
+
+    def forget_entropy(self, index: PlaneIndex) -> None:
+        """Know of no uncertainty of a plane any more."""
+        if self.entropy is not None:
+            self.entropy[index] = np.nan
+            if not np.isfinite(self.entropy).any():
+                self.entropy = None
+
+    def has_guesses(self, index: PlaneIndex) -> bool:
+        """Whether a model has a say in the labels of a plane: not all of them are strokes."""
+        return bool((self.baseline[index] != ignore_value(self.baseline.dtype)).any())
+
+    def standing_lessons(self, source: object, without: PlaneIndex | None) -> list[StrokeLesson]:
+        """Return what Live learnt of planes but one, by a model's features, as far as it is painted still."""
+        found = []
+        for index, (read_by, lesson) in self.lessons.items():
+            if read_by == source and index != without:
+                there = lesson.y, lesson.x
+                stands = self.held(index, there) & (self.labels[index][there] == lesson.labels)
+                found.append(lesson.select(stands))
+        return found
 
     def is_segmented(self, index: PlaneIndex) -> bool:
         """Whether there is an uncertainty of a plane."""
