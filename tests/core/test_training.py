@@ -602,8 +602,10 @@ class TestStopping:
             return False
 
         few = QUICK.model_copy(update={"max_iterations": 4})
-        fine_tune(starter, coins_project, few, cancel=count)
-        times = asked
+        for _ in range(2):  # the first round may import, and asks all the time while it waits
+            asked = 0
+            fine_tune(starter, coins_project, few, cancel=count)
+        times = 3 * asked // 4  # on a busy machine it waits longer, and asks more often
         assert times > 8  # often, and so soon heard
         image = data.coins()[:128, :128]
         unlearnt = weights(starter.with_classes(TWO))

@@ -63,7 +63,7 @@ class Sieve:
         logits = marginals.clamp_min(_LEAST).log().T.reshape(1, -1, len(rows), len(columns))
         if self.step == 1:
             return logits
-        # With steps of 2 the pixels sit at 0, 2, 4, …: with the last one repeated, interpolation from corner to
+        # The first pixel of each step is judged: with the last one repeated, interpolation from corner to
         # corner fits.
         size = (self.step * len(rows) + 1, self.step * len(columns) + 1)
         padded = F.pad(logits, (0, 1, 0, 1), mode="replicate")
