@@ -187,6 +187,12 @@ def test_a_round_takes_its_place(painter) -> None:
     shown = painter.labels.copy()
     assert painter.do(painter.widget.learn) == "learn"
     np.testing.assert_array_equal(painter.labels, shown)
+    # Beside it are the labels that are there: the starter would make up discs.
+    assert painter.do(lambda: painter.click(painter.widget.learning.compare)) == "compare"
+    assert painter.line("learn").startswith("Left: The labels now. Right: ")
+    changes = painter.bench.comparing.changes
+    assert changes.where.mean() < 0.1
+    painter.bench.comparing.end()
     painter.click(painter.widget.learning.keep)
     painter.settle()
     assert STILL_EARLIER in painter.widget.learning.message.label.text()
@@ -215,3 +221,27 @@ def test_squares_are_corrected_before_any_round(painter) -> None:
     stroke(painter, 0, (110, 60), (112, 80))
     assert (painter.labels[verified] == before[verified]).all()
     assert overlap(painter.labels) > 0.85
+
+
+def test_a_class_that_goes_takes_no_count_of_other_images_away(painter) -> None:
+    stroke(painter, 1, (28, 24), (32, 36))
+    stroke(painter, 0, (60, 8), (62, 40))
+    first = painter.bench.key
+    assert painter.do(painter.widget.learn) == "learn"
+    painter.click(painter.widget.learning.keep)
+    painter.settle()
+    learnt = painter.session.numbers[first]
+    assert learnt.n_learnt == learnt.summary.n_labelled > 100
+    painter.viewer.add_image(discs(3), name="another")
+    painter.settle()
+    painter.session.add_class("dirt")
+    painter.bench.set_live(False)
+    painter.bench.paint_with(2)
+    painter.drag((60, 60), (60, 80))
+    painter.settle()
+    painter.session.delete_class(2)
+    painter.settle()
+    painter.wait(lambda: first in painter.session.numbers)
+    after = painter.session.numbers[first]
+    assert (after.n_learnt, after.summary) == (learnt.n_learnt, learnt.summary)
+    assert painter.widget.learning.note.text().startswith(f"{learnt.summary.n_labelled:,} px in 1 image")

@@ -262,9 +262,9 @@ def test_classes_of_ones_own_are_two_steps_away(user: Any, monkeypatch: pytest.M
     monkeypatch.setattr(QInputDialog, "getText", lambda *args, **kwargs: ("nucleus, cell", True))
     painted = user.labels == 1
     assert painted.any()
-    user.widget.classes.own.menu().actions()[0].trigger()
+    user.widget.classes.own.click()
     assert user.session.table.names == ("background", "cell", "debris")
-    user.widget.classes.own.menu().actions()[0].trigger()
+    user.widget.classes.own.click()
     user.settle()
     assert user.session.table.names == ("background", "nucleus", "cell")
     np.testing.assert_array_equal(user.labels == 2, painted)

@@ -330,5 +330,3 @@ def test_no_two_buttons_look_alike_and_each_has_a_name(user) -> None:
             assert button.toolTip()
             assert button.width() >= button.minimumSizeHint().width()  # what is on it is to be read
         assert sorted(text for text in texts if texts.count(text) > 1) == []
-    (entry,) = user.widget.classes.own.menu().actions()
-    assert entry.text().startswith("My classes")

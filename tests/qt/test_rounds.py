@@ -618,7 +618,8 @@ def test_what_is_too_few_to_tell_is_not_plotted_either(teacher: User) -> None:
     lessons, learning = teacher.session.lessons, teacher.widget.learning
     lessons.history = [TrainStep(1, 2, 0.9, 0.4, 0.1), TrainStep(2, 2, 0.5, 1.0, 0.2)]
     for n_areas, plotted in ((1, []), (99, [0.4, 1.0])):
-        lessons.report = replace(lessons.report, n_locked_areas=n_areas, n_locked_pixels=9999)
+        report = replace(lessons.report, notes=(), contradictions=())  # they would take its room
+        lessons.report = replace(report, n_locked_areas=n_areas, n_locked_pixels=9999)
         teacher.bench.changed.emit()
         QTest.qWait(50)
         _, overlap = learning.plot._iou.getData()

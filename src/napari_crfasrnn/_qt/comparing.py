@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.workbench import Workbench
 
 MOST_NAMED = 2  # classes in the line; those that changed most
+NOW = "The labels now"
 WORK = ("segment", "refine", "learn", "open")  # tasks that go on with the work
 NO_PLANES = "Rounds are compared on a slice: show the image in 2-D, not turned."
 
@@ -65,9 +66,12 @@ class Comparing:
                 session.tasks.say("learn", "Another image is shown by now: nothing to compare.")
                 return
             classes = session.table.classes
+            titles = [choice.title.split(":")[0] for choice in choices]  # what it is for takes much room
+            if bench.work is not None and session.table.is_unknown_to(choices[0].class_names):
+                # What a model makes of classes that it does not know is nothing that anybody has seen.
+                first, titles[0] = bench.work.labels[index].copy(), NOW
             self.changes = compare_labels(first, second, len(classes))
             self._where = key, index
-            titles = [choice.title.split(":")[0] for choice in choices]  # what it is for takes much room
             self._comparison.show(
                 bench.image, index, image.shape, (first, second), self.changes.where, classes, titles
             )

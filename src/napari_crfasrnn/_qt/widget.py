@@ -349,7 +349,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     def _compare_undecided(self, number: int) -> None:
         one = self.session.rounds.get(number)
         if one is not None:
-            self._bench.comparing.start(one.started_from, f"{PREFIX}{number}")
+            self._bench.comparing.start(present.before(one), f"{PREFIX}{number}")
 
     def _compare_round(self, number: int) -> None:
         in_use = self.session.shelf.choice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QButtonGroup, QInputDialog, QMenu, QToolButton, QWidget
+from qtpy.QtWidgets import QButtonGroup, QInputDialog, QWidget
 
 from napari_crfasrnn._qt.panels.class_table import ClassTable
 from napari_crfasrnn._qt.panels.look import Theme
@@ -27,13 +27,14 @@ class ClassesPanel(Section):
         self.add.clicked.connect(self._ask_name)
         self.delete = tool_button("−", "Delete the selected class; its pixels become unlabelled")
         self.delete.clicked.connect(self._delete_selected)
-        self.own = tool_button("⋯", "More: begin with classes of your own, which is best for micrographs")
-        self.own.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
-        menu = QMenu(self.own)
-        menu.addAction("My classes instead of the model's…", self.own_wanted.emit)
-        self.own.setMenu(menu)
+        self.own = tool_button(
+            "Mine…", "Begin with classes of your own instead of the model's, which is best for micrographs"
+        )
+        self.own.clicked.connect(self.own_wanted)
         self.per_class = tool_button("per class", "A layer for each class in the image", checkable=True)
         self.combined = tool_button("combined", "One layer with all classes, alone", checkable=True)
+        for tool in (self.add, self.delete, self.own, self.per_class, self.combined):  # they fill 300 pixels
+            tool.setObjectName("slim")
         modes = QButtonGroup(self)
         modes.setExclusive(True)
         modes.addButton(self.per_class)

@@ -390,21 +390,25 @@ class Session:
         change, kept = self.table.adopting(classes, held)
         self.table.replace(change.classes, change.origins, change.new_values)
         self.table.locked = True
-        self._remap(change.new_values, n_before)
+        self._remap(change.new_values, n_before, replaced)
         self.storage.set_classes(self.table.classes, change.mapping)
         return kept
 
-    def _remap(self, new_values: Sequence[int | None] | None, n_before: int) -> None:
+    def _remap(
+        self, new_values: Sequence[int | None] | None, n_before: int, replaced: str | None = None
+    ) -> None:
         n_classes = len(self.table.classes)
         values = list(range(n_before)) if new_values is None else list(new_values)
         same = values == list(range(n_before))
         if not same:
-            self.standing.forget_lessons()
+            self.standing.remap_lessons(values, n_classes)
         for key, work in list(self.works.items()):
             if not same or n_classes > ignore_value(work.labels.dtype):
                 self.works[key] = work.remapped(values, n_classes)
                 self.counts.forget(key)
             self.touched.emit(key)
+        # Those that are not in view, too; but not one whose labels are just being replaced.
+        self.counts.count_learnt(self._model_name, [key for key in self.works if key != replaced])
         self.changed.emit()
 
     def _on_model_chosen(self) -> None:

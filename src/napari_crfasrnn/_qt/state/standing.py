@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex
 from napari_crfasrnn.classes import ignore_value
+from napari_crfasrnn.edits import remap_labels
 
 _MOST = 3  # models whose lessons are remembered: the one in use, the one before it, and what was just learnt
 
@@ -19,11 +22,13 @@ class Standing:
     def clear(self) -> None:
         """Forget everything."""
         self._model_of: dict[str, dict[PlaneIndex, str]] = {}  # whole stacks have the index ()
-        self.forget_lessons()
-
-    def forget_lessons(self) -> None:
-        """Forget what the models were taught: the values of the classes have changed, say."""
         self._lessons: dict[str, dict[str, Labels]] = {}
+
+    def remap_lessons(self, new_values: Sequence[int | None], n_classes: int) -> None:
+        """Let what the models were taught follow a change of the class table, as `remap_labels` does."""
+        for lessons in self._lessons.values():
+            for key, labels in lessons.items():
+                lessons[key] = remap_labels(labels, new_values, n_classes)
 
     def forget(self, key: str) -> None:
         """Forget which model the labels of an image are of: none any more."""

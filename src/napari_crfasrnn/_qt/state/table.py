@@ -76,6 +76,11 @@ class ClassTable:
         """Whether there are classes beside the first, and the chosen model knows none of these."""
         return len(self.classes) > 1 and not any(self.origins[1:])
 
+    def is_unknown_to(self, model_names: Sequence[str]) -> bool:
+        """Whether a model with classes of these names knows none of those beside the first."""
+        former = [old for name in self.names[1:] for old in self._former.get(name, ())]
+        return len(self.classes) > 1 and not {*self.names[1:], *former} & set(model_names)
+
     def key_of(self, value: int) -> int | None:
         """Return the number key of a class."""
         return next((key for key, v in self.keys.items() if v == value), None)
