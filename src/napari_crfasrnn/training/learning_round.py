@@ -21,13 +21,7 @@ from napari_crfasrnn.training.crf_tuning import CrfTuner
 from napari_crfasrnn.training.doubts import find_contradictions, mistaken_classes
 from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.head import SETTLED, HeadLearner, n_iterations
-from napari_crfasrnn.training.known_classes import (
-    TAUGHT,
-    known_classes,
-    may_begin_anew,
-    told_apart,
-    with_classes_of,
-)
+from napari_crfasrnn.training.known_classes import TAUGHT, known_classes, may_begin_anew, with_classes_of
 from napari_crfasrnn.training.outvoted import Votes
 from napari_crfasrnn.training.panel_head import HeadStudent, n_steps, with_head
 from napari_crfasrnn.training.panel_lesson import PanelLesson
@@ -504,5 +498,4 @@ class _Round:
         for plane in self.planes:
             present |= set(np.unique(plane.training).tolist())
         self.labelled = [value in present for value in range(self.student.n_labels)]
-        known = told_apart(self.student, self.known, self.knows)
-        self.notes += round_notes.missing_classes(self.student.classes, self.labelled, known)
+        self.notes += round_notes.missing_classes(self.student, self.labelled, self.known, self.knows)

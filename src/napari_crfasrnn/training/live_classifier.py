@@ -70,6 +70,21 @@ class StrokeLesson:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What was made of some strokes: labels [H, W], and how much likelier than the next they are, 0..1."""
+
+    strokes: Strokes
+    labels: Strokes
+    sure: NDArray[np.float16]
+
+    @classmethod
+    def of(cls, strokes: Strokes, logits: Tensor) -> _Answer:
+        chances, labels = logits[0].softmax(0).topk(2, dim=0)
+        sure = (chances[0] - chances[1]).half()
+        return cls(strokes, labels[0].cpu().numpy().astype(strokes.dtype), sure.cpu().numpy())
+
+
 class LiveClassifier:
     """One plane, labelled anew from its strokes whenever one ends.
 
@@ -120,7 +135,7 @@ class LiveClassifier:
             )
         plane = torch.from_numpy(image)[None].to(model.device)
         self._elsewhere = tuple(elsewhere)
-        self._last: tuple[Strokes, Tensor] | None = None  # what was answered last, logits [1, L, H, W]
+        self._last: _Answer | None = None
         self._model, self._plane = model, crf_plane(model, plane)
         self._maps = FeatureMaps(model.network, model.preprocess(plane), self._size, cancel)
         # Of larger planes the features are coarser than what a CRF could mend.
@@ -168,7 +183,7 @@ class LiveClassifier:
             checked_strokes(name, each, self._size, n_labels)
             for name, each in (("strokes", strokes), ("before", before))
         )
-        last = self._last[1] if self._last is not None and np.array_equal(self._last[0], before) else None
+        last = self._last if self._last is not None and np.array_equal(self._last.strokes, before) else None
         self.lesson, self._last = self._read(strokes), None
         labels, rows = self._taught_pixels()
         if len(np.unique(labels)) < 2:
@@ -180,7 +195,7 @@ class LiveClassifier:
         sieve = Sieve.of_image(self._size, quick=True)
         judged = self._taught(pixels, cancel).judge(self._maps, sieve, cancel)
         logits = self._refined(sieve.spread(judged), strokes, cancel)
-        self._last = strokes, logits
+        self._last = _Answer.of(strokes, logits)
         return Refined(whole, labels_of(logits, strokes), np.ones(self._size, bool), logits[0])
 
     def _read(self, strokes: Strokes) -> StrokeLesson:
@@ -197,17 +212,15 @@ class LiveClassifier:
         some = balanced(labels, _MAX_PIXELS, np.random.default_rng(_CONFIG.seed))
         return labels[some], torch.cat([each.rows for each in lessons])[torch.from_numpy(some)]
 
-    def _kept(self, last: Tensor, strokes: Strokes, labels: NDArray[np.int64]) -> Pixels:
+    def _kept(self, last: _Answer, strokes: Strokes, labels: NDArray[np.int64]) -> Pixels:
         """Return pixels that nobody painted as they were seen last, the less weighty the less sure."""
-        chances, seen = last[0].softmax(0).topk(2, dim=0)
-        sure, given = (chances[0] - chances[1]).cpu().numpy(), seen[0].cpu().numpy()
         random, is_free = np.random.default_rng(_CONFIG.seed), strokes == ignore_value(strokes.dtype)
         parts = []
         for value, n_painted in zip(*np.unique(labels, return_counts=True), strict=True):
-            y, x = np.nonzero((given == value) & is_free)
+            y, x = np.nonzero((last.labels == value) & is_free)
             some = any_of(len(y), _MOST_KEPT, random)
             y, x = y[some], x[some]
-            weight = sure[y, x].astype(np.float64)
+            weight = last.sure[y, x].astype(np.float64)
             weight *= _KEEP * n_painted / max(weight.sum(), 1e-9)
             column = torch.full((len(y),), int(value))
             parts.append(Pixels(self._maps.at(y, x, _GROUPS), column, torch.from_numpy(weight).float()))

@@ -8,7 +8,7 @@ from napari_crfasrnn.classes import ClassSpec
 from napari_crfasrnn.experts import REST
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.project import Project
-from napari_crfasrnn.training.known_classes import TAUGHT
+from napari_crfasrnn.training.known_classes import TAUGHT, told_apart
 from napari_crfasrnn.training.report import LockedScore
 
 DIVERGED = "the loss was no longer a number, so learning stopped and the best weights before that were kept"
@@ -22,16 +22,17 @@ def left_out(n_planes: int, n_read: int) -> str:
 
 
 def missing_classes(
-    classes: Sequence[ClassSpec], labelled: Sequence[bool], known: Sequence[bool]
+    student: SegmentationModel, labelled: Sequence[bool], known: Sequence[bool], has_network: bool
 ) -> list[str]:
     """Return notes where all labels are of one class, or where nothing is labelled of unknown ones."""
+    classes = student.classes
     names = [spec.name for spec, is_there in zip(classes, labelled, strict=True) if is_there]
     if len(names) == 1:
         return [
             f"only {names[0]!r} is labelled: label a little of what is not {names[0]!r}, too, "
             "or it may spread over everything"
         ]
-    rows = zip(classes, labelled, known, strict=True)
+    rows = zip(classes, labelled, told_apart(student, known, has_network), strict=True)
     missing = [repr(spec.name) for spec, is_there, is_known in rows if not (is_there or is_known)]
     if not missing:
         return []
