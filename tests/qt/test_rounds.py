@@ -15,7 +15,7 @@ from window_user import User
 from napari_crfasrnn import Project, Segmenter
 from napari_crfasrnn._qt.comparing import describe
 from napari_crfasrnn._qt.layers.frame import NAME as FRAME
-from napari_crfasrnn._qt.present import STILL_EARLIER, learn_state
+from napari_crfasrnn._qt.present import NOT_KEPT, STILL_EARLIER, learn_state
 from napari_crfasrnn._qt.rounds import describe as describe_round
 from napari_crfasrnn._qt.rounds import round_rows
 from napari_crfasrnn._qt.state.session import BESIDE
@@ -108,6 +108,9 @@ def test_a_round_is_on_the_disk_before_anybody_keeps_it(
     weights = again.network.state_dict()
     assert all(bool((weights[name] == value).all()) for name, value in first.network.state_dict().items())
     assert "round:2" in [choice.name for choice in other.session.shelf.models]
+
+    assert other.widget.correct.message.label.text() == NOT_KEPT  # squares and uncertainty wait for that
+    assert not other.widget.correct.patch.isEnabled()
 
     # It may still be kept, or discarded.
     message = other.widget.learning.message

@@ -58,8 +58,10 @@ KEEP_ROUND, DISCARD_ROUND = "keep-round:", "discard-round:"  # of an earlier ses
 COMPARE_ROUND = "compare-round:"  # likewise, with the model that it began with
 LEARN_FOR = "learn-for:"  # the cure that learns anew with another time limit: its seconds follow
 STILL_EARLIER = "The labels are still the earlier model's."
+NOT_KEPT = "Segment again for squares to correct and the uncertainty: they are not kept in a project."
 NO_IMAGE = "Open an image first."
 SHOW_DOUBT = Cure("next-doubt", "Show", "Go to the first of them; the image is brought into view")
+MOSTLY = 0.5  # of a slice's pixels have labels: a model gave them, in an earlier session
 MAX_REMARKS = 2  # on a round of learning; there is room for no more
 DOING = {
     "segment": "the image is being segmented",
@@ -159,7 +161,7 @@ def correct_state(bench: Workbench) -> CorrectState:
         ),
         before_on=bench.before_on,
         progress=_progress(session.busy, "refine"),
-        message=_message(session, "correct"),
+        message=_correct_message(bench, numbers),
     )
 
 
@@ -322,6 +324,15 @@ def _start_message(bench: Workbench) -> Message:
         return said
     is_said = STILL_EARLIER in _lesson_message(bench).text
     return Message("" if is_said else STILL_EARLIER)
+
+
+def _correct_message(bench: Workbench, numbers: Numbers | None) -> Message:
+    """Return what the section has to say, or else why most of it is grey where there are labels."""
+    said, session = _message(bench.session, "correct"), bench.session
+    is_grey = bench.group is not None and not _is_segmented(bench) and not session.table.is_unknown
+    if said.text or session.busy is not None or not is_grey or numbers is None:
+        return said
+    return Message(NOT_KEPT) if sum(numbers.shares) > MOSTLY else said
 
 
 def _foreign_model(session: Session) -> Message:
