@@ -213,11 +213,14 @@ def test_a_crf_is_kind_to_many_small_classes_too() -> None:
 def test_what_it_does_not_take(model: SegmentationModel) -> None:
     assert LiveClassifier.takes(model, (2048, 2048))
     assert not LiveClassifier.takes(model, (2049, 2048))
+    many = model.with_classes(class_table([f"c{i}" for i in range(40)]))
+    assert LiveClassifier.takes(many, (1024, 1024))
+    assert not LiveClassifier.takes(many, (2048, 2048))
     other = SegmentationModel(
         ModelConfig(architecture="fcn-8s", width=1 / 32, classes=class_table(["a", "b"]))
     )
     assert not LiveClassifier.takes(other, (64, 64))
-    with pytest.raises(ValueError, match="64 x 64 pixels and Fcn8s"):
+    with pytest.raises(ValueError, match="64 x 64 pixels, 2 classes and Fcn8s"):
         LiveClassifier(other, np.zeros((3, 64, 64), np.float32))
 
 

@@ -34,6 +34,7 @@ from napari_crfasrnn.training.panel_tiles import cautious_crf, is_kind, wide_crf
 from napari_crfasrnn.training.planes import any_of, balanced
 
 MOST_PIXELS = 1 << 22  # of a plane that is labelled as a whole
+MOST_SCORES = 1 << 26  # pixels times classes: four bytes each
 _CONFIG = TrainConfig(seed=0, max_iterations=60)
 _TREES = 16  # of each forest
 _MAX_PIXELS = 3_000  # to learn of all planes
@@ -130,8 +131,9 @@ class LiveClassifier:
         self._size = (image.shape[1], image.shape[2])
         if not isinstance(model.network, LiteNetwork) or not self.takes(model, self._size):
             raise ValueError(
-                f"image must be of at most {MOST_PIXELS:,} pixels, and the model an FcnLite or FcnFine; got "
-                f"{self._size[0]} x {self._size[1]} pixels and {type(model.network).__name__}"
+                f"image must be of at most {MOST_PIXELS:,} pixels, fewer with many classes, and the model an "
+                f"FcnLite or FcnFine; got {self._size[0]} x {self._size[1]} pixels, {model.n_labels} classes "
+                f"and {type(model.network).__name__}"
             )
         plane = torch.from_numpy(image)[None].to(model.device)
         self._elsewhere = tuple(elsewhere)
@@ -148,7 +150,9 @@ class LiveClassifier:
     @staticmethod
     def takes(model: SegmentationModel, plane_shape: tuple[int, int]) -> bool:
         """Return whether the encoder of a model has what the panel reads, and a plane is not too large."""
-        return isinstance(model.network, LiteNetwork) and math.prod(plane_shape) <= MOST_PIXELS
+        n_pixels = math.prod(plane_shape)
+        fits = n_pixels <= MOST_PIXELS and n_pixels * model.n_labels <= MOST_SCORES
+        return isinstance(model.network, LiteNetwork) and fits
 
     def exact_window(self, box: Box) -> Box:
         """Return the part of the plane that the answer to strokes within a box looks at: all of it."""
@@ -187,7 +191,7 @@ class LiveClassifier:
         self.lesson, self._last = self._read(strokes), None
         labels, rows = self._taught_pixels()
         if len(np.unique(labels)) < 2:
-            unknown = torch.zeros(n_labels, *self._size)
+            unknown = torch.zeros(()).expand(n_labels, *self._size)
             return Refined(whole, strokes, np.zeros(self._size, bool), unknown)
         pixels = Pixels(rows, torch.from_numpy(labels), torch.ones(len(labels)))
         if last is not None:
@@ -241,9 +245,8 @@ class LiveClassifier:
         if not self._models:
             return logits
         (wide, narrow), on_step = self._models, stop_if(cancel)
-        free = run_crf(
-            wide, logits, self._kernels(wide, cancel), on_step
-        )  # strokes that are held stay anyway
+        # Strokes that are held would stay in any case, and tell nothing.
+        free = run_crf(wide, logits, self._kernels(wide, cancel), on_step)
         refined = free[0].argmax(0).cpu().numpy()
         model = wide if is_kind([logits], [refined], [strokes]) else narrow
         prepared, painted = self._kernels(model, cancel), strokes != ignore_value(strokes.dtype)
