@@ -222,20 +222,20 @@ class Labelling:
             group.class_layers.show_present({*present, *group.class_layers.by_value})
 
     def _on_unpredicted(self, key: str) -> None:
-        self._sketches.add(key)
         group = self.groups.get(key)
         if group is not None:
             group.show_uncertainty(None)
             group.show_before(None)
-            group.set_visible(0, True)
+        self.show_as_strokes(key, True)
 
     def show_as_strokes(self, key: str, only_strokes: bool) -> None:
         """Show the background where all labels are strokes, else hide it."""
         group = self.groups.get(key)
         if not only_strokes:
             self._hide_background(key)
-        elif group is not None:
-            self._sketches.add(key)
+            return
+        self._sketches.add(key)
+        if group is not None:
             group.set_visible(0, True)
 
     def _hide_background(self, key: str) -> None:

@@ -28,7 +28,6 @@ from napari_crfasrnn._qt.state.telling import FITTING, USE
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state import Busy, Numbers, Session
     from napari_crfasrnn._qt.workbench import Workbench
-    from napari_crfasrnn.project import Round
     from napari_crfasrnn.training import PlaceOfContradiction, TrainReport, TrainStep
 
 NEW_PROJECT = Cure(
@@ -370,11 +369,6 @@ def _lesson_message(bench: Workbench) -> Message:
     return Message(remark, cures=(SHOW_DOUBT,) if shows else ())
 
 
-def before(one: Round) -> str:
-    """Return the name on the shelf of the model that a round followed."""
-    return f"{PREFIX}{one.parent}" if one.parent else one.started_from
-
-
 def _undecided(bench: Workbench, number: int) -> Message:
     """Ask what shall become of a round of an earlier session, and tell what was to be told of it."""
     session = bench.session
@@ -390,7 +384,7 @@ def _undecided(bench: Workbench, number: int) -> Message:
         Cure(f"{KEEP_ROUND}{number}", "Keep", "Use the model of that round from now on"),
         Cure(f"{DISCARD_ROUND}{number}", "Discard", "Remove that round and its model"),
     ]
-    if one is not None and bench.image is not None and session.shelf.get(before(one)) is not None:
+    if bench.image is not None and session.shelf.get(session.rounds.model_before(number)) is not None:
         tip = "Show what the model from before and that of the round make of the slice, side by side"
         cures.append(Cure(f"{COMPARE_ROUND}{number}", "Compare", tip))
     return Message(text, cures=tuple(cures))

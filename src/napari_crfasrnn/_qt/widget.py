@@ -347,9 +347,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self._bench.comparing.start(before.name, LEARNT)
 
     def _compare_undecided(self, number: int) -> None:
-        one = self.session.rounds.get(number)
-        if one is not None:
-            self._bench.comparing.start(present.before(one), f"{PREFIX}{number}")
+        self._bench.comparing.start(self.session.rounds.model_before(number), f"{PREFIX}{number}")
 
     def _compare_round(self, number: int) -> None:
         in_use = self.session.shelf.choice

@@ -29,12 +29,7 @@ from napari_crfasrnn.training.panel_round import PanelRound
 from napari_crfasrnn.training.panel_tiles import cautious_crf
 from napari_crfasrnn.training.pipeline import half_precision
 from napari_crfasrnn.training.planes import LabelledPlane, View, labelled_planes, locked_sample
-from napari_crfasrnn.training.report import (
-    LockedScore,
-    StoppedBy,
-    TrainReport,
-    TrainStep,
-)
+from napari_crfasrnn.training.report import LockedScore, StoppedBy, TrainReport, TrainStep
 from napari_crfasrnn.training.restraint import Restraint
 from napari_crfasrnn.training.round_clock import RoundClock
 from napari_crfasrnn.training.teacher import Advice

@@ -38,10 +38,8 @@ MOST_SCORES = 1 << 26  # pixels times classes: four bytes each
 _CONFIG = TrainConfig(seed=0, max_iterations=60)
 _TREES = 16  # of each forest
 _MAX_PIXELS = 3_000  # to learn of all planes
-_MOST_KEPT, _KEEP = (
-    600,
-    0.1,
-)  # of each class: pixels of the last answer, and what they weigh beside its strokes
+_MOST_KEPT = 600  # pixels of the last answer, of each class
+_KEEP = 0.1  # what these weigh beside the strokes of the class
 _GROUPS = (*FINE, 32)  # features that the panel reads
 
 

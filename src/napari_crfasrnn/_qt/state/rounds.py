@@ -77,6 +77,13 @@ class Rounds:
         before = self.get(number)
         return number, choice.name if before is None else before.started_from
 
+    def model_before(self, number: int) -> str:
+        """Return the name of the model that a round followed; "" where there is no such round."""
+        one = self.get(number)
+        if one is None:
+            return ""
+        return f"{PREFIX}{one.parent}" if one.parent else one.started_from
+
     def roll_back(self, number: int) -> None:
         """Put a round in force: its model is chosen, and the project opens with it.
 

@@ -61,15 +61,16 @@ class Verdict:
 
 @dataclass(eq=False)
 class BaselineChange:
-    """Pixels whose baseline changed: a person painted there what was there, or Refine gave new labels."""
+    """Pixels whose baseline changed: a person painted there what was there, or Refine gave new labels.
+
+    Of a box, ``where`` has those that are its own, eight in a byte.
+    """
 
     places: Places
     before: NDArray[Any]  # labels of these places
     after: NDArray[Any]
     step: object
-    where: NDArray[np.uint8] | None = (
-        None  # of a box, the pixels, eight in a byte; the others are not its own
-    )
+    where: NDArray[np.uint8] | None = None
     in_force: bool = True
 
     def put(self, work: Work, *, back: bool) -> None:

@@ -78,8 +78,7 @@ class ClassTable:
 
     def is_unknown_to(self, model_names: Sequence[str]) -> bool:
         """Whether a model with classes of these names knows none of those beside the first."""
-        former = [old for name in self.names[1:] for old in self._former.get(name, ())]
-        return len(self.classes) > 1 and not {*self.names[1:], *former} & set(model_names)
+        return len(self.classes) > 1 and not any(self._origins_in(model_names)[1:])
 
     def key_of(self, value: int) -> int | None:
         """Return the number key of a class."""
@@ -88,16 +87,18 @@ class ClassTable:
     def follow(self, model_names: Sequence[str]) -> None:
         """Take another model: its classes, or what it knows of ours."""
         if self.locked:
-            known = set(model_names)
-            gone = known - set(self.names)  # a former name that is another class's by now says nothing
-            former = {name: [old for old in self._former.get(name, ()) if old in gone] for name in self.names}
-            self.origins = tuple(
-                name if name in known else next(iter(former[name]), None) for name in self.names
-            )
+            self.origins = self._origins_in(model_names)
         else:
             self.replace(model_names, model_names, None)
             self.keys.clear()
             self.give_keys(())
+
+    def _origins_in(self, model_names: Sequence[str]) -> tuple[str | None, ...]:
+        """Return what a model with classes of these names calls each class; None where it knows none."""
+        known = set(model_names)
+        gone = known - set(self.names)  # a former name that is another class's by now says nothing
+        former = {name: [old for old in self._former.get(name, ()) if old in gone] for name in self.names}
+        return tuple(name if name in known else next(iter(former[name]), None) for name in self.names)
 
     def note_renames(self, mapping: Mapping[str, str | None]) -> None:
         """Note that classes have other names from now on: old name → new one, or None where a class goes."""
