@@ -34,3 +34,11 @@ def _memory_goes_back() -> Iterator[None]:
     yield
     if (compiled := sys.modules.get("napari_crfasrnn._ext._lattice")) is not None:
         compiled.release_memory()
+
+
+@pytest.fixture
+def small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds with small forests: most of the time of a short round is trees."""
+    from napari_crfasrnn.training import panel_learner
+
+    monkeypatch.setattr(panel_learner, "_TREES", 6)

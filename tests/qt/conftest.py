@@ -44,11 +44,8 @@ def _modules_stay() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Most of a round in a test is trees; what they learn is tested without a window.
-    from napari_crfasrnn.training import panel_learner
-
-    monkeypatch.setattr(panel_learner, "_TREES", 6)
+def _short_rounds(small_forests: None) -> None:
+    """What trees learn is tested without a window."""
 
 
 @pytest.fixture(autouse=True)
