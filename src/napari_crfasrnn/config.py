@@ -188,6 +188,8 @@ class PanelConfig(_Config):
     there the network decides. None: the experts know all classes, and the network none."""
     n_remembered: int = Field(0, ge=0)
     """Pixels that the experts learnt from and that the model carries along, to be taught again elsewhere."""
+    long_side: int | None = Field(None, ge=32)
+    """Images with a longer side are shrunk to it for the experts. None: to that of the network."""
 
 
 class ModelConfig(_Config):

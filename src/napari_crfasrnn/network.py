@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -16,10 +16,12 @@ from napari_crfasrnn.classes import ClassSpec, class_table
 from napari_crfasrnn.config import Frame, ModelConfig, Preprocessing
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.experts import Panel
+from napari_crfasrnn.experts.features import parts_to_read
 from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, LiteNetwork, Network
 from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.frames import FramedImage, put_in_frame
 from napari_crfasrnn.higher_order import HigherOrder
+from napari_crfasrnn.progress import Cancel
 from napari_crfasrnn.regrowing import origins, regrow_network, regrown_crf, regrown_higher_order
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "build_network",
 ]
 
+EXPERT_SIDE = 2048
+"""Images with a longer side are shrunk to it for new experts."""
 _PERCENTILE_PIXELS = 1 << 16  # about so many pixels of an image tell its range of values
 _LEAST_RANGE = 20.0  # of 0..255: an image with less contrast holds noise, or nothing
 
@@ -191,9 +195,36 @@ class SegmentationModel:
         ValueError
             If ``image`` is not [B, C, H, W] with at least one channel and one pixel.
         """
-        settings = self.config.preprocessing
+        return self._input(image, self.config.preprocessing.long_side)
+
+    def expert_input(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
+        """Return what experts read, [B, 3, h, w]: as `preprocess`, but shrunk less.
+
+        A network has learnt what things look like at some size. Experts learn what somebody paints, which in
+        a micrograph may be a few pixels wide.
+
+        Raises
+        ------
+        ValueError
+            If ``image`` is not [B, C, H, W] with at least one channel and one pixel.
+        """
+        return self._input(image, self.expert_side)
+
+    def expert_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of what experts read of an image of a height and width."""
+        return _shrunk(*size, self.expert_side)
+
+    @property
+    def expert_side(self) -> int | None:
+        """The longest side of an image that its experts read, or new ones would; None: any."""
+        side = self.config.preprocessing.long_side
+        if self.panel is not None:
+            return self.panel.long_side or side
+        return None if side is None else max(side, EXPERT_SIDE)
+
+    def _input(self, image: Tensor, long_side: int | None) -> Tensor:  # [B, C, H, W] → [B, 3, h, w]
         x = _three_channels(self.stretched(image))
-        size = _shrunk(x.shape[-2], x.shape[-1], settings.long_side)
+        size = _shrunk(x.shape[-2], x.shape[-1], long_side)
         if size != x.shape[-2:]:
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
         return self._centred(x)
@@ -254,23 +285,47 @@ class SegmentationModel:
             return x[:, :1]
         return x * (3 / channels) ** 0.5 if channels > 3 else x
 
-    def logits(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
+    def n_parts(self, size: tuple[int, int]) -> int:
+        """Return in how many parts an image of a height and width is judged by experts; 1 without these."""
+        if self.panel is None:
+            return 1
+        seen = self.expert_size(size)
+        return len(parts_to_read(seen, seen))
+
+    def logits(
+        self, image: Tensor, cancel: Cancel | None = None, on_part: Callable[[], None] | None = None
+    ) -> Tensor:
         """Return the logits before the CRF, [B, L, H, W], enlarged bilinearly where the network saw less.
 
         In the frame of a demo they are enlarged as the demos enlarged labels: to the nearest.
+
+        Parameters
+        ----------
+        image
+            ``[B, C, H, W]``, 0..255.
+        cancel
+            Asked while experts judge.
+        on_part
+            Called after each of the ``n_parts`` that experts judge.
+
+        Raises
+        ------
+        Cancelled
+            When asked to stop.
         """
         framed = self.framed(image)
         if framed is not None:
             return framed.restore(self.network(self.framed_input(framed)))
-        seen = self.preprocess(image)
+        size = (image.shape[-2], image.shape[-1])
         if self.panel is None:
-            logits: Tensor = self.network(seen)
-        else:
-            assert isinstance(self.network, LiteNetwork)
-            logits = torch.cat([self.panel.logits(self.network, one) for one in seen[:, None]])
-            if not self.panel.is_alone:
-                logits = self.panel.joined(logits, self.network(seen))
-        return _enlarged(logits, (image.shape[-2], image.shape[-1]))
+            return _enlarged(self.network(self.preprocess(image)), size)
+        assert isinstance(self.network, LiteNetwork)
+        seen = self.expert_input(image)
+        judged = torch.cat([self.panel.logits(self.network, one, cancel, on_part) for one in seen[:, None]])
+        if not self.panel.is_alone:
+            known = self.network(self.preprocess(image))
+            judged = self.panel.joined(judged, _enlarged(known, (judged.shape[-2], judged.shape[-1])))
+        return _enlarged(judged, size)
 
     def network_logits(
         self, features: Features, input_size: tuple[int, int], size: tuple[int, int]

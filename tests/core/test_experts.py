@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,13 +24,22 @@ from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import ModelConfig, PerceptronsConfig, TrainConfig
 from napari_crfasrnn.experts import REST, FeatureMaps, Forest, Head, Memory, Panel, Perceptrons, Sieve
 from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
-from napari_crfasrnn.experts.features import AROUND, GROUPS, column_index, columns, stretched
+from napari_crfasrnn.experts.features import (
+    AROUND,
+    CLASSIC,
+    GROUPS,
+    column_index,
+    columns,
+    parts_to_read,
+    stretched,
+)
+from napari_crfasrnn.experts.sampling import Lay, locate_cells, values_at
 from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.project import Project
 from napari_crfasrnn.segmenter import Segmenter
-from napari_crfasrnn.training import TrainReport, fine_tune
+from napari_crfasrnn.training import TrainReport, fine_tune, panel_round
 from napari_crfasrnn.training.growing import Pixels
 from napari_crfasrnn.training.panel_learner import PanelLearner
 from napari_crfasrnn.training.panel_windows import are_upright, draw_windows
@@ -181,6 +192,43 @@ class TestFeatures:
             assert around.min() >= there.min() - 1e-4
             assert around.max() <= there.max() + 1e-4
             assert around.std(0).mean() < 0.5 * there.std(0).mean()
+
+    @pytest.mark.parametrize("shrunk", [1.0, 0.7])
+    def test_maps_of_a_part_are_those_of_the_whole(self, starter: SegmentationModel, shrunk: float) -> None:
+        image = torch.from_numpy(data.astronaut()[:, 100:440]).movedim(-1, 0).float()[None]
+        seen = F.interpolate(starter.preprocess(image), scale_factor=shrunk, mode="bilinear")
+        whole = FeatureMaps(starter.network, seen, (512, 340))
+        part = FeatureMaps(starter.network, seen, (512, 340), box=(250, 190, 300, 291))
+        assert part.grid.box != whole.grid.box
+        y, x = (axis.ravel() for axis in np.mgrid[250:300:3, 190:291:3])
+        for group in (CLASSIC, 2, 4, 8):
+            torch.testing.assert_close(part.at(y, x, [group]), whole.at(y, x, [group]), rtol=1e-4, atol=1e-4)
+        for group in (16, 32):  # which see more than what lies around the part
+            there = whole.at(y, x, [group])
+            assert (part.at(y, x, [group]) - there).abs().mean() < 0.2 * there.std()
+        mirrored = (
+            values_at(
+                maps.mirrored[0][0].flip(-1), locate_cells(maps.grid, y, x, Lay.of_mirrored(maps.grid, 2))
+            )
+            for maps in (part, whole)
+        )
+        torch.testing.assert_close(*mirrored, rtol=1e-4, atol=1e-4)
+
+    @given(sides=st.tuples(st.integers(1, 5000), st.integers(1, 5000)), shrunk=st.floats(0.3, 1))
+    def test_parts_to_read_are_all_of_an_image(self, sides: tuple[int, int], shrunk: float) -> None:
+        read = (max(1, round(shrunk * sides[0])), max(1, round(shrunk * sides[1])))
+        boxes = parts_to_read(sides, read)
+        assert sum((y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in boxes) == sides[0] * sides[1]
+        assert len({(y0, x0) for y0, x0, _, _ in boxes}) == len(boxes)
+        for y0, x0, y1, x1 in boxes:
+            assert 0 <= y0 < y1 <= sides[0]
+            assert 0 <= x0 < x1 <= sides[1]
+            assert y0 % 2 == x0 % 2 == 0
+        if len(boxes) == 1:
+            assert read[0] * read[1] <= 1280**2
+        else:  # so that memory does not depend on the size
+            assert max((y1 - y0) * shrunk for y0, _, y1, _ in boxes) < 1030
+            assert max((x1 - x0) * shrunk for _, x0, _, x1 in boxes) < 1030
 
     def test_a_sieve_puts_every_second_pixel_where_it_was(self) -> None:
         sieve = Sieve((2, 4, 9, 13), 2)
@@ -453,6 +501,40 @@ class TestRounds:
         # A photograph that is replayed, at another size (0.82 to 0.87 without); TestTenRounds has others.
         assert (segment(report.model, cat) == segment(starter, cat)).mean() > 0.95
         assert not any("still seen otherwise" in note for note in report.notes)
+
+    def test_small_things_are_learnt_in_a_large_image(
+        self, starter: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        random, side = np.random.default_rng(0), 1400
+        middles = np.zeros((side, side), bool)
+        middles[random.integers(0, side, 1500), random.integers(0, side, 1500)] = True
+        truth = ndimage.distance_transform_edt(~middles) < 5  # spots ten pixels wide
+        image = (random.normal(90, 12, truth.shape) + 60 * truth).clip(0, 255).astype(np.uint8)
+        corner = np.full(truth.shape, 255, np.uint8)
+        corner[8:200, 8:200] = truth[8:200, 8:200]
+        corner[:, ::3] = corner[::3] = 255  # not a whole mask
+        read: list[tuple[int, int, int, int]] = []
+
+        def maps(*arguments: Any) -> FeatureMaps:
+            made = FeatureMaps(*arguments)
+            read.append(made.grid.box)
+            return made
+
+        monkeypatch.setattr(panel_round, "FeatureMaps", maps)
+        with Project.create(tmp_path / "project", ["ground", "spot"]) as project:
+            project.add(image, labels=corner)
+            report = fine_tune(starter, project, QUICK)
+        assert read == [(0, 0, 828, 828)]  # the other parts hold no labels
+        asked: list[int] = []
+
+        def count(done: int, total: int) -> None:
+            asked.append(total)
+
+        segmenter = Segmenter(report.model)
+        segmenter.set_image(image)
+        seen = segmenter.predict(progress=count).labels == 1
+        assert (seen & truth).sum() > 0.8 * (seen | truth).sum()
+        assert set(asked) == {4 + 1 + report.model.crf.config.n_iterations}
 
     def test_what_another_project_taught_is_not_forgotten(
         self, starter: SegmentationModel, tmp_path: Path

@@ -7,9 +7,11 @@ by hand, which know nothing and therefore are the same in every kind of image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from napari_crfasrnn.encoder import FINE_BLOCKS, fill_up
 from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
-from napari_crfasrnn.experts.sampling import Grid, Lay, around, locate_cells, values_at
+from napari_crfasrnn.experts.sampling import Box, Grid, Lay, around, locate_cells, values_at
 from napari_crfasrnn.fcn import Features, LiteNetwork
 from napari_crfasrnn.progress import Cancel
 
@@ -40,6 +42,10 @@ VALUES = (-1.5, 1.5)
 _RANGE = (0.5, 99.5)  # percentiles of an image that become -1 and 1
 _AROUND_BLUR = 3.0  # cells
 _SMALLEST_RANGE = 0.15  # of values that span 2: below, there is only noise to be seen
+_RANGE_STEP, _RANGE_PIXELS = 2, 1 << 20  # the range is measured at every second row and column, or at so many
+_WHOLE_UP_TO = 1280 * 1280  # pixels of the input whose maps are made at once: some 160 bytes each
+_PART_SIDE = 1024  # pixels of the input, of the parts of larger ones
+_MARGIN = 128  # pixels around a part that its maps see, too
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +77,9 @@ class FeatureMaps:
         Height and width of the image, of which ``seen`` may be a shrunk copy.
     cancel
         Asked between parts of the work.
+    box
+        (y0, x0, y1, x1) the part of the image that features will be asked of, the end excluded; None: all of
+        it. Places are those in the whole image all the same, and its range of brightness counts.
 
     Raises
     ------
@@ -79,18 +88,27 @@ class FeatureMaps:
     """
 
     def __init__(
-        self, network: LiteNetwork, seen: Tensor, image_size: tuple[int, int], cancel: Cancel | None = None
+        self,
+        network: LiteNetwork,
+        seen: Tensor,
+        image_size: tuple[int, int],
+        cancel: Cancel | None = None,
+        box: Box | None = None,
     ) -> None:
         self._network, self._cancel = network, cancel
-        self.grid = Grid(image_size, (int(seen.shape[-2]), int(seen.shape[-1])))
+        input_size = (int(seen.shape[-2]), int(seen.shape[-1]))
+        self.grid = Grid(image_size, input_size)
+        if box is not None:
+            self.grid = Grid.about(image_size, input_size, box, _MARGIN)
+        y0, x0, y1, x1 = self.grid.box
         with torch.no_grad():
-            self._seen = seen = stretched(seen)
+            self._seen = seen = stretched(seen)[..., y0:y1, x0:x1]
             narrow, wide = (each.cpu() for each in classic_maps(seen[0], cancel))
             self._layers: dict[int, list[Layer]] = {
                 stride: [Layer(values.movedim(0, -1).contiguous(), Lay.of_encoder(self.grid, stride))]
                 for stride, values in _encoded(network, seen, cancel).items()
             }
-        half = Lay(2, (0.5, 0.5), (wide.shape[-2], wide.shape[-1]))
+        half = Lay(2, (y0 + 0.5, x0 + 0.5), (wide.shape[-2], wide.shape[-1]))
         self._layers[CLASSIC] = [
             Layer(narrow.movedim(0, -1).contiguous(), Lay.of_encoder(self.grid, 1)),
             Layer(wide.movedim(0, -1).contiguous(), half),
@@ -208,13 +226,31 @@ def columns(rows: Tensor, groups: Sequence[int]) -> Tensor:  # [N, d] → [N, d'
     return torch.cat(parts, dim=1)
 
 
+def parts_to_read(image_size: tuple[int, int], input_size: tuple[int, int]) -> list[Box]:
+    """Return the parts of an image whose maps are made one after the other, where there are many pixels.
+
+    They have even corners, so that every second row and column of them all is one grid.
+    """
+    if math.prod(input_size) <= _WHOLE_UP_TO:
+        return [(0, 0, *image_size)]
+    rows, columns = (
+        [
+            *range(0, image_side, 2 * math.ceil(image_side / (2 * math.ceil(input_side / _PART_SIDE)))),
+            image_side,
+        ]
+        for image_side, input_side in zip(image_size, input_size, strict=True)
+    )
+    return [(y0, x0, y1, x1) for y0, y1 in pairwise(rows) for x0, x1 in pairwise(columns)]
+
+
 def stretched(seen: Tensor) -> Tensor:
     """Return an image that uses the whole range of values, -1 to 1, its colours in proportion.
 
     One micrograph is often several times brighter than the next, and all that was learnt of one by its
     brightness would be wrong in the other.
     """
-    low, high = np.percentile(seen[..., ::2, ::2].cpu().numpy(), _RANGE).tolist()
+    step = max(_RANGE_STEP, math.isqrt(seen.shape[-2] * seen.shape[-1] // _RANGE_PIXELS))
+    low, high = np.percentile(seen[..., ::step, ::step].cpu().numpy(), _RANGE).tolist()
     width = max(high - low, _SMALLEST_RANGE)
     wide: Tensor = ((seen - low) * (2 / width) - 1).clamp(*VALUES)
     return wide

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_crfasrnn.config import PanelConfig
-from napari_crfasrnn.experts.features import FINE, FeatureMaps, Layer
+from napari_crfasrnn.experts.features import FINE, FeatureMaps, Layer, parts_to_read
 from napari_crfasrnn.experts.forest import Forest
 from napari_crfasrnn.experts.heads import NEVER, Head
 from napari_crfasrnn.experts.memory import Memory
@@ -112,7 +112,7 @@ class Panel(nn.Module):
 
     def __init__(self, config: PanelConfig, n_labels: int) -> None:
         super().__init__()
-        self.speaks_for = config.speaks_for
+        self.speaks_for, self.long_side = config.speaks_for, config.long_side
         self.n_labels = n_labels
         k = self.n_columns
         self.forests = nn.ModuleList(Forest(each, k) for each in config.forests)
@@ -129,9 +129,10 @@ class Panel(nn.Module):
         votes: Sequence[float],
         n_labels: int,
         speaks_for: tuple[int, ...] | None = None,
+        long_side: int | None = None,
     ) -> Panel:
         """Return a panel of some experts: forests, then perceptrons, then heads."""
-        panel = cls(PanelConfig(speaks_for=speaks_for), n_labels)
+        panel = cls(PanelConfig(speaks_for=speaks_for, long_side=long_side), n_labels)
         panel.forests.extend(each for each in experts if isinstance(each, Forest))
         panel.perceptrons.extend(each for each in experts if isinstance(each, Perceptrons))
         panel.heads.extend(each for each in experts if isinstance(each, Head))
@@ -147,6 +148,7 @@ class Panel(nn.Module):
             n_heads=len(self.heads),
             speaks_for=self.speaks_for,
             n_remembered=len(self.memory),
+            long_side=self.long_side,
         )
 
     @property
@@ -276,7 +278,13 @@ class Panel(nn.Module):
         return total / self.votes.sum()
 
     @torch.no_grad()
-    def logits(self, network: LiteNetwork, seen: Tensor) -> Tensor:  # [1, 3, h, w] → [1, K, h, w]
+    def logits(
+        self,
+        network: LiteNetwork,
+        seen: Tensor,
+        cancel: Cancel | None = None,
+        on_part: Callable[[], None] | None = None,
+    ) -> Tensor:  # [1, 3, h, w] → [1, K, h, w]
         """Return the logarithms of what the panel thinks of every pixel.
 
         Parameters
@@ -284,12 +292,28 @@ class Panel(nn.Module):
         network
             Whose encoder gives features.
         seen
-            What the network reads.
+            What the experts read.
+        cancel
+            Asked all the time.
+        on_part
+            Called after each of the `parts_to_read`.
+
+        Raises
+        ------
+        Cancelled
+            When asked to stop.
         """
-        h, w = int(seen.shape[-2]), int(seen.shape[-1])
-        maps = FeatureMaps(network, seen, (h, w))
-        sieve = Sieve.of_image((h, w))
-        return sieve.spread(self.judge(maps, sieve)).to(seen.device)
+        size = (int(seen.shape[-2]), int(seen.shape[-1]))
+        step = Sieve.of_image(size).step
+        logits = torch.empty(1, self.n_columns, *size, device=seen.device)
+        for box in parts_to_read(size, size):
+            y0, x0, y1, x1 = box
+            sieve = Sieve(box, step)
+            judged = self.judge(FeatureMaps(network, seen, size, cancel, box), sieve, cancel)
+            logits[..., y0:y1, x0:x1] = sieve.spread(judged)
+            if on_part is not None:
+                on_part()
+        return logits
 
     def with_origin(self, origin: Sequence[int | None]) -> Panel | None:
         """Return a copy for another class table: each new class is an old one, or one that nobody knows.
@@ -324,6 +348,8 @@ class Panel(nn.Module):
                 grown.bias2[..., places] = old.bias2[..., kept]
             perceptrons.append(grown)
         heads = [head.with_origin(origin) for head in self._heads()]
-        panel = Panel.of([*forests, *perceptrons, *heads], self.votes.tolist(), len(origin))
+        panel = Panel.of(
+            [*forests, *perceptrons, *heads], self.votes.tolist(), len(origin), long_side=self.long_side
+        )
         panel.memory = self.memory.with_origin(origin)
         return panel.to(self.votes.device)

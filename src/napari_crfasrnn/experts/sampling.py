@@ -6,6 +6,7 @@ So a loss on a few thousand labelled pixels, at full resolution, costs next to n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from napari_crfasrnn.encoder import STRIDE
 
+Box = tuple[int, int, int, int]
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -25,10 +28,32 @@ class Grid:
     ----------
     image_size, input_size
         Height and width of the image, and of what the network reads (the image shrunk).
+    part
+        (y0, x0, y1, x1) the part of the input that maps are made of, the end excluded; None: all of it. It
+        begins at multiples of 32, so that cells lie where they would lie in maps of all of it.
     """
 
     image_size: tuple[int, int]
     input_size: tuple[int, int]
+    part: Box | None = None
+
+    @classmethod
+    def about(cls, image_size: tuple[int, int], input_size: tuple[int, int], box: Box, margin: int) -> Grid:
+        """Return the grid of what shows a box of the image, and so many pixels of the input around it."""
+        starts, ends = [], []
+        for axis, (image_side, input_side) in enumerate(zip(image_size, input_size, strict=True)):
+            start, end = (
+                box[axis] * input_side // image_side,
+                math.ceil(box[axis + 2] * input_side / image_side),
+            )
+            starts.append(max(0, start - margin) // STRIDE * STRIDE)
+            ends.append(min(input_side, end + margin))
+        return cls(image_size, input_size, (*starts, *ends))  # type: ignore[arg-type]  # four numbers
+
+    @property
+    def box(self) -> Box:
+        """The part of the input that maps are made of."""
+        return self.part or (0, 0, *self.input_size)
 
 
 @dataclass(frozen=True)
@@ -79,16 +104,16 @@ class Lay:
     @classmethod
     def of_encoder(cls, grid: Grid, stride: int) -> Lay:
         """Return the lay of a map of the `LiteNetwork` encoder, stride 2 to 32; 1 is the input itself."""
-        height, width = (_n_cells(side, stride) for side in grid.input_size)
+        y0, x0, y1, x1 = grid.box
         last = stride - 1  # cell i sits at its last pixel, see `fcn.enlarge`
-        return cls(stride, (last, last), (height, width))
+        return cls(stride, (y0 + last, x0 + last), (_n_cells(y1 - y0, stride), _n_cells(x1 - x0, stride)))
 
     @classmethod
     def of_mirrored(cls, grid: Grid, stride: int) -> Lay:
         """Return the lay of such a map of the input's mirror image, its columns put back in their order."""
         lay = cls.of_encoder(grid, stride)
         # The last of n columns sits s n - 1 pixels from the left of the mirror image.
-        return cls(stride, (lay.first[0], grid.input_size[1] - stride * lay.size[1]), lay.size)
+        return cls(stride, (lay.first[0], grid.box[3] - stride * lay.size[1]), lay.size)
 
     def between(
         self, at: NDArray[np.floating], axis: int

@@ -190,10 +190,12 @@ class Segmenter:
         )
         clock = Clock(self.device)
         n_iterations = self.model.crf.config.n_iterations
-        steps = Steps(len(indices) * (2 + n_iterations if crf else 1), progress, cancel)
+        n_parts = self.model.n_parts(source.plane_shape)
+        n_steps = n_parts + (1 + n_iterations if crf else 0)
+        steps = Steps(len(indices) * n_steps, progress, cancel)
         for place, at in enumerate(indices):
-            plane, logits = self._logits(self._visit(source, at), clock)
-            steps.done()
+            plane, logits = self._logits(self._visit(source, at), clock, cancel, steps)
+            steps.reach(place * n_steps + n_parts)
             if crf:
                 arrays.write_before_crf(place, logits[0])
                 with clock("crf"):
@@ -270,7 +272,7 @@ class Segmenter:
             )
             plane = replace(plane, entropy=None)
         else:
-            plane, logits = self._logits(plane, clock)
+            plane, logits = self._logits(plane, clock, cancel)
             old = given
         steps.done()
         held = held & (old < self.model.n_labels)
@@ -326,7 +328,7 @@ class Segmenter:
         """
         source = self.source
         at = self._index_of_one(index)
-        plane, logits = self._logits(self._visit(source, at), Clock(self.device))
+        plane, logits = self._logits(self._visit(source, at), Clock(self.device), cancel)
         raise_if_cancelled(cancel)
         whole = None
         if takes_whole(source.plane_shape):
@@ -373,12 +375,15 @@ class Segmenter:
         checked = {at: check_detections(part, source.plane_shape, classes) for at, part in parts.items()}
         return {at: part for at, part in checked.items() if part and at in set(indices)}
 
-    def _logits(self, plane: _Plane, clock: Clock) -> tuple[_Plane, Tensor]:
+    def _logits(
+        self, plane: _Plane, clock: Clock, cancel: Cancel | None, steps: Steps | None = None
+    ) -> tuple[_Plane, Tensor]:
         if plane.logits is None:
+            on_part = None if steps is None else steps.done
             with clock("network"), evaluating(self.model):
                 framed = self.model.framed(plane.image)
                 if framed is None:
-                    plane = replace(plane, logits=self.model.logits(plane.image))
+                    plane = replace(plane, logits=self.model.logits(plane.image, cancel, on_part))
                 else:
                     logits = self.model.network(self.model.framed_input(framed))
                     plane = replace(plane, logits=framed.restore(logits), framed=(framed, logits))

@@ -209,7 +209,7 @@ def choose_tiles(planes: Sequence[LabelledPlane], n_labels: int) -> list[tuple[i
     side = max(_MIN_TILE_SIDE, min(_TILE_SIDE, int((_TILE_VALUES / n_labels) ** 0.5)))
     candidates: list[tuple[int, Box, NDArray[np.float64]]] = []
     for number, plane in enumerate(planes):
-        for box in _tile_boxes(plane.size, side):
+        for box in _tile_boxes(plane.place, side):
             counts = np.concatenate([_count(part, box, n_labels) for part in (plane.training, plane.locked)])
             if counts.any():
                 candidates.append((number, box, counts))
@@ -223,9 +223,10 @@ def choose_tiles(planes: Sequence[LabelledPlane], n_labels: int) -> list[tuple[i
     return chosen
 
 
-def _tile_boxes(size: tuple[int, int], side: int) -> list[Box]:
+def _tile_boxes(place: Box, side: int) -> list[Box]:
     rows, columns = (
-        np.linspace(0, length, -(-length // side) + 1).round().astype(int).tolist() for length in size
+        np.linspace(start, end, -(-(end - start) // side) + 1).round().astype(int).tolist()
+        for start, end in zip(place[:2], place[2:], strict=True)
     )
     return [(y0, x0, y1, x1) for y0, y1 in pairwise(rows) for x0, x1 in pairwise(columns)]
 

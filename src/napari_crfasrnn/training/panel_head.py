@@ -33,9 +33,8 @@ def n_steps(max_iterations: int, n_images: int) -> int:
 
 def with_head(panel: Panel, head: Head) -> Panel:
     """Return the experts of a panel for all classes, and a head that has learnt with them."""
-    joined = Panel.of(
-        [*panel.experts, head], [*panel.votes.tolist(), _VOTE], panel.n_labels, panel.speaks_for
-    )
+    experts, votes = [*panel.experts, head], [*panel.votes.tolist(), _VOTE]
+    joined = Panel.of(experts, votes, panel.n_labels, panel.speaks_for, panel.long_side)
     joined.memory = panel.memory
     return joined
 

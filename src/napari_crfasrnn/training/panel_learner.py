@@ -61,6 +61,8 @@ class PanelLearner:
         Whether there is no time to grow more trees; there are some of each forest in any case.
     n_trees
         Of each forest.
+    long_side
+        Of the images as the experts read them, as in `PanelConfig`.
 
     Attributes
     ----------
@@ -84,6 +86,7 @@ class PanelLearner:
         cancel: Cancel | None,
         is_late: Callable[[], bool] = lambda: False,
         n_trees: int | None = None,
+        long_side: int | None = None,
     ) -> None:
         n_columns = n_labels if speaks_for is None else len(speaks_for)
         kinds = _FORESTS_BESIDE_HEAD if beside_head else KINDS
@@ -104,7 +107,7 @@ class PanelLearner:
         votes = [1 / len(forests)] * len(forests) + list(schools.values())
         experts: list[Forest | Perceptrons] = [*forests]
         experts += [student.perceptrons for student in self._students]
-        self.panel = Panel.of(experts, votes, n_labels, speaks_for)
+        self.panel = Panel.of(experts, votes, n_labels, speaks_for, long_side)
         self.iteration = 0
 
     def step(self) -> float:

@@ -27,7 +27,7 @@ from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import contradictions
 from napari_crfasrnn.experts import REST, FeatureMaps, Head, Memory, Panel
-from napari_crfasrnn.experts.features import FINE, GROUPS, columns
+from napari_crfasrnn.experts.features import FINE, GROUPS, columns, parts_to_read
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.aside import Aside
@@ -120,32 +120,40 @@ class PanelRound:
             for column, value in enumerate(self.speaks_for):
                 if value != REST:
                     self._column_of[value] = column
-        boxes = choose_tiles(self.planes, self.model.n_labels)
-        self._are_dense = are_dense([(self.planes[place], box) for place, box in boxes])
+        self._parts = [part for plane in self.planes for part in self._parts_of(plane)]
+        boxes = choose_tiles(self._parts, self.model.n_labels)
+        self._are_dense = are_dense([(self._parts[place], box) for place, box in boxes])
         random = np.random.default_rng([self.config.seed, _DRAW_STREAM])
         self._training: list[_Labelled] = []
         self._locked: list[_Labelled] = []
         self._untouched: list[Pixels] = []
-        self._maps_of: dict[int, FeatureMaps] = {}  # plane → what its tiles hold
+        self._maps_of: dict[int, FeatureMaps] = {}  # part → what its tiles hold
         tiles: list[PanelTile] = []
-        for number, plane in enumerate(self.planes):
+        n_parts = len(self._parts)
+        for number, plane in enumerate(self._parts):
             raise_if_cancelled(self.cancel)
             if number and self.is_late():
                 break
-            self.n_read = number + 1
             maps = self._maps(plane)
-            limit = max(_MIN_PLANE_PIXELS, _MAX_PIXELS // len(self.planes))
+            limit = max(_MIN_PLANE_PIXELS, _MAX_PIXELS // n_parts)
             self._training.append(_read(maps, plane.training, limit, random, self.cancel))
-            self._locked.append(
-                _read(maps, plane.locked, 1 + _MAX_LOCKED // len(self.planes), None, self.cancel)
-            )
+            self._locked.append(_read(maps, plane.locked, 1 + _MAX_LOCKED // n_parts, None, self.cancel))
             if self.speaks_for is not None:
                 self._untouched.append(self._read_untouched(maps, plane))
             own = [PanelTile(plane, box, maps) for place, box in boxes if place == number]
             if own:
                 self._maps_of[number] = maps
             tiles += own
+        places = {(part.item_id, part.index) for part in self._parts[: len(self._training)]}
+        self.n_read = len(places)
         self.tiles = PanelTiles(tiles, self.model, self.encodings, self.cancel)
+
+    def _parts_of(self, plane: LabelledPlane) -> list[LabelledPlane]:
+        """Return a large plane in the parts that hold labels; there is no need to read the others."""
+        boxes = parts_to_read(plane.size, self.model.expert_size(plane.size))
+        if len(boxes) == 1:
+            return [plane]
+        return [part for part in map(plane.part, boxes) if part.n_training or part.n_locked]
 
     @cached_property
     def has_head(self) -> bool:
@@ -182,6 +190,7 @@ class PanelRound:
             self.config.model_copy(update={"max_iterations": self.n_iterations}),
             cancel,
             is_late,
+            long_side=self.model.expert_side,
         )
         learner.panel.memory = self._memory(own, remembered)
         return learner
@@ -212,7 +221,7 @@ class PanelRound:
         """
         found = []
         assert model.panel is not None
-        for number, (plane, read) in enumerate(zip(self.planes, self._training, strict=False)):
+        for number, (plane, read) in enumerate(zip(self._parts, self._training, strict=False)):
             raise_if_cancelled(self.cancel)
             if not 0 < plane.n_training <= MAX_STROKE_PIXELS:
                 continue
@@ -229,7 +238,7 @@ class PanelRound:
             ]
         pixels = [
             ReadPixels(plane, read.y, read.x, columns(read.rows, FINE).numpy())
-            for plane, read in zip(self.planes, self._training, strict=False)
+            for plane, read in zip(self._parts, self._training, strict=False)
         ]
         votes = outvoted(pixels, self.config.seed, self.cancel)
         others = [place for place in votes.places if not any(map(place.overlaps, found))]
@@ -247,14 +256,14 @@ class PanelRound:
         return [found[number] for number in sorted(found)]
 
     def _read_planes(self) -> list[LabelledPlane]:
-        return [plane for plane in self.planes[: self.n_read] if plane.n_training]
+        return [part for part in self._parts[: len(self._training)] if part.n_training]
 
     def _watched(self) -> list[int]:
-        """Return the planes on which a panel with heads is measured."""
+        """Return the parts on which a panel with heads is measured."""
         found, n_pixels = list[int](), 0
         for number in self._maps_of:
-            height, width = self.planes[number].size
-            n_pixels += height * width
+            y0, x0, y1, x1 = self._parts[number].place
+            n_pixels += (y1 - y0) * (x1 - x0)
             if found and n_pixels > _SEEN_PIXELS:
                 break
             found.append(number)
@@ -264,7 +273,7 @@ class PanelRound:
         """Return what each head of a panel thinks of some pixels of a plane."""
         if not panel.heads:
             return []
-        maps = self._maps_of.get(number) or self._maps(self.planes[number])
+        maps = self._maps_of.get(number) or self._maps(self._parts[number])
         found = []
         for head in panel.heads:
             raise_if_cancelled(self.cancel)
@@ -294,9 +303,11 @@ class PanelRound:
         assert self.speaks_for is not None
         random = np.random.default_rng([self.config.seed, _UNTOUCHED_STREAM, plane.item_id])
         ignore = ignore_value(plane.training.dtype)
-        y, x = np.nonzero((plane.training == ignore) & (plane.locked == ignore) & ~plane.aside)
-        some = any_of(len(y), 1 + _MAX_UNTOUCHED // len(self.planes), random)
-        y, x = y[some], x[some]
+        y0, x0, y1, x1 = plane.place
+        free = (plane.training == ignore) & (plane.locked == ignore) & ~plane.aside
+        y, x = np.nonzero(free[y0:y1, x0:x1])
+        some = any_of(len(y), 1 + _MAX_UNTOUCHED // len(self._parts), random)
+        y, x = y0 + y[some], x0 + x[some]
         known = self.encodings.logits(self.model, plane, self.cancel)[0, :, y, x].T.cpu()  # [n, L]
         own = [value for value in self.speaks_for if value != REST]
         known[:, own] = -math.inf
@@ -340,7 +351,8 @@ class PanelRound:
     def _maps(self, plane: LabelledPlane) -> FeatureMaps:
         network = self.model.network
         assert isinstance(network, LiteNetwork)
-        return FeatureMaps(network, self.model.preprocess(plane.image), plane.size, self.cancel)
+        seen = self.model.expert_input(plane.image)
+        return FeatureMaps(network, seen, plane.size, self.cancel, plane.box)
 
 
 def _read(

@@ -147,7 +147,7 @@ class _Input:
     @classmethod
     def of(cls, model: SegmentationModel, plane: LabelledPlane) -> _Input:
         """Read a plane."""
-        seen = stretched(model.preprocess(plane.image))
+        seen = stretched(model.expert_input(plane.image))
         whole = plane.training.astype(np.int64)
         whole[plane.training == ignore_value(plane.training.dtype)] = IGNORE
         labels = _resized(torch.from_numpy(whole), (seen.shape[-2], seen.shape[-1])).numpy()

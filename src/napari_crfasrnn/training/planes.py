@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import ignore_value
-from napari_crfasrnn.edits import Labels, Mask, label_regions, labelled_mask, split_locked
+from napari_crfasrnn.edits import Box, Labels, Mask, label_regions, labelled_mask, split_locked
 from napari_crfasrnn.experts.sampling import Grid, Positions
 from napari_crfasrnn.imaging import open_image
 from napari_crfasrnn.network import Features, SegmentationModel
@@ -45,6 +45,8 @@ class LabelledPlane:
         [H, W] labelled pixels in neither share, because they are next to the locked one.
     n_locked_areas
         Of how many connected areas of one class a part is held back.
+    box
+        (y0, x0, y1, x1) where it counts, the end excluded; None: everywhere. There are no labels elsewhere.
     """
 
     item_id: int
@@ -54,11 +56,27 @@ class LabelledPlane:
     locked: Labels
     aside: Mask
     n_locked_areas: int = 0
+    box: Box | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self.training.shape[0], self.training.shape[1]
+
+    @property
+    def place(self) -> Box:
+        """Where it counts."""
+        return self.box or (0, 0, *self.size)
+
+    def part(self, box: Box) -> LabelledPlane:
+        """Return this plane with the labels within a box alone."""
+        inside = np.zeros(self.size, bool)
+        inside[box[0] : box[2], box[1] : box[3]] = True
+        training, locked = (
+            np.where(inside, labels, labels.dtype.type(ignore_value(labels.dtype)))
+            for labels in (self.training, self.locked)
+        )
+        return replace(self, training=training, locked=locked, aside=self.aside & inside, box=box)
 
     def without(self, values: Sequence[int]) -> LabelledPlane:
         """Return this plane with the labels of some classes put aside."""
