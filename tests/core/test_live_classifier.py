@@ -14,7 +14,7 @@ from scipy import ndimage
 from napari_crfasrnn import load_model
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import ModelConfig
-from napari_crfasrnn.edits import places_in
+from napari_crfasrnn.edits import box_about, fits_live, places_in
 from napari_crfasrnn.experts import Sieve
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancelled
@@ -171,19 +171,63 @@ def test_it_is_cancelled_at_once(model: SegmentationModel) -> None:
     answer(classifier, strokes_on(truth, 0, 1))  # and goes on as if nothing had been
 
 
-def test_larger_planes_are_labelled_without_a_crf(
-    model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from napari_crfasrnn.training import live_classifier
-
-    monkeypatch.setattr(live_classifier, "takes_whole", lambda shape: False)
+def test_a_part_of_a_larger_plane_is_labelled_as_if_it_were_all(model: SegmentationModel) -> None:
     image, truth = scene(0)
-    strokes = strokes_on(truth, 0, 1)
-    labels = answer(LiveClassifier(model, image), strokes)
-    assert min(overlaps(labels, np.where(truth == 2, labels, truth))) > 0.85
-    strokes[60, 98:104] = 0
-    labels = answer(LiveClassifier(model, image), strokes)
-    assert (labels[strokes != NOTHING] == strokes[strokes != NOTHING]).all()
+    rows, columns = 200, 300
+    plane = np.full((1, rows + SIDE, columns + SIDE), 40, np.float32)
+    plane[0] += np.random.default_rng(1).normal(0, 12, plane.shape[1:])
+    plane[:, rows:, columns:] = image
+    box = (rows, columns, rows + SIDE, columns + SIDE)
+    part, alone = LiveClassifier(model, plane, box=box), LiveClassifier(model, image)
+    assert part.is_part
+    assert not alone.is_part
+    assert part.exact_window((210, 310, 220, 320)) == box
+    strokes = strokes_on(truth, 0, 1, 2)
+    refined = part.exact((210, 310, 220, 320), strokes, np.full_like(strokes, NOTHING))
+    assert refined.box == box
+    assert min(overlaps(refined.labels, truth)) > 0.85
+    assert (refined.labels != answer(alone, strokes)).mean() < 0.02
+    there = part.lesson.y - rows, part.lesson.x - columns
+    assert (strokes[there] == part.lesson.labels).all()
+    strokes[60, 98:104] = 0  # corrected: what was answered before counts, too
+    again = part.exact((0, 0, 9, 9), strokes, strokes_on(truth, 0, 1, 2)).labels
+    assert (again[strokes != NOTHING] == strokes[strokes != NOTHING]).all()
+    assert min(overlaps(again, np.where(truth == 1, refined.labels, truth))) > 0.85
+
+
+def test_a_part_covers_strokes_with_something_around_them(model: SegmentationModel) -> None:
+    plane = np.zeros((1, 1200, 1500), np.float32)
+    box = box_about((0, 700, 10, 720), (1200, 1500), 3)
+    classifier = LiveClassifier(model, plane, box=box)
+    assert classifier.covers((0, 700, 10, 720))
+    assert classifier.covers((0, 330, 300, 900))
+    assert not classifier.covers((0, 250, 10, 900))  # too near to the left border
+    assert not classifier.covers((1000, 700, 1100, 720))
+    assert classifier.covers(
+        (0, 100, 10, 1320)
+    )  # longer than all that is labelled at once: around its middle
+
+
+@given(
+    st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    st.lists(st.floats(0, 1), min_size=4, max_size=4),
+    st.integers(2, 300),
+)
+def test_what_is_labelled_holds_the_stroke(
+    shape: tuple[int, int], shares: list[float], n_labels: int
+) -> None:
+    starts = [int(share * (length - 1)) for share, length in zip(shares, shape, strict=False)]
+    ends = [
+        start + 1 + int(share * min(400, length - start - 1))
+        for share, start, length in zip(shares[2:], starts, shape, strict=True)
+    ]
+    y0, x0, y1, x1 = box_about((*starts, *ends), shape, n_labels)  # type: ignore[arg-type]
+    assert 0 <= y0 <= starts[0]
+    assert ends[0] <= y1 <= shape[0]
+    assert 0 <= x0 <= starts[1]
+    assert ends[1] <= x1 <= shape[1]
+    assert fits_live((y1 - y0, x1 - x0), n_labels)
+    assert (y0, x0, y1, x1) == (0, 0, *shape) or not fits_live(shape, n_labels)
 
 
 def test_what_does_not_fit_is_refused(model: SegmentationModel) -> None:
@@ -211,15 +255,15 @@ def test_a_crf_is_kind_to_many_small_classes_too() -> None:
 
 
 def test_what_it_does_not_take(model: SegmentationModel) -> None:
-    assert LiveClassifier.takes(model, (2048, 2048))
-    assert not LiveClassifier.takes(model, (2049, 2048))
-    many = model.with_classes(class_table([f"c{i}" for i in range(40)]))
-    assert LiveClassifier.takes(many, (1024, 1024))
-    assert not LiveClassifier.takes(many, (2048, 2048))
+    assert LiveClassifier.takes(model)
+    with pytest.raises(ValueError, match="got 1281 x 1280 pixels, 3 classes and FcnLite"):
+        LiveClassifier(model, np.zeros((1, 1281, 1280), np.float32))
+    assert fits_live((1024, 1024), 64)
+    assert not fits_live((1024, 1024), 65)
     other = SegmentationModel(
         ModelConfig(architecture="fcn-8s", width=1 / 32, classes=class_table(["a", "b"]))
     )
-    assert not LiveClassifier.takes(other, (64, 64))
+    assert not LiveClassifier.takes(other)
     with pytest.raises(ValueError, match="64 x 64 pixels, 2 classes and Fcn8s"):
         LiveClassifier(other, np.zeros((3, 64, 64), np.float32))
 

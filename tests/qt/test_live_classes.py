@@ -9,9 +9,10 @@ import pytest
 from scipy import ndimage
 
 from napari_crfasrnn._qt.present import STILL_EARLIER
-from napari_crfasrnn._qt.state.session import PAINT_ANOTHER, PAINT_WRONG
+from napari_crfasrnn._qt.state.session import PAINT_ANOTHER, PAINT_AROUND, PAINT_WRONG
+from napari_crfasrnn.edits import surroundings
 from napari_crfasrnn.segmenter import LiveRefinement
-from napari_crfasrnn.training import LiveClassifier
+from napari_crfasrnn.training import LiveClassifier, live_classifier
 
 UNLABELLED = 255
 DISCS = ((30, 30), (34, 90), (88, 40), (84, 96))
@@ -140,6 +141,58 @@ def test_what_was_painted_on_other_planes_counts(painter) -> None:
     assert not painter.bench.work.lessons
 
 
+def test_of_a_large_image_what_is_around_the_stroke_is_labelled(painter, monkeypatch) -> None:
+    monkeypatch.setattr(surroundings, "MOST_PIXELS", 70 * 70)
+    monkeypatch.setattr(surroundings, "SIDE", 70)
+    monkeypatch.setattr(live_classifier, "_LEAST_MARGIN", 10)
+    painter.viewer.layers.clear()
+    painter.viewer.add_image(discs(), name="a large one")
+    painter.settle()
+    painter.bench.paint_with(1)
+    painter.settle()
+    assert painter.bench.live._refinement is None  # what it is to be of, a stroke says
+    assert not painter.bench.live.busy
+
+    def large_stroke(value: int, *points: tuple[float, float]) -> None:
+        painter.bench.paint_with(value)
+        painter.viewer.layers.selection.active.brush_size = 4
+        painter.drag(*points)
+        painter.wait(lambda: not painter.bench.live.busy)
+        painter.settle()
+
+    large_stroke(1, (28, 24), (32, 36))
+    classifier = painter.bench.live._refinement
+    assert classifier.box == (0, 0, 70, 70)
+    large_stroke(0, (50, 18), (52, 40))
+    assert painter.bench.live._refinement is classifier
+    labels, around = painter.labels.copy(), np.zeros((120, 120), bool)
+    around[:70, :70] = True
+    assert ((labels != UNLABELLED) == around).all()
+    assert (labels[:70, :70] == truth()[:70, :70]).mean() > 0.95
+    assert painter.line("classes") == PAINT_AROUND
+    assert (np.isfinite(painter.bench.work.entropy) == around).all()
+    assert painter.widget.correct.patch.isEnabled()
+
+    # Elsewhere one stroke is enough: those of before count, too.
+    large_stroke(1, (82, 92), (86, 104))
+    box = painter.bench.live._refinement.box
+    y0, x0, y1, x1 = box
+    assert y0 > 20
+    assert x0 > 20
+    assert (y1 - y0, x1 - x0) == (70, 70)
+    around[y0:y1, x0:x1] = True
+    assert ((painter.labels != UNLABELLED) == around).all()
+    assert (painter.labels == truth())[around].mean() > 0.95
+    lesson = painter.bench.work.lessons[()][1]
+    assert 0 < lesson.lies_in(box).sum() < len(lesson.y)  # of both parts
+    assert (painter.bench.work.held(())[lesson.y, lesson.x]).all()
+    assert len(set(zip(lesson.y, lesson.x, strict=True))) == len(lesson.y)
+    painter.bench.undo()
+    painter.bench.undo()
+    painter.settle()
+    np.testing.assert_array_equal(painter.labels, labels)
+
+
 def test_strokes_that_were_undone_teach_no_other_plane(painter) -> None:
     painter.viewer.layers.clear()
     painter.viewer.add_image(np.stack([discs(), discs(6)]), name="stack")
@@ -158,9 +211,7 @@ def test_strokes_that_were_undone_teach_no_other_plane(painter) -> None:
 
 
 def test_what_no_classifier_takes_is_refined(painter, monkeypatch) -> None:
-    from napari_crfasrnn.training import live_classifier
-
-    monkeypatch.setattr(live_classifier, "MOST_PIXELS", 100)
+    monkeypatch.setattr(LiveClassifier, "takes", lambda model: False)
     stroke(painter, 1, (28, 24), (32, 36))
     assert isinstance(painter.bench.live._refinement, LiveRefinement)
     assert painter.bench.work.entropy is None  # a network that knows none of the classes is sure of nothing

@@ -22,9 +22,9 @@ from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import LabelGroup, StrokeWatch, shows_planes, united
 from napari_crfasrnn._qt.state import Labels, PlaneIndex, Work
-from napari_crfasrnn._qt.state.session import PAINT_ANOTHER, PAINT_WRONG, TO_PAINT
+from napari_crfasrnn._qt.state.session import PAINT_ANOTHER, PAINT_AROUND, PAINT_WRONG, TO_PAINT
 from napari_crfasrnn.classes import ignore_value
-from napari_crfasrnn.edits import Mask
+from napari_crfasrnn.edits import Mask, box_about, fits_live
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.engine import ModelRequest
@@ -259,8 +259,13 @@ class Live:
         place, watch = self._place, self._watch
         if place is None or watch is None or self._job is not None or self._session.busy is not None:
             return
+        ready, stroke = self._refinement, self._stroke
+        if ready is not None and stroke is not None and not ready.covers(stroke.box):
+            self._refinement = None  # of another part of a large plane
         if self._refinement is None:
-            self._start("make ready", self._readied(place), self._take_ready)
+            box = self._box(place)
+            if box is not None:
+                self._start("make ready", self._readied(place, box), self._take_ready)
         elif self._stroke is not None and self._stroke.ended:
             self._ask_exact(place, self._refinement, self._stroke)
         elif self._stroke is not None and self._stroke.fresh is not None and self._refinement.has_previews:
@@ -276,8 +281,15 @@ class Live:
                 lambda result: self._take_entropy(place, *result),
             )
 
-    def _readied(self, place: _Place) -> Callable[[Task], LiveRefinement | LiveClassifier]:
-        """Return what makes ready for strokes on a plane."""
+    def _box(self, place: _Place) -> Box | None:
+        """Return the part of a plane to make ready; None where there must be a stroke first, to say which."""
+        (height, width), n_classes = self._before.shape, len(self._session.table.classes)
+        if not place.is_unknown or fits_live((height, width), n_classes):
+            return (0, 0, height, width)
+        return None if self._stroke is None else box_about(self._stroke.box, (height, width), n_classes)
+
+    def _readied(self, place: _Place, box: Box) -> Callable[[Task], LiveRefinement | LiveClassifier]:
+        """Return what makes ready for strokes on a plane, or in a part of it."""
         engine, image = self._session.engine, place.work.image
         if not place.is_unknown:
             return lambda task: engine.live(place.request, image, place.index, task.cancelled)
@@ -285,11 +297,11 @@ class Live:
             lesson
             for work in self._session.works.values()
             for lesson in work.standing_lessons(
-                place.request.source, place.index if work is place.work else None
+                place.request.source, (place.index, box) if work is place.work else None
             )
         ]
         return lambda task: engine.live_classifier(
-            place.request, image, place.index, elsewhere, task.cancelled
+            place.request, image, place.index, box, elsewhere, task.cancelled
         )
 
     def _take_ready(self, refinement: LiveRefinement | LiveClassifier) -> None:
@@ -335,8 +347,10 @@ class Live:
             return
         self._answers.append(refined)
         if self._refinement is not None and not self._refinement.has_previews:
-            place.work.lessons[place.index] = (place.request.source, self._refinement.lesson)
-            self._advise(PAINT_WRONG if refined.changed.any() else PAINT_ANOTHER)
+            live = self._refinement
+            place.work.take_lesson(place.request.source, place.index, live.box, live.lesson)
+            advice = PAINT_AROUND if live.is_part else PAINT_WRONG
+            self._advise(advice if refined.changed.any() else PAINT_ANOTHER)
         if (
             watch.in_stroke or self._stroke is not None
         ):  # written at the end of that stroke, in one step with its own

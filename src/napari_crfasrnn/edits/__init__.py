@@ -36,6 +36,7 @@ from napari_crfasrnn.edits.strokes import (
     contradictions,
     label_regions,
 )
+from napari_crfasrnn.edits.surroundings import box_about, fits_live
 
 __all__ = [
     "MIN_STROKE_PIXELS",
@@ -48,10 +49,12 @@ __all__ = [
     "Patch",
     "Places",
     "as_labels",
+    "box_about",
     "changed_boxes",
     "compare_labels",
     "contradictions",
     "edited_mask",
+    "fits_live",
     "label_regions",
     "labelled_mask",
     "least_certain_patch",

@@ -142,6 +142,10 @@ class LiveRefinement:
         """Whether `exact` refines the whole plane, not only what lies around the stroke."""
         return self._whole is not None
 
+    def covers(self, box: Box) -> bool:
+        """Return whether strokes within a box can be answered: they can be everywhere."""
+        return True
+
     def preview_window(self, box: Box) -> Box:
         """Return the part of the plane that a preview of strokes in a box sees sharply, and may change."""
         return grown(check_region(box, self.plane_shape), PREVIEW_HALO, self.plane_shape)

@@ -8,7 +8,6 @@ fewer trees and iterations; and nothing is held back to check it by.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -21,20 +20,20 @@ from torch import Tensor
 from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.crf import CrfRnn
+from napari_crfasrnn.edits import box_about, fits_live
 from napari_crfasrnn.experts import FeatureMaps, Panel, Sieve
 from napari_crfasrnn.experts.features import FINE
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
-from napari_crfasrnn.segmenter.live import Refined, Strokes, checked_strokes, labels_of, takes_whole
+from napari_crfasrnn.segmenter.live import Refined, Strokes, checked_strokes, labels_of
 from napari_crfasrnn.segmenter.refining import Box, crf_plane, hold, run_crf
 from napari_crfasrnn.training.growing import Pixels
 from napari_crfasrnn.training.panel_learner import PanelLearner
 from napari_crfasrnn.training.panel_tiles import cautious_crf, is_kind, wide_crf
 from napari_crfasrnn.training.planes import any_of, balanced
 
-MOST_PIXELS = 1 << 22  # of a plane that is labelled as a whole
-MOST_SCORES = 1 << 26  # pixels times classes: four bytes each
+_LEAST_MARGIN = 128  # pixels from a stroke to the border of that, at least
 _CONFIG = TrainConfig(seed=0, max_iterations=60)
 _TREES = 16  # of each forest
 _MAX_PIXELS = 3_000  # to learn of all planes
@@ -50,7 +49,7 @@ class StrokeLesson:
     Attributes
     ----------
     y, x
-        [N] where they are.
+        [N] where they are in the plane.
     labels
         [N] what was painted.
     rows
@@ -61,6 +60,20 @@ class StrokeLesson:
     x: NDArray[np.int64]
     labels: NDArray[np.int64]
     rows: Tensor
+
+    def lies_in(self, box: Box) -> NDArray[np.bool_]:  # [N]
+        """Return which pixels lie in a box."""
+        y0, x0, y1, x1 = box
+        return (self.y >= y0) & (self.y < y1) & (self.x >= x0) & (self.x < x1)
+
+    def joined(self, other: StrokeLesson) -> StrokeLesson:
+        """Return these pixels and others of the same plane."""
+        return StrokeLesson(
+            np.concatenate([self.y, other.y]),
+            np.concatenate([self.x, other.x]),
+            np.concatenate([self.labels, other.labels]),
+            torch.cat([self.rows, other.rows]),
+        )
 
     def select(self, which: NDArray[np.bool_]) -> StrokeLesson:
         """Return some of the pixels, of a mask [N]."""
@@ -85,7 +98,7 @@ class _Answer:
 
 
 class LiveClassifier:
-    """One plane, labelled anew from its strokes whenever one ends.
+    """One plane, or a part of it, labelled anew from its strokes whenever one ends.
 
     It has the verbs of `LiveRefinement`, but no previews. To be used by one thread at a time.
 
@@ -97,21 +110,28 @@ class LiveClassifier:
     model
         Whose class table, and whose encoder gives features.
     image
-        ``float32 [C, H, W]``, 0..255, of a size that it `takes`.
+        ``float32 [C, H, W]``, 0..255.
     elsewhere
-        The lessons of other planes, which are learnt, too.
+        The lessons of other planes and parts, which are learnt, too.
     cancel
         Asked while features are computed.
+    box
+        (y0, x0, y1, x1) what is labelled, the end excluded: what `edits.box_about` names for the first
+        stroke. None: all of it.
 
     Attributes
     ----------
+    box
+        What is labelled.
+    is_part
+        Whether that is not the whole plane.
     lesson
-        What was painted on this plane, as of the last answer.
+        What was painted there, as of the last answer.
 
     Raises
     ------
     ValueError
-        If it does not take such a plane, or the model has no encoder.
+        If the box is too large, or the model has no encoder.
     Cancelled
         When asked to stop.
     """
@@ -125,53 +145,63 @@ class LiveClassifier:
         image: NDArray[np.float32],
         elsewhere: Sequence[StrokeLesson] = (),
         cancel: Cancel | None = None,
+        box: Box | None = None,
     ) -> None:
-        self._size = (image.shape[1], image.shape[2])
-        if not isinstance(model.network, LiteNetwork) or not self.takes(model, self._size):
+        size = (image.shape[1], image.shape[2])
+        self.box = y0, x0, y1, x1 = box or (0, 0, *size)
+        self.is_part = self.box != (0, 0, *size)
+        self._plane_shape, self._size = size, (y1 - y0, x1 - x0)
+        if not isinstance(model.network, LiteNetwork) or not fits_live(self._size, model.n_labels):
             raise ValueError(
-                f"image must be of at most {MOST_PIXELS:,} pixels, fewer with many classes, and the model an "
-                f"FcnLite or FcnFine; got {self._size[0]} x {self._size[1]} pixels, {model.n_labels} classes "
-                f"and {type(model.network).__name__}"
+                "box must be one that edits.box_about names, and the model an FcnLite or FcnFine; got "
+                f"{self._size[0]} x {self._size[1]} pixels, {model.n_labels} classes and "
+                f"{type(model.network).__name__}"
             )
         plane = torch.from_numpy(image)[None].to(model.device)
         self._elsewhere = tuple(elsewhere)
         self._last: _Answer | None = None
-        self._model, self._plane = model, crf_plane(model, plane)
-        self._maps = FeatureMaps(model.network, model.preprocess(plane), self._size, cancel)
-        # Of larger planes the features are coarser than what a CRF could mend.
-        crfs = (wide_crf, cautious_crf) if takes_whole(self._size) else ()
-        self._models = [model.with_crf(crf(model.n_labels).to(model.device)) for crf in crfs]
+        self._model, self._plane = model, crf_plane(model, plane)[..., y0:y1, x0:x1]
+        self._maps = FeatureMaps(model.network, model.expert_input(plane), size, cancel, box)
+        self._models = [
+            model.with_crf(crf(model.n_labels).to(model.device)) for crf in (wide_crf, cautious_crf)
+        ]
         self._prepared: dict[CrfRnn, PreparedImage] = {}  # made when first needed
         dtype = label_dtype(model.n_labels)
         self.lesson = self._read(np.full(self._size, ignore_value(dtype), dtype))
 
     @staticmethod
-    def takes(model: SegmentationModel, plane_shape: tuple[int, int]) -> bool:
-        """Return whether the encoder of a model has what the panel reads, and a plane is not too large."""
-        n_pixels = math.prod(plane_shape)
-        fits = n_pixels <= MOST_PIXELS and n_pixels * model.n_labels <= MOST_SCORES
-        return isinstance(model.network, LiteNetwork) and fits
+    def takes(model: SegmentationModel) -> bool:
+        """Return whether the encoder of a model has what the panel reads."""
+        return isinstance(model.network, LiteNetwork)
+
+    def covers(self, box: Box) -> bool:
+        """Return whether what lies around strokes within a box is seen, too."""
+        starts = zip(box[:2], self.box[:2], strict=True)
+        ends = zip(box[2:], self.box[2:], self._plane_shape, strict=True)
+        has_room = all(border == 0 or at - border >= _LEAST_MARGIN for at, border in starts)
+        has_room &= all(border == length or border - at >= _LEAST_MARGIN for at, border, length in ends)
+        return has_room or box_about(box, self._plane_shape, self._model.n_labels) == self.box
 
     def exact_window(self, box: Box) -> Box:
-        """Return the part of the plane that the answer to strokes within a box looks at: all of it."""
-        return (0, 0, *self._size)
+        """Return the part of the plane that the answer to strokes within a box looks at."""
+        return self.box
 
     def exact(self, box: Box, strokes: Strokes, before: Strokes, *, cancel: Cancel | None = None) -> Refined:
-        """Label the plane from its strokes.
+        """Label what is seen of the plane from its strokes.
 
         Parameters
         ----------
         box
             What the last stroke lies in; it does not matter where that is.
         strokes, before
-            ``[H, W]`` all that is painted now, and what was before the last stroke; the ignore value
+            ``[h, w]`` all that is painted there now, and what was before the last stroke; the ignore value
             elsewhere.
         cancel
             Asked all the time.
 
         Returns
         -------
-        Refined, of the whole plane. As long as all strokes are of one class, nothing changes.
+        Refined, of all that is seen. As long as all strokes are of one class, nothing changes.
 
         Raises
         ------
@@ -180,7 +210,7 @@ class LiveClassifier:
         Cancelled
             If ``cancel`` said so.
         """
-        n_labels, whole = self._model.n_labels, (0, 0, *self._size)
+        n_labels = self._model.n_labels
         strokes, before = (
             checked_strokes(name, each, self._size, n_labels)
             for name, each in (("strokes", strokes), ("before", before))
@@ -190,21 +220,21 @@ class LiveClassifier:
         labels, rows = self._taught_pixels()
         if len(np.unique(labels)) < 2:
             unknown = torch.zeros(()).expand(n_labels, *self._size)
-            return Refined(whole, strokes, np.zeros(self._size, bool), unknown)
+            return Refined(self.box, strokes, np.zeros(self._size, bool), unknown)
         pixels = Pixels(rows, torch.from_numpy(labels), torch.ones(len(labels)))
         if last is not None:
             pixels = Pixels.joined([pixels, self._kept(last, strokes, labels)])
-        sieve = Sieve.of_image(self._size, quick=True)
+        sieve = Sieve(self.box, Sieve.of_image(self._size, quick=True).step)
         judged = self._taught(pixels, cancel).judge(self._maps, sieve, cancel)
         logits = self._refined(sieve.spread(judged), strokes, cancel)
         self._last = _Answer.of(strokes, logits)
-        return Refined(whole, labels_of(logits, strokes), np.ones(self._size, bool), logits[0])
+        return Refined(self.box, labels_of(logits, strokes), np.ones(self._size, bool), logits[0])
 
     def _read(self, strokes: Strokes) -> StrokeLesson:
         y, x = np.nonzero(strokes != ignore_value(strokes.dtype))
         labels = strokes[y, x].astype(np.int64)
         some = balanced(labels, _MAX_PIXELS, np.random.default_rng(_CONFIG.seed))
-        y, x = y[some], x[some]
+        y, x = self.box[0] + y[some], self.box[1] + x[some]
         return StrokeLesson(y, x, labels[some], self._maps.at(y, x, _GROUPS))
 
     def _taught_pixels(self) -> tuple[NDArray[np.int64], Tensor]:
@@ -225,7 +255,8 @@ class LiveClassifier:
             weight = last.sure[y, x].astype(np.float64)
             weight *= _KEEP * n_painted / max(weight.sum(), 1e-9)
             column = torch.full((len(y),), int(value))
-            parts.append(Pixels(self._maps.at(y, x, _GROUPS), column, torch.from_numpy(weight).float()))
+            rows = self._maps.at(self.box[0] + y, self.box[1] + x, _GROUPS)
+            parts.append(Pixels(rows, column, torch.from_numpy(weight).float()))
         return Pixels.joined(parts)
 
     def _taught(self, pixels: Pixels, cancel: Cancel | None) -> Panel:
@@ -240,8 +271,6 @@ class LiveClassifier:
 
     def _refined(self, logits: Tensor, strokes: Strokes, cancel: Cancel | None) -> Tensor:  # [1, L, H, W]
         """Return what the wide CRF makes of logits, or the narrow one where that would dissolve classes."""
-        if not self._models:
-            return logits
         (wide, narrow), on_step = self._models, stop_if(cancel)
         # Strokes that are held would stay in any case, and tell nothing.
         free = run_crf(wide, logits, self._kernels(wide, cancel), on_step)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from napari_crfasrnn._qt.state.boxes import Outline, heed
 from napari_crfasrnn._qt.state.micrographs import Kind, kind_of
 from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.edits import Box
 from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
 
 if TYPE_CHECKING:
@@ -179,17 +180,18 @@ class Engine:
         request: ModelRequest,
         image: ImageInput,
         index: PlaneIndex,
+        box: Box,
         elsewhere: Sequence[StrokeLesson],
         cancel: Cancel,
     ) -> LiveClassifier | LiveRefinement:
-        """Make ready for labelling a plane from its strokes alone; for refining it, where that cannot be."""
+        """Make ready for labelling a box of a plane by its strokes; for refining, where that cannot be."""
         from napari_crfasrnn.training import LiveClassifier
 
         segmenter = self._ready(request, image, cancel)
-        if not LiveClassifier.takes(segmenter.model, segmenter.source.plane_shape):
+        if not LiveClassifier.takes(segmenter.model):
             return segmenter.live(index=index, cancel=cancel)
         plane = segmenter.source.plane(segmenter.source.check_index(index))
-        return LiveClassifier(segmenter.model, plane, elsewhere, cancel)
+        return LiveClassifier(segmenter.model, plane, elsewhere, cancel, box)
 
     def learn(
         self,

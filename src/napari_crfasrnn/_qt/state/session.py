@@ -42,7 +42,16 @@ PAINT_EACH = (
 )
 PAINT_ANOTHER = "Now a little of another class, or of the background: then the rest of the image follows."
 PAINT_WRONG = "Paint where this is wrong, and it follows anew. Then let the model learn."
-TO_PAINT = (PAINT_EACH, PAINT_ANOTHER, PAINT_WRONG)  # one after the other, until the first round
+PAINT_AROUND = (
+    "In so large an image Live labels what is around a stroke. Paint where it is wrong, or elsewhere. "
+    "Then let the model learn, and segment all of it."
+)
+TO_PAINT = (
+    PAINT_EACH,
+    PAINT_ANOTHER,
+    PAINT_WRONG,
+    PAINT_AROUND,
+)  # one after the other, until the first round
 
 
 class Session:

@@ -282,15 +282,26 @@ class Work:
         """Whether a model has a say in the labels of a plane: not all of them are strokes."""
         return bool((self.baseline[index] != ignore_value(self.baseline.dtype)).any())
 
-    def standing_lessons(self, source: object, without: PlaneIndex | None) -> list[StrokeLesson]:
-        """Return what Live learnt of planes but one, by a model's features, as far as it is painted still."""
+    def standing_lessons(
+        self, source: object, without: tuple[PlaneIndex, Box] | None = None
+    ) -> list[StrokeLesson]:
+        """Return what Live learnt outside a box of a plane, by a model's features, as far as it stands."""
         found = []
         for index, (read_by, lesson) in self.lessons.items():
-            if read_by == source and index != without:
+            if read_by == source:
                 there = lesson.y, lesson.x
                 stands = self.held(index, there) & (self.labels[index][there] == lesson.labels)
+                if without is not None and index == without[0]:
+                    stands &= ~lesson.lies_in(without[1])
                 found.append(lesson.select(stands))
         return found
+
+    def take_lesson(self, source: object, index: PlaneIndex, box: Box, lesson: StrokeLesson) -> None:
+        """Remember what Live learnt in a box of a plane, and what it had learnt there outside of it."""
+        read_by, earlier = self.lessons.get(index, (None, None))
+        if earlier is not None and read_by == source:
+            lesson = lesson.joined(earlier.select(~earlier.lies_in(box)))
+        self.lessons[index] = (source, lesson)
 
     def is_segmented(self, index: PlaneIndex) -> bool:
         """Whether there is an uncertainty of a plane."""
