@@ -6,8 +6,10 @@ import errno
 from pathlib import Path
 
 import numpy as np
+import pytest
 from qtpy.QtTest import QTest
 
+from napari_crfasrnn._qt.state.session import CHANGED
 from napari_crfasrnn.config import TrainConfig
 
 
@@ -79,6 +81,66 @@ def test_painting_while_segmenting_is_kept(user, photograph) -> None:
     user.wait(lambda: user.session.busy is None)
     assert (user.labels == 3).sum() > 100
     assert user.session.busy is None
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_classes_may_change_while_segmenting(user, photograph, is_first) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    user.settle()
+    if not is_first:
+        user.do(user.widget.segment)
+    person = user.session.table.names.index("person")
+    user.bench.paint_with(person)
+    user.drag((30, 30), (60, 60))
+    user.settle()
+    painted = user.bench.work.held(())
+    assert painted.sum() > 100
+
+    def change_meanwhile() -> None:
+        user.widget.segment()
+        user.session.rename_class(person, "human")
+        user.session.add_class("flag")
+        user.bench.paint_with(21)
+        user.drag((100, 30), (100, 60))
+        user.session.delete_class(1)
+        assert user.session.busy is not None
+
+    assert user.do(change_meanwhile) == "segment"
+    user.settle()
+    names, work = user.session.table.names, user.bench.work
+    assert len(names) == 21
+    assert names[person - 1] == "human"
+    assert names[20] == "flag"
+    np.testing.assert_array_equal(user.labels[painted], person - 1)
+    assert work.held(())[painted].all()
+    assert ((user.labels == 20) & work.held(())).sum() > 50
+    guessed = user.labels[~work.held(())]
+    assert (guessed == person - 1).any()  # the photograph shows one
+    for predicted in (guessed, work.baseline):  # 255: what was seen as the class that went
+        assert set(np.unique(predicted)) <= {*range(20), 255}
+    user.bench.undo()
+    user.settle()
+    np.testing.assert_array_equal(user.labels[painted], person - 1)
+
+
+def test_a_refinement_is_not_taken_where_classes_went_meanwhile(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    user.settle()
+
+    def delete_meanwhile() -> None:
+        user.click(user.widget.correct.refine_all)
+        user.session.delete_class(1)
+
+    user.do(delete_meanwhile)
+    user.settle()
+    assert user.line("correct") == CHANGED
+    labels = user.labels.copy()
+    assert (labels == 2).sum() > 100  # what was painted
+    user.do(lambda: user.click(user.widget.correct.refine_all))
+    assert "Refined" in user.line("correct")
 
 
 def test_removing_layers_while_segmenting(user, photograph) -> None:

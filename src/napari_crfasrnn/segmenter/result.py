@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import ClassSpec, label_dtype
+from napari_crfasrnn.edits import remap_labels
 
 _BLOCK = 2**24  # logits turned into labels and entropy at a time
 
@@ -39,6 +41,25 @@ class Segmentation:
                 view = array.view()
                 view.flags.writeable = False
                 object.__setattr__(self, name, view)
+
+    def remapped(self, new_values: Sequence[int | None], classes: tuple[ClassSpec, ...]) -> Segmentation:
+        """Return it for another class table, without marginals.
+
+        Parameters
+        ----------
+        new_values
+            For each class its place in the other table, or None where its pixels become unlabelled.
+        classes
+            The other table.
+        """
+        before = self.before_crf
+        return replace(
+            self,
+            labels=remap_labels(self.labels, new_values, len(classes)),
+            classes=classes,
+            before_crf=None if before is None else remap_labels(before, new_values, len(classes)),
+            marginals=None,
+        )
 
     def shares(self) -> tuple[float, ...]:
         """Return the share of all pixels that each class has, 0..1, in the order of ``classes``."""

@@ -7,7 +7,7 @@ the worker's thread, so that opening the widget does not wait for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,15 @@ class Segmented:
     """Why it did not heed others, a sentence."""
     kind: Kind | None = None
     """Which micrograph it may be."""
+
+    def remapped(self, new_values: Sequence[int | None], classes: tuple[ClassSpec, ...]) -> Segmented:
+        """Return it for another class table: for each class its value there, or None if it is gone."""
+        present = (new_values[value] for value in self.present)
+        return replace(
+            self,
+            segmentation=self.segmentation.remapped(new_values, classes),
+            present=tuple(sorted(value for value in present if value is not None)),
+        )
 
 
 @dataclass(frozen=True)

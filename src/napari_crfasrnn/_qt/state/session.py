@@ -37,6 +37,7 @@ Region = tuple[int, int, int, int]
 PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
 BESIDE = "For micrographs, classes of your own do better without the starter's."
 KNOWS_NONE = "This model knows none of your classes: paint a little of each, and let it learn."
+CHANGED = "The classes were changed meanwhile, so nothing of this was taken: do it again."
 PAINT_EACH = (
     "Paint a little of each class and of the background: the rest follows (Live). Then let the model learn."
 )
@@ -148,7 +149,7 @@ class Session:
         )
 
     def _segment(self, image: ImageInput, index: PlaneIndex | None, boxes: Sequence[Outline]) -> None:
-        request, model = self.request(), self._model_name
+        request, model, asked = self.request(), self._model_name, self.table.classes
         self.work_on(image)
 
         def run(task: Task, report: Report) -> Segmented:
@@ -157,6 +158,12 @@ class Session:
             )
 
         def done(result: Segmented) -> None:
+            if self.table.edited and self.table.classes != asked:
+                names = [spec.name for spec in result.segmentation.classes]
+                if self.table.is_unknown_to(names):
+                    self.tasks.say("start", CHANGED, "problem")
+                    return
+                result = result.remapped(self.table.values_of(names), self.table.classes)
             self._take_segmentation(image, result, () if index is None else index)
             self.standing.segmented(image.key, () if index is None else index, model)
 
@@ -195,11 +202,15 @@ class Session:
         if self.busy is not None or self.shelf.choice is None or work is None:
             return
         request, labels, held = self.request(), work.labels[index].copy(), work.held(index)
+        names = self.table.names
 
         def run(task: Task, report: Report) -> Segmentation:
             return self.engine.refine(request, work.image, labels, held, index, region, task.cancelled)
 
         def done(result: Segmentation) -> None:
+            if self.table.values_of(names) != tuple(range(len(names))):
+                self.tasks.say("correct", CHANGED, "problem")
+                return
             changed = self._take_refined(key, index, labels, result)
             self.tasks.say("correct", f"Refined: {changed:,} px in {result.timings['total']:.1f} s.")
 

@@ -93,6 +93,11 @@ class ClassTable:
             self.keys.clear()
             self.give_keys(())
 
+    def values_of(self, names: Sequence[str]) -> tuple[int | None, ...]:
+        """Return the values that classes of these names have here by now; None for those that are gone."""
+        value_of = {origin: value for value, origin in enumerate(self._origins_in(names))}
+        return tuple(value_of.get(name) for name in names)
+
     def _origins_in(self, model_names: Sequence[str]) -> tuple[str | None, ...]:
         """Return what a model with classes of these names calls each class; None where it knows none."""
         known = set(model_names)
