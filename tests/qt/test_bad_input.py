@@ -11,6 +11,7 @@ from qtpy.QtTest import QTest
 
 from napari_crfasrnn._qt.state.session import CHANGED
 from napari_crfasrnn.config import TrainConfig
+from napari_crfasrnn.project import Project
 
 
 def test_images_that_are_hardly_images(user) -> None:
@@ -211,9 +212,6 @@ def test_a_full_disk_is_told_and_the_layers_are_untouched(user, photograph, monk
     user.bench.paint_with(3)
     user.drag((30, 30), (60, 60))
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as broken:
         broken.setattr(files.os, "fsync", full)  # the last step of writing a file
         user.session.storage.save()
@@ -228,6 +226,45 @@ def test_a_full_disk_is_told_and_the_layers_are_untouched(user, photograph, monk
     assert not user.line("project")
     stored = user.session.storage.keeper.project.items[0]
     np.testing.assert_array_equal(stored.labels(), user.labels)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_work_is_saved_elsewhere_where_its_project_cannot_be_written(
+    user, photograph, tmp_path, monkeypatch, is_there
+) -> None:
+    storage, stick, rescue = user.session.storage, tmp_path / "stick", tmp_path / "rescue"
+    user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    assert user.do(lambda: storage.save_as(stick)) == "save"
+    user.settle()
+    saved = user.labels.copy()
+    if is_there:  # but full
+        monkeypatch.setattr(storage.keeper.project, "set_labels", full)
+    else:
+        stick.rename(tmp_path / "pulled out")
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    storage.flushing.emit()
+    storage.save()
+    user.wait(lambda: storage.unsaved and user.line("project"))
+    assert user.do(storage.begin) == "failed"  # what is not saved is not left
+    assert user.do(lambda: storage.save_as(rescue)) == "save"
+    user.settle()
+    assert storage.keeper.path == rescue
+    assert not storage.unsaved
+    assert ("rounds" in user.line("project")) == (not is_there)
+    (item,) = storage.keeper.project.items
+    np.testing.assert_array_equal(item.labels(), user.labels)
+    np.testing.assert_array_equal(item.image(), photograph)
+    assert (item.labels() != saved).sum() > 100
+    assert user.do(storage.begin) == "open"
+    if not is_there:
+        with Project.open(tmp_path / "pulled out") as before:
+            np.testing.assert_array_equal(before.items[0].labels(), saved)
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_two_widgets_of_a_viewer_show_the_same_work(user, photograph) -> None:

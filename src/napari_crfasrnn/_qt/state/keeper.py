@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -78,6 +78,18 @@ class Keeper:
     def open(cls, path: Path) -> Keeper:
         """Open a project."""
         return cls(Project.open(path))
+
+    @classmethod
+    def anew(cls, path: Path, classes: Sequence[ClassSpec], snapshots: Iterable[Snapshot]) -> Keeper:
+        """Make a project of images in the viewer, for which the one that they were in cannot be read."""
+        keeper = cls(Project.create(path, classes))
+        try:
+            for snapshot in snapshots:
+                keeper.save(snapshot, classes)
+        except BaseException:
+            keeper.close()
+            raise
+        return keeper
 
     @property
     def path(self) -> Path | None:

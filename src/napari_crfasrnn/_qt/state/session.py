@@ -91,6 +91,7 @@ class Session:
         self.lessons.kept.connect(lambda name: self.standing.rename(LEARNT, name))
         self.storage.left.connect(self._on_project_left)
         self.storage.replaced.connect(self._on_project_replaced)
+        self.storage.copied.connect(self.rounds.list_again)
         self.storage.taught.connect(self._on_taught)
 
     @property

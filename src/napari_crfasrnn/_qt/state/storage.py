@@ -60,6 +60,7 @@ class Storage:
     # Of the project that was opened: class table, `ModelChoice` rounds, number of the one to go on with, 0
     # for none, and what became of classes, as `Project.renames` has it.
     replaced = Signal(object, object, int, object)
+    copied = Signal()  # the project, to a folder where it goes on
     taught = Signal(str, object)  # name of a round's model; labels it was taught, by keys of opened images
 
     def __init__(self, tasks: Tasks, engine: Engine, works: dict[str, Work], table: ClassTable) -> None:
@@ -100,11 +101,16 @@ class Storage:
             )
 
     def when_saved(
-        self, busy: Busy, then: Callable[[], None], otherwise: Callable[[], None] = lambda: None
+        self,
+        busy: Busy,
+        then: Callable[[], None],
+        otherwise: Callable[[], None] = lambda: None,
+        instead: Callable[[], None] | None = None,
     ) -> None:
         """Save what has changed, then go on; or end the task, if it cannot be saved.
 
-        ``otherwise`` is called if it cannot, and where the task was cancelled meanwhile.
+        ``otherwise`` is called if it cannot, and where the task was cancelled meanwhile. With ``instead`` the
+        task does not end if it cannot be saved, but goes on with that.
         """
         self._tasks.hold(busy)
         self.flushing.emit()
@@ -115,6 +121,8 @@ class Storage:
                 otherwise()
             elif not self._failed:
                 then()
+            elif instead is not None:
+                instead()
             else:
                 otherwise()
                 line = self._tasks.lines.get("project")
@@ -129,16 +137,22 @@ class Storage:
     def save_as(self, path: Path) -> None:
         """Copy the project to a folder and go on there."""
         busy = Busy("save", "Saving…")
+        lost: list[Path | None] = []  # the folder, where it could not even be read
 
         def done(copied: Keeper) -> None:
+            if self._failed:  # all that is in memory is saved in the copy
+                self._unsaved.clear()
+                self._failed.clear()
             self._go_over_to(copied)
             self._remember(path)
             for key in self._works:  # also what was painted while it was copied
                 self.touch(key)
             self.save()
-            self._tasks.say(
-                "project", f"Saved in {path.name}; from now on it is kept up to date there.", "good"
-            )
+            said = f"Saved in {path.name}; from now on it is kept up to date there."
+            if lost:
+                said += f" Only what is in this window could be: {lost[0]} cannot be read, with its rounds."
+            self._tasks.say("project", said, "plain" if lost else "good")
+            self.copied.emit()
             for key in self._works:  # a widget that is opened again goes on there
                 number = self.keeper.number_of(key)
                 if number is not None:
@@ -148,6 +162,20 @@ class Storage:
         def start() -> None:
             keeper, classes = self.keeper, self._table.classes
             self._tasks.start(busy, lambda task, report: keeper.copy(path, classes), done, dropped=drop)
+
+        def rescue() -> None:  # the project cannot be written: it may be full, or gone
+            keeper, classes = self.keeper, self._table.classes
+            snapshots = [work.snapshot() for work in self._works.values()]
+
+            def run(task: Task, report: Report) -> Keeper:
+                try:
+                    return keeper.copy(path, classes)
+                except (OSError, ValueError) as error:
+                    _log.warning("the project cannot be copied: %s", error)
+                    lost.append(keeper.path)
+                    return Keeper.anew(path, classes, snapshots)
+
+            self._tasks.start(busy, run, done, dropped=drop)
 
         def drop(copied: Keeper) -> None:
             def remove() -> None:
@@ -160,7 +188,7 @@ class Storage:
             self.flushing.emit()
             start()
         else:
-            self.when_saved(busy, start)
+            self.when_saved(busy, start, instead=rescue)
 
     def begin(self) -> None:
         """Close the project, which is kept, and begin a new one."""
