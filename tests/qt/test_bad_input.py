@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +87,7 @@ def test_painting_while_segmenting_is_kept(user, photograph) -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_classes_may_change_while_segmenting(user, photograph, is_first) -> None:
+def test_classes_may_change_while_segmenting(user, photograph, is_first, monkeypatch) -> None:
     user.viewer.add_image(photograph, name="photo")
     user.settle()
     if not is_first:
@@ -96,6 +98,14 @@ def test_classes_may_change_while_segmenting(user, photograph, is_first) -> None
     user.settle()
     painted = user.bench.work.held(())
     assert painted.sum() > 100
+    changed, segment = threading.Event(), user.session.engine.segment
+
+    def segment_slowly(*arguments: Any) -> Any:
+        result = segment(*arguments)
+        assert changed.wait(60)
+        return result
+
+    monkeypatch.setattr(user.session.engine, "segment", segment_slowly)
 
     def change_meanwhile() -> None:
         user.widget.segment()
@@ -104,7 +114,7 @@ def test_classes_may_change_while_segmenting(user, photograph, is_first) -> None
         user.bench.paint_with(21)
         user.drag((100, 30), (100, 60))
         user.session.delete_class(1)
-        assert user.session.busy is not None
+        changed.set()
 
     assert user.do(change_meanwhile) == "segment"
     user.settle()
