@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 from qtpy.QtCore import QObject
@@ -130,3 +134,31 @@ def test_the_cycle_collector_stays_out_of_the_thread(worker, qtbot) -> None:
     assert heard == [False]
     assert collected_in <= {threading.main_thread()}
     assert gc.isenabled()
+
+
+def test_a_program_that_ends_lets_threads_come_to_an_end(tmp_path: Path) -> None:
+    # Python would end the thread in the middle of C++ that does not expect it: the process aborts.
+    script = """
+import sys, time
+from pathlib import Path
+from qtpy.QtCore import QCoreApplication
+from napari_crfasrnn._qt.worker import Worker
+app, begun = QCoreApplication([]), []
+def work(task, report):
+    begun.append(True)
+    while not task.cancelled():
+        time.sleep(0.01)
+    time.sleep(0.3)  # until it notices
+    Path(sys.argv[1]).write_text("came to its end")
+worker = Worker("worker")
+worker.start("work", work, print, print)
+while not begun:
+    time.sleep(0.01)
+"""
+    noted = tmp_path / "noted"
+    environment = os.environ | {"QT_QPA_PLATFORM": "offscreen"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(noted)], env=environment, timeout=120, check=False
+    )
+    assert done.returncode == 0
+    assert noted.read_text() == "came to its end"

@@ -12,6 +12,7 @@ while a task is at work.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 from collections.abc import Callable
@@ -28,6 +29,7 @@ Report = Callable[[Any], None]
 Work = Callable[["Task", Report], Any]
 
 COLLECT_MS = 1000
+LAST_SECONDS = 20.0  # that a program which ends waits for a thread
 
 
 class Task:
@@ -162,6 +164,10 @@ class Worker(QObject):  # type: ignore[misc]
         if wait:
             self._thread.join()
 
+    def wait(self, seconds: float) -> None:
+        """Wait until the thread has ended after `close`, so long at most."""
+        self._thread.join(seconds)
+
     def _run(self) -> None:
         while (task := self._queue.get()) is not None:
             self._do(task)
@@ -204,3 +210,15 @@ class Worker(QObject):  # type: ignore[misc]
             job.failed(outcome)
         elif how == "done" and job.dropped is not None:
             job.dropped(outcome)
+
+
+@atexit.register
+def _wait_for_threads() -> None:
+    """Let threads come to an end that were told to stop when the window closed.
+
+    Python ends a thread that is still at work when it asks for the interpreter's lock, by unwinding its stack:
+    where that passes through C++, as in torch or in our lattice, the process aborts.
+    """
+    for worker in tuple(_at_work):
+        worker.close()
+        worker.wait(LAST_SECONDS)
