@@ -216,8 +216,8 @@ class Worker(QObject):  # type: ignore[misc]
 def _wait_for_threads() -> None:
     """Let threads come to an end that were told to stop when the window closed.
 
-    Python ends a thread that is still at work when it asks for the interpreter's lock, by unwinding its stack:
-    where that passes through C++, as in torch or in our lattice, the process aborts.
+    Python ends a thread that is still at work when it asks for the interpreter's lock, by unwinding its
+    stack: where that passes through C++, as in torch or in our lattice, the process aborts.
     """
     for worker in tuple(_at_work):
         worker.close()
