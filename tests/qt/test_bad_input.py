@@ -277,6 +277,27 @@ def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_values_that_are_no_class_do_not_keep_the_rest_from_being_saved(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    user.settle()
+    before = user.labels.copy()
+    labels = user.viewer.layers["photo · labels"]
+    labels.data[20:25, 20:25] = 200  # a script, or another plugin
+    labels.refresh()
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    user.wait(lambda: "25 px of photo had labels that are no class (200)" in user.line("classes"))
+    user.settle()
+    assert (user.labels[20:25, 20:25] == 255).all()
+    assert not user.line("project")
+    assert not user.session.storage.unsaved
+    stored = user.session.storage.keeper.project.items[0].labels()
+    np.testing.assert_array_equal(stored, user.labels)
+    painted = user.bench.work.held(())
+    assert (stored[painted & (before != 255)] == 3).sum() > 100
+
+
 def test_two_widgets_of_a_viewer_show_the_same_work(user, photograph) -> None:
     from napari_crfasrnn._qt.widget import SegmentationWidget
 

@@ -92,6 +92,7 @@ class Session:
         self.storage.left.connect(self._on_project_left)
         self.storage.replaced.connect(self._on_project_replaced)
         self.storage.copied.connect(self.rounds.list_again)
+        self.storage.refused.connect(self._on_refused)
         self.storage.taught.connect(self._on_taught)
 
     @property
@@ -463,6 +464,20 @@ class Session:
         self.table.clear()
         for section in ("start", "classes", "correct", "learn"):
             self.tasks.lines.pop(section, None)
+
+    def _on_refused(self, key: str) -> None:
+        """Make what is no class unlabelled: nothing of the project could be saved or learnt with it."""
+        work = self.works.get(key)
+        where = None if work is None else work.is_no_class(len(self.table.classes))
+        if work is None or where is None or not where.any():
+            return
+        values = ", ".join(str(value) for value in np.unique(work.labels[where])[:5])
+        labels = np.where(where, work.labels.dtype.type(ignore_value(work.labels.dtype)), work.labels)
+        self._write(key, labels, ())
+        said = f"{np.count_nonzero(where):,} px of {work.image.name} had labels that are no class ({values})"
+        self.tasks.say("classes", f"{said}: they are unlabelled now.", "problem")
+        self.touch(key)
+        self.storage.save()
 
     def _on_project_left(self) -> None:
         first = self.rounds.all[0].started_from if self.rounds.all else ""

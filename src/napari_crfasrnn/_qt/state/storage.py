@@ -60,6 +60,7 @@ class Storage:
     # Of the project that was opened: class table, `ModelChoice` rounds, number of the one to go on with, 0
     # for none, and what became of classes, as `Project.renames` has it.
     replaced = Signal(object, object, int, object)
+    refused = Signal(str)  # key of an image that a project does not take as it is
     copied = Signal()  # the project, to a folder where it goes on
     taught = Signal(str, object)  # name of a round's model; labels it was taught, by keys of opened images
 
@@ -337,12 +338,12 @@ class Storage:
         what: str,
         work: Callable[[], Any],
         done: Callable[[Any], None] = lambda _: None,
-        failed: Callable[[], None] = lambda: None,
+        failed: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         """Do something in the thread of the disk, after what was given to it before."""
 
         def on_failed(error: Exception) -> None:
-            failed()
+            failed(error)
             self._tasks.complain("project", what, error)
 
         self._worker.start(what, lambda task, report: work(), done, on_failed)
@@ -368,9 +369,11 @@ class Storage:
         for number, lessons in taught.items():
             self.taught.emit(f"{PREFIX}{number}", lessons)
 
-    def _on_not_saved(self, keeper: Keeper, key: str) -> None:
+    def _on_not_saved(self, keeper: Keeper, key: str, error: Exception) -> None:
         if keeper is self.keeper:
             self._failed.add(key)
+            if isinstance(error, ValueError):
+                self.refused.emit(key)
 
     def _on_saved(self, keeper: Keeper, key: str, item: Item) -> None:
         if keeper is not self.keeper:

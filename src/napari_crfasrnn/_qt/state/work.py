@@ -370,6 +370,11 @@ class Work:
         verdict.put(self, back=False)
         self._steps.add(verdict)
 
+    def is_no_class(self, n_classes: int) -> Mask:
+        """Return where labels hold a value that is no class: a script may have written it."""
+        is_unknown: Mask = self.labels >= n_classes
+        return is_unknown & (self.labels != ignore_value(self.labels.dtype))
+
     def snapshot(self) -> Snapshot:
         """Return a copy that later strokes do not change."""
         return Snapshot(self.image, self.labels.copy(), self.baseline.copy(), self.verified.copy())
