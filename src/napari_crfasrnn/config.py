@@ -339,7 +339,8 @@ class Recipe(_Config):
 
 def sentence_of(error: ValidationError) -> str:
     """Return what pydantic complains about in one line."""
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    said = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+    return "; ".join(f"{place}: {text}" for place, text in said)
 
 
 class TrainConfig(_Config):

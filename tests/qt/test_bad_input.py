@@ -298,6 +298,26 @@ def test_values_that_are_no_class_do_not_keep_the_rest_from_being_saved(user, ph
     assert (stored[painted & (before != 255)] == 3).sum() > 100
 
 
+def test_a_label_that_is_no_class_leaves_the_brush_as_it_was(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    user.bench.set_per_class(False)
+    labels = user.viewer.layers["photo · labels"]
+    user.viewer.layers.selection.active = labels
+    for chosen in (3, 5):
+        labels.selected_label = chosen
+        labels.selected_label = 100  # in napari's own field, or its "new label"
+        assert labels.selected_label == chosen
+        name = user.session.table.names[chosen]
+        assert user.line("classes") == f"There is no class 100: add one first. The brush still paints {name}."
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    user.settle()
+    assert not user.line("classes")  # that is over
+    user.widget.classes.table.renamed.emit(3, "  ")
+    assert user.line("classes") == "Name: a class name must not be blank."
+
+
 def test_two_widgets_of_a_viewer_show_the_same_work(user, photograph) -> None:
     from napari_crfasrnn._qt.widget import SegmentationWidget
 

@@ -36,6 +36,7 @@ from napari_crfasrnn._qt.panels.look import GAP
 from napari_crfasrnn._qt.present import COMPARE_ROUND, DISCARD_ROUND, KEEP_ROUND, LEARN_FOR
 from napari_crfasrnn._qt.rounds import round_rows
 from napari_crfasrnn._qt.state.shelf import LEARNT, PREFIX
+from napari_crfasrnn._qt.state.tasks import sentence
 from napari_crfasrnn._qt.state.telling import OWN_CLASSES, USE
 from napari_crfasrnn._qt.workbench import Workbench
 
@@ -279,8 +280,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         try:
             change()
         except ValueError as error:
-            text = str(error)
-            self.session.tasks.say("classes", text[:1].upper() + text[1:] + ".", "problem")
+            self.session.tasks.say("classes", f"{sentence(error)}.", "problem")
 
     def _ask_model(self) -> None:
         kinds = f"Models ({MODEL_FILES});;All files (*)"

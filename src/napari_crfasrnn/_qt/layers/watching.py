@@ -33,6 +33,7 @@ class GroupWatch:
     def __init__(self, group: LabelGroup) -> None:
         self._group = group
         self._point = self._sliced_at()
+        self._chosen: dict[Any, int] = {}  # the class that each layer paints with
         for layer in group.label_layers:
             self._watch(layer)
         group.class_layers.added.connect(self._on_class_layer_added)
@@ -165,9 +166,13 @@ class GroupWatch:
         group = self._group
         layer = event.source
         value, last = int(layer.selected_label), len(group.classes) - 1
-        if value > last and value != ignore_value(group.labels.dtype):
-            layer.selected_label = layer.value if isinstance(layer, ClassLayer) else last
-            group.refused.emit(f"There is no class {value}: add one first.")
+        if value <= last or value == ignore_value(group.labels.dtype):
+            self._chosen[layer] = value
+            return
+        before = layer.value if isinstance(layer, ClassLayer) else min(self._chosen.get(layer, last), last)
+        layer.selected_label = before
+        name = group.classes[before].name
+        group.refused.emit(f"There is no class {value}: add one first. The brush still paints {name}.")
 
     def _on_visible(self, event: Any) -> None:
         group = self._group

@@ -314,6 +314,9 @@ class Session:
         if work is None:
             return
         work.follow_undo()
+        said = self.tasks.lines.get("classes")
+        if said is not None and said.tone == "problem":  # what was refused then is over
+            self.tasks.lines.pop("classes")
         self.storage.touch(key)
         self.touched.emit(key)
         self.changed.emit()
@@ -475,8 +478,8 @@ class Session:
         labels = np.where(where, work.labels.dtype.type(ignore_value(work.labels.dtype)), work.labels)
         self._write(key, labels, ())
         said = f"{np.count_nonzero(where):,} px of {work.image.name} had labels that are no class ({values})"
-        self.tasks.say("classes", f"{said}: they are unlabelled now.", "problem")
         self.touch(key)
+        self.tasks.say("classes", f"{said}: they are unlabelled now.", "problem")
         self.storage.save()
 
     def _on_project_left(self) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from psygnal import Signal
+from pydantic import ValidationError
 
 from napari_crfasrnn._qt.worker import Report, Task, Worker
+from napari_crfasrnn.config import sentence_of
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class Tasks:
         """Say in one sentence why something did not work."""
         if isinstance(error, ValueError | TypeError | OSError | MemoryError):
             _log.info("%s failed: %s", doing, error)
-            text = str(error) or f"{doing} failed: {type(error).__name__}"
+            text = sentence(error) or f"{doing} failed: {type(error).__name__}"
         else:
             _log.error("%s failed", doing, exc_info=error)
             text = f"{doing} failed ({error or type(error).__name__}); the log has the details"
@@ -191,3 +193,9 @@ class Tasks:
         if self.busy is not None and not self.busy.is_stopping:
             self.busy = replace(self.busy, done=value[0], total=value[1])
             self.changed.emit()
+
+
+def sentence(error: Exception) -> str:
+    """Return what an error says, as a sentence begins."""
+    text = sentence_of(error) if isinstance(error, ValidationError) else str(error)
+    return text[:1].upper() + text[1:]

@@ -372,8 +372,9 @@ class Work:
 
     def is_no_class(self, n_classes: int) -> Mask:
         """Return where labels hold a value that is no class: a script may have written it."""
-        is_unknown: Mask = self.labels >= n_classes
-        return is_unknown & (self.labels != ignore_value(self.labels.dtype))
+        ignore = ignore_value(self.labels.dtype)
+        unknown: Mask = (self.labels >= n_classes) & (self.labels != ignore)
+        return unknown
 
     def snapshot(self) -> Snapshot:
         """Return a copy that later strokes do not change."""
