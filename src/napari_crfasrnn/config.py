@@ -327,7 +327,7 @@ class Recipe(_Config):
         if not path.is_file():
             raise FileNotFoundError(f"there is no recipe at {path}")
         try:
-            settings = tomllib.loads(path.read_text(encoding="utf-8"))
+            settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
             if isinstance(settings.get("crf"), dict):  # beside what it mentions, our CRF, not the original's
                 settings["crf"] = cls().crf.model_dump() | settings["crf"]
             return cls.model_validate(settings)

@@ -15,8 +15,9 @@ Letters: B batch, C image channels, L labels, S the space axes (H W, or Z H W), 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,21 @@ from napari_crfasrnn.mean_field import DifferentiableMeanField, MarginalDtype, M
 from napari_crfasrnn.progress import Progress, part_of
 
 __all__ = ["CrfRnn", "OnIteration", "Potential"]
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _not_traced(function: _Method) -> _Method:
+    """Let ``torch.compile`` call a method as it is: what that runs is compiled and cannot be traced."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        dynamo = sys.modules.get("torch._dynamo")  # a second to import: only where somebody compiles
+        return (function if dynamo is None else dynamo.disable(function))(*arguments, **keywords)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # what `torch.compiler.disable` sets
+    return call  # type: ignore[return-value]
 
 
 class CrfRnn(nn.Module):
@@ -202,6 +218,7 @@ class CrfRnn(nn.Module):
                 groups.append({"name": name, "params": learned, "lr": multiplier * learning_rate})
         return groups
 
+    @_not_traced
     @torch.inference_mode(False)  # the kernels outlive this call, and training cannot use inference tensors
     @torch.no_grad()
     def prepare(
@@ -265,6 +282,7 @@ class CrfRnn(nn.Module):
         """
         return prepare_points(positions, channels, mass, self.settings, self.backend, extra_features)
 
+    @_not_traced
     def forward(
         self,
         unary: Tensor,  # [B, L, *S]

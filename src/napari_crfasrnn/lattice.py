@@ -19,6 +19,7 @@ from torch import Tensor
 
 from napari_crfasrnn._ext import cuda
 from napari_crfasrnn._reference import ReferenceLattice
+from napari_crfasrnn.progress import let_signals_through
 
 try:
     from napari_crfasrnn._ext import _lattice
@@ -167,7 +168,7 @@ class Lattice:
             pixel_of=as_order(order),
             position_width=position_width,
             colour_width=colour_width,
-            on_step=on_step,
+            on_step=on_step or let_signals_through,
         )
         lattice._n_points = len(order)
         lattice._n_dims = n_dims
@@ -241,7 +242,8 @@ class Lattice:
         The compiled backend on the CPU calls ``on_step(0, 1)`` about every 50 ms; what it raises ends that.
         """
         if self._backend == "cpu":
-            return torch.from_numpy(self._native.row_sums(on_step=on_step)).to(self._device)
+            sums = self._native.row_sums(on_step=on_step or let_signals_through)
+            return torch.from_numpy(sums).to(self._device)
         return self._apply_to_tensor(torch.ones(self._n_points, 1, device=self._device), False)
 
     def _apply(self, values: NDArray[Any], transpose: bool) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from napari_crfasrnn._ext import _lattice, cuda
 from napari_crfasrnn.lattice import Lattice, as_array, as_order
+from napari_crfasrnn.progress import let_signals_through
 
 # What multiplies the values going into and coming out of a filter, each [N] float32.
 Factors = tuple[Tensor | None, Tensor | None]
@@ -134,7 +135,7 @@ class MeanField:
             unary_scale=unary_scale,
             output_scale=output_scale,
             n_iterations=n_iterations,
-            on_iteration=on_iteration,
+            on_iteration=on_iteration or let_signals_through,
             in_16_bits=marginal_dtype == "uint16",
         )
         return torch.from_numpy(out).to(unary.device)
@@ -289,7 +290,7 @@ class _Iterations(torch.autograd.Function):
             output_scale=log_output_scale.exp().item(),
             n_iterations=work.n_iterations,
             with_vertices=for_maps,
-            on_iteration=work.on_iteration,
+            on_iteration=work.on_iteration or let_signals_through,
         )
         refined = torch.from_numpy(out).reshape(unary.shape).to(unary.device)
         ctx.work = work

@@ -27,6 +27,10 @@ def stop_if(cancel: Cancel | None) -> Progress:
     return lambda done, total: raise_if_cancelled(cancel) if done < total else None
 
 
+def let_signals_through(done: int, total: int) -> None:
+    """Do nothing: Python looks for Ctrl-C wherever compiled work calls it, and that call raises."""
+
+
 def raise_if_cancelled(cancel: Cancel | None) -> None:
     """Raise `Cancelled` when the caller has asked for a stop."""
     if cancel is not None and cancel():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.cli import app
+from napari_crfasrnn.cli import video as cli_video
 from napari_crfasrnn.config import ModelConfig
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.samples import sample
@@ -82,6 +84,29 @@ def test_a_video_gives_the_labels_of_its_frames(video, model_file, tmp_path):
     assert len(frames) == N_FRAMES
     assert frames[0].shape == (50, 70, 3)  # H.264 takes even sides
     assert sorted(path.name for path in out.iterdir()) == ["cat_labels", "cat_overlay.mp4"]
+
+
+def test_frames_appear_together_instead_of_those_of_an_earlier_run(video, model_file, tmp_path, monkeypatch):
+    folder = tmp_path / "out" / "cat_labels"
+    folder.mkdir(parents=True)
+    for name in ("000000.png", "000007.png", "notes.txt"):
+        (folder / name).write_text("earlier")
+    written = cli_video.save_labels_png
+
+    def interrupted(path: Path, *what: Any) -> None:
+        if path.name == "000001.png":
+            raise KeyboardInterrupt
+        written(path, *what)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(cli_video, "save_labels_png", interrupted)
+        assert run(video, "-o", tmp_path / "out", "-m", model_file, "--overlay").exit_code == 130
+    assert [path.name for path in folder.parent.iterdir()] == ["cat_labels"]
+    assert (folder / "000000.png").read_text() == "earlier"
+    assert run(video, "-o", tmp_path / "out", "-m", model_file).exit_code == 0
+    names = [*(f"{number:06d}.png" for number in range(N_FRAMES)), "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert (folder / "000000.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_folder_may_hold_videos_and_images(video, model_file, tmp_path):

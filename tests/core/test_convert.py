@@ -11,8 +11,11 @@ from click.testing import Result
 from foreign_files import pytorch_state, random_weights, write_caffe_v1, write_fine_tuned_caffe
 from typer.testing import CliRunner
 
+from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.cli import app
+from napari_crfasrnn.config import ModelConfig
 from napari_crfasrnn.importing import import_model
+from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.zoo import load_model
 
 
@@ -70,15 +73,21 @@ def test_what_does_not_match_is_an_error_unless_allowed(tmp_path: Path) -> None:
     ("source", "output", "message"),
     [
         ("m.pth", "o.pth", "OUT must end in .safetensors, got 'o.pth'"),
-        ("m.safetensors", "o.safetensors", "got 'm.safetensors', which is one of ours already"),
+        ("ours.safetensors", "o.safetensors", "got 'ours.safetensors', which is one of ours already"),
+        ("cut.safetensors", "o.safetensors", "cut.safetensors"),
+        ("nothing.safetensors", "o.safetensors", "nothing.safetensors"),
         ("nothing.pth", "o.safetensors", "there is no model file at"),
         ("m.pth", "nowhere/o.safetensors", "the model cannot be saved"),
     ],
 )
 def test_bad_arguments_are_one_sentence(tmp_path: Path, source: str, output: str, message: str) -> None:
     torch.save(pytorch_state(random_weights()), tmp_path / "m.pth")
+    ours = SegmentationModel(ModelConfig(classes=class_table(["a", "b"])))
+    ours.save(tmp_path / "ours.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "ours.safetensors").read_bytes()[:1000])
     done = run(tmp_path / source, tmp_path / output)
     assert done.exit_code == 2
+    assert ("ours already" in done.stderr) == (source == "ours.safetensors")
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
     if "nowhere" not in output:

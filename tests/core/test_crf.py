@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import signal
 import weakref
 from pathlib import Path
 from typing import Any
@@ -555,6 +556,56 @@ def test_values_that_are_not_finite(bad: float, inference: bool) -> None:
 def test_an_image_too_bright_for_the_lattice() -> None:
     with pytest.raises(ValueError, match="rescale the image"):
         CrfRnn(2).prepare(1e6 * photo_like(1, 3, 5, 5))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch's own
+def test_a_network_that_holds_it_can_be_compiled() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score = torch.nn.Conv2d(3, 4, 3, padding=1)
+            self.crf = CrfRnn(4)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.crf(self.score(image / 255), image).softmax(1)
+
+    torch.manual_seed(0)
+    net, image = Net(), 255 * torch.rand(1, 3, 20, 30)
+    compiled = torch.compile(net, backend="eager")
+    for training in (True, False):
+        net.train(training)
+        with torch.set_grad_enabled(training):
+            ours, theirs = net(image), compiled(image)
+        torch.testing.assert_close(theirs, ours)
+    gradients = [
+        torch.autograd.grad(one(image)[:, 0].sum(), list(net.parameters())) for one in (net, compiled)
+    ]
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="nothing else interrupts after a while")
+@pytest.mark.parametrize("is_training", [False, True])
+def test_an_interrupt_is_heard_while_compiled_code_runs(is_training: bool) -> None:
+    layer, image = CrfRnn(21), 255 * torch.rand(1, 3, 200, 300)
+    unary = torch.randn(1, 21, 200, 300, requires_grad=is_training)
+    prepared = layer.prepare(image)
+    layer(unary, prepared=prepared, n_iterations=1)
+    before = signal.getsignal(signal.SIGALRM)
+
+    def heard(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, heard)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            layer(unary, prepared=prepared, n_iterations=60 if is_training else 400)  # several times as long
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_too_many_channels() -> None:

@@ -444,6 +444,11 @@ def test_what_cannot_be_trained_is_one_sentence(folder, tmp_path):
     )
     with pytest.raises(ValueError, match="must hold labelled pixels"):
         train(unlabelled, tmp_path, TINY)
+    values = np.full(256, 255, np.uint8)
+    values[0] = 0
+    black = DataSet(data.folder, data.classes, data.train, data.val, values, data.file_colors)
+    with pytest.raises(ValueError, match=r"two classes at least, got 'background' alone.*0 and 255"):
+        train(black, tmp_path, TINY)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -488,6 +493,9 @@ def test_the_command(folder, whole, tmp_path):
     common = ("--data", folder, "-o", tmp_path / "out", "--recipe", recipe, "--device", "cpu")
     done = run(*common, "--seed", 3, "--json")
     assert done.exit_code == 0, done.output
+    lines = done.stderr.splitlines()  # where there is no bar: the end of each stage, at least
+    assert [line.split(":")[0] for line in lines] == ["fcn", "crf", "joint"]
+    assert f"{TINY.joint_iterations} of {TINY.joint_iterations}, loss" in lines[-1]
     told = json.loads(done.stdout)
     assert Path(told["best"]).exists()
     assert told["after"]["mean IoU"] <= told["best mean IoU"]

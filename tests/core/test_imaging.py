@@ -25,6 +25,8 @@ from napari_crfasrnn.samples import sample
         ((40, 50, 3), "uint8", "YXC"),
         ((40, 50, 4), "float32", "YXC"),
         ((40, 50, 3), "bool", "ZYX"),
+        ((40, 50, 1), "float32", "YXC"),
+        ((10, 40, 50, 1), "bool", "ZYXC"),
         ((3, 40, 50), "uint16", "CYX"),
         ((2, 40, 50), "uint16", "CYX"),
         ((1, 40, 50), "uint16", "ZYX"),

@@ -37,12 +37,14 @@ def convert(
 
     A tensor without counterpart is an error, unless --allow-partial is given.
     """
-    from napari_crfasrnn.checkpoint import SUFFIX
+    from napari_crfasrnn.checkpoint import SUFFIX, load_checkpoint
     from napari_crfasrnn.importing import ImportMismatchError, import_model
 
     if output.suffix != SUFFIX:
         fail(f"OUT must end in {SUFFIX}, got {output.name!r}")
     if source.suffix == SUFFIX:
+        with one_sentence():
+            load_checkpoint(source)  # says what it is, if it is none of ours
         fail(f"IN must be a model of another system, got {source.name!r}, which is one of ours already")
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     with one_sentence():

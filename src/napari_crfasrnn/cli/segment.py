@@ -110,6 +110,8 @@ def segment(
     Files in folders that cannot be read are skipped and reported. The exit code is 2 if a file that was named
     could not be segmented, or none at all.
     """
+    if extra is not None and not crf:
+        fail("--extra needs the CRF, which follows it: leave out --no-crf")
     jobs = find_jobs(images)
     _check_files(jobs, output, as_json, model)  # before torch and the model are loaded, which takes seconds
     with one_sentence():
@@ -244,7 +246,12 @@ def segment_file(
     shape = (*source.stack_shape, *source.plane_shape)
     segmenter.set_image(source, extra_features=_extra_features(job, wanted, shape))
     result = segmenter.predict(crf=wanted.crf, marginals=wanted.probabilities, progress=progress)
-    _write(result, source, paths)
+    try:
+        _write(result, source, paths)
+    except OSError as error:
+        raise ValueError(
+            f"{job.image}: its files could not be written to {wanted.output}: {error.strerror}"
+        ) from None
     if source.n_nonfinite:
         remark(
             f"{job.image}: {source.n_nonfinite} values were NaN or infinite; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.config import Recipe
     from napari_crfasrnn.training import DataTraining, Iteration
 
+SAY_EVERY = 30.0  # seconds, where there is no terminal
 LOG_PACKAGES = {"matplotlib": "curves.png", "tensorboardX": "logs for TensorBoard"}
 
 
@@ -148,7 +150,7 @@ def _report(result: DataTraining, as_json: bool) -> None:
 
 @contextmanager
 def _bar(settings: Recipe, speaks: bool) -> Iterator[Callable[[Iteration], None]]:
-    """Show a bar for each stage on a terminal, nothing elsewhere."""
+    """Show a bar for each stage on a terminal, elsewhere a line now and then."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -162,14 +164,21 @@ def _bar(settings: Recipe, speaks: bool) -> Iterator[Callable[[Iteration], None]
         tasks = {stage: progress.add_task(stage, total=total) for stage, total in totals.items() if total}
 
         told: set[int | None] = {None}
+        last_said = time.monotonic()
 
         def show(iteration: Iteration) -> None:
+            nonlocal last_said
             if iteration.at_once not in told:
                 told.add(iteration.at_once)
                 remark(
                     f"memory ran out: batches are computed {iteration.at_once} windows at a time from here, "
                     "which takes longer and learns the same"
                 )
+            is_due = time.monotonic() - last_said >= SAY_EVERY or iteration.number == iteration.total
+            if speaks and not console.is_terminal and is_due:
+                last_said = time.monotonic()
+                place = f"{iteration.number} of {iteration.total}"
+                typer.echo(f"{iteration.stage}: {place}, loss {iteration.loss:.3f}", err=True)
             progress.update(
                 tasks[iteration.stage],
                 completed=iteration.number,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,8 @@ def segment_video(
     video
         The file.
     labels_folder
-        Gets ``000000.png``, ``000001.png``, …: indexed, of the size of the frames.
+        Gets ``000000.png``, ``000001.png``, …: indexed, of the size of the frames; when all are there, and
+        instead of those of an earlier run.
     overlay_file
         A video of the frames with the classes' colours over them; None: none.
     crf
@@ -65,19 +67,23 @@ def segment_video(
     counts = np.zeros(256, np.int64)
     shape: tuple[int, ...] = ()
     number = 0
-    with _reading(video) as (frames, total, rate), _writing(overlay_file, rate) as write:
+    with (
+        _reading(video) as (frames, total, rate),
+        _writing(overlay_file, rate) as write,
+        _gathering(labels_folder) as gathered,
+    ):
         for number, frame in enumerate(frames, start=1):
             segmenter.set_image(frame, "YXC")
             labels = segmenter.predict(crf=crf).labels
-            save_labels_png(labels_folder / f"{number - 1:06d}.png", labels, colors)
+            save_labels_png(gathered / f"{number - 1:06d}.png", labels, colors)
             plane = np.moveaxis(frame, -1, 0).astype(np.float32)
             write(overlay(plane, labels, colors, background=background))
             counts += np.bincount(labels.reshape(-1), minlength=256)
             shape = labels.shape
             if progress is not None:
                 progress(min(number, total), max(total, 1))
-    if number == 0:
-        raise ValueError(f"a video must hold a frame, got none in {video}")
+        if number == 0:
+            raise ValueError(f"a video must hold a frame, got none in {video}")
     shares = counts / counts.sum()
     return {
         "image": str(video),
@@ -126,6 +132,19 @@ def _reading(path: Path) -> Iterator[tuple[Iterator[NDArray[np.uint8]], int, Fra
             yield frames(), int(total), Fraction(rate)
     except av.FFmpegError as error:
         raise ValueError(f"the video {path} cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def _gathering(folder: Path) -> Iterator[Path]:
+    """Give a folder for frames, which go to the one named when all of them are there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-part-") as gathered:
+        yield Path(gathered)
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].png"):
+            old.unlink()
+        for frame in sorted(Path(gathered).iterdir()):
+            frame.replace(folder / frame.name)
 
 
 @contextmanager

@@ -51,8 +51,8 @@ def guess_axes(shape: Sequence[int], dtype: np.dtype | type | str = "uint8") -> 
     The rules, the first that fits wins:
 
     1. two axes are ``YX``;
-    2. a last axis of 3 or 4 is colour, as photographs have it: ``YXC``, ``ZYXC``, ``TZYXC``
-       (never in an array of booleans);
+    2. a last axis of 3 or 4 is colour, as photographs have it, and one of 1 is grey: ``YXC``, ``ZYXC``,
+       ``TZYXC`` (3 and 4 never in an array of booleans);
     3. an axis of 2, 3 or 4 just before the two last ones is channels, as microscopes and torch
        have it: ``CYX``, ``ZCYX``, ``TZCYX``; with five axes it is channels at any length;
     4. anything else is a stack: ``ZYX``, ``TZYX``.
@@ -68,7 +68,7 @@ def guess_axes(shape: Sequence[int], dtype: np.dtype | type | str = "uint8") -> 
     stack = {2: "", 3: "", 4: "Z", 5: "TZ"}[len(shape)]
     if len(shape) == 2:
         return "YX"
-    if shape[-1] in (3, 4) and np.dtype(dtype).kind != "b":
+    if shape[-1] == 1 or (shape[-1] in (3, 4) and np.dtype(dtype).kind != "b"):
         return stack + "YXC"
     if shape[-3] in (2, 3, 4) or len(shape) == 5:
         return stack + "CYX"

@@ -220,7 +220,7 @@ def _layout(folder: Path) -> tuple[Path, Path, Path]:
 def _classes(folder: Path, *, is_voc: bool) -> tuple[ClassSpec, ...]:
     path = folder / "classes.txt"
     if path.is_file():
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         table = class_table([name for name in names if name])
         if len(table) > MAX_CLASSES:
             raise ValueError(f"8-bit masks hold at most {MAX_CLASSES} classes, got {len(table)} in {path}")
@@ -257,7 +257,7 @@ def _read_list(path: Path) -> list[str] | None:
     """Read the names of a list, or None if there is none; VOC's lists per class have a second column."""
     if not path.is_file():
         return None
-    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.split() for line in path.read_text(encoding="utf-8-sig").splitlines())
     return [line[0] for line in lines if line]
 
 

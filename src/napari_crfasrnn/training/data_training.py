@@ -178,6 +178,14 @@ class _Training:
         self._counts = np.stack([count_labels(data, sample) for sample in data.train])  # [images, L]
         if not self._counts.any():
             raise ValueError(f"the masks to train on must hold labelled pixels, got none in {data.folder}")
+        shown = np.flatnonzero(self._counts.sum(0))
+        if len(shown) < 2 and data.n_labels > 1:
+            name = data.classes[shown[0]].name
+            raise ValueError(
+                f"the masks to train on must show two classes at least, got {name!r} alone in {data.folder}: "
+                "in masks of 0 and 255, 255 stands for unlabelled; write the place of the class in the class "
+                "table instead"
+            )
         self._weight = class_weights(self._counts.sum(0), recipe.class_balance).to(processes.device)
 
     def run(self, *, resume: bool) -> DataTraining:

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 from importlib.util import find_spec
@@ -116,7 +117,8 @@ class RunFolder:
 
             self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            if math.isfinite(value):  # a class that no image shows has no score
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Finish the logs."""
