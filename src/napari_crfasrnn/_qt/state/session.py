@@ -44,7 +44,7 @@ PAINT_EACH = (
 PAINT_ANOTHER = "Now a little of another class, or of the background: then the rest of the image follows."
 PAINT_WRONG = "Paint where this is wrong, and it follows anew. Then let the model learn."
 PAINT_AROUND = (
-    "In so large an image Live labels what is around a stroke. Paint where it is wrong, or elsewhere. "
+    "This image is large, so Live labels what is around a stroke. Paint where that is wrong, or elsewhere. "
     "Then let the model learn, and segment all of it."
 )
 TO_PAINT = (
