@@ -6,7 +6,7 @@
 Images of a set are put together to large ones, since the sets hold small ones. Somebody draws first strokes
 on one, of images of the training split (learning/annotator.py); a round learns them, and segments two others,
 of images of the validation split: once with experts that read up to 512 pixels on the long side, as the
-starter's network does, and once with 2048, so as they come. Scores: mean IoU, by seed. Seconds are of the clock.
+starter's network does, and once with 2048, so as they come. Scores: mean IoU, by seed; seconds by the clock.
 """
 
 from __future__ import annotations

@@ -239,3 +239,29 @@ def test_two_models_are_compared_where_the_image_lies(user, photograph) -> None:
     QTest.qWait(50)
     assert not viewer.canvas.grid.enabled
     assert seen(user, viewer.layers["photo"]) == 1
+
+
+def test_an_image_of_another_shape_begins_anew_and_its_labels_are_kept(user, photograph) -> None:
+    layer = user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    labels = user.labels.copy()
+    layer.data = photograph[::-1].copy()  # of the same shape: labels stay
+    user.settle()
+    np.testing.assert_array_equal(user.labels, labels)
+    user.drag((40, 30), (70, 60))  # not saved yet
+    labels = user.labels.copy()
+    layer.data = photograph[:100, :120].copy()
+    user.settle()
+    assert "another shape" in user.line("classes")
+    assert [each.name for each in user.viewer.layers] == ["photo"]
+    assert user.bench.work is None
+    assert user.widget.start.task.button.text() == "Segment"
+    assert user.bench.key not in user.session.works
+    user.do(user.widget.segment)
+    user.settle()
+    assert user.labels.shape == (100, 120)
+    items = user.session.storage.keeper.project.items
+    assert [item.labels().shape for item in items] == [labels.shape, (100, 120)]
+    np.testing.assert_array_equal(items[0].labels(), labels)

@@ -260,7 +260,7 @@ class Labelling:
 
     def _on_lost(self, key: str, role: str, name: str) -> None:
         group = self.groups.get(key)
-        if role in ("labels", "image") and group is not None:
+        if role in ("labels", "image", "shape") and group is not None:
             del self.groups[key]
             # Not from within napari's own removal, which may go on to the next selected layer.
             QTimer.singleShot(0, lambda: group.close(remove=True))

@@ -452,15 +452,19 @@ class Workbench:
         self.show_soon()
 
     def _on_lost(self, key: str, role: str, name: str) -> None:
+        if role == "shape":
+            self.session.leave(key)
         if key == self.key:
             say = self.session.tasks.say
             if role == "class":
                 say("classes", f"“{name}” was removed; its pixels are still in the combined labels.")
             elif role == "labels":
                 say("classes", f"“{name}” was removed; the labels are kept.", "quiet", "bring-back")
-            if role in ("uncertainty", "labels"):
+            elif role == "shape":
+                say("classes", f"“{name}” has another shape now. Its labels are kept in the project.")
+            if role in ("uncertainty", "labels", "shape"):
                 self.uncertainty_on = False
-            if role in ("before", "labels"):
+            if role in ("before", "labels", "shape"):
                 self.before_on = False
         self._save_timer.start()
         self.show_soon()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from napari_crfasrnn._qt.layers.class_layers import ClassLayer
 from napari_crfasrnn._qt.layers.drawing import box_of
-from napari_crfasrnn._qt.layers.images import placement
+from napari_crfasrnn._qt.layers.images import level_0, placement
 from napari_crfasrnn._qt.layers.painted import PaintedLabels
 from napari_crfasrnn._qt.layers.store import ClassView
 from napari_crfasrnn.classes import ignore_value
@@ -33,6 +33,7 @@ class GroupWatch:
     def __init__(self, group: LabelGroup) -> None:
         self._group = group
         self._point = self._sliced_at()
+        self._shape = level_0(group.image).shape
         self._chosen: dict[Any, int] = {}  # the class that each layer paints with
         for layer in group.label_layers:
             self._watch(layer)
@@ -42,6 +43,7 @@ class GroupWatch:
         for name in _PLACES:
             getattr(group.image.events, name).connect(self._on_moved)
         group.image.events.name.connect(self._on_renamed)
+        group.image.events.data.connect(self._on_image_data)
 
     def close(self) -> None:
         """Listen no more."""
@@ -52,6 +54,7 @@ class GroupWatch:
         for name in _PLACES:
             getattr(group.image.events, name).disconnect(self._on_moved)
         group.image.events.name.disconnect(self._on_renamed)
+        group.image.events.data.disconnect(self._on_image_data)
 
     def _watch(self, layer: Any, watch: bool = True) -> None:
         events = layer.events
@@ -204,6 +207,11 @@ class GroupWatch:
         group = self._group
         for layer in group.outputs:
             setattr(layer, event.type, placement(group.image, layer.ndim)[event.type])
+
+    def _on_image_data(self) -> None:
+        group = self._group
+        if level_0(group.image).shape != self._shape:  # nobody knows where the labels would be in this one
+            group.lost.emit("shape", group.image.name)
 
     def _on_renamed(self) -> None:
         group = self._group

@@ -308,6 +308,15 @@ class Session:
         work.image = image
         return work
 
+    def leave(self, key: str) -> None:
+        """Begin anew with an image that is another one now; what was done to it is saved."""
+        if key in self.works:
+            self.storage.save()
+            del self.works[key]
+            self.counts.forget(key)
+            self.standing.forget(key)
+            self.told.pop(key, None)
+
     def touch(self, key: str) -> None:
         """Note that the labels of an image may have changed."""
         work = self.works.get(key)
