@@ -15,6 +15,7 @@ Letters: B batch, C image channels, L labels, S the space axes (H W, or Z H W), 
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -93,6 +94,7 @@ class CrfRnn(nn.Module):
 
     def __init__(self, n_labels: int, config: CrfConfig | None = None) -> None:
         super().__init__()
+        _check_count("n_labels", n_labels)
         if n_labels < 1:
             raise ValueError(f"n_labels must be at least 1, got {n_labels}")
         self.config = CrfConfig() if config is None else config
@@ -332,6 +334,10 @@ class CrfRnn(nn.Module):
             raise ValueError("give either image or prepared, exactly one of them")
         if extra_features is not None and image is None:
             raise ValueError("extra_features must come with image: a prepared image holds them already")
+        if image is not None and not isinstance(image, Tensor):
+            raise TypeError(f"image must be a torch tensor [B, C, *space], got {type(image).__name__}")
+        if prepared is not None and not isinstance(prepared, PreparedImage):
+            raise TypeError(f"prepared must be what prepare returned, got {type(prepared).__name__}")
         if prepared is None:
             assert image is not None
             _check_unary(unary, self.n_labels)
@@ -350,6 +356,7 @@ class CrfRnn(nn.Module):
                 )
         if n_iterations is None:
             n_iterations = self.config.n_iterations_train if self.training else self.config.n_iterations
+        _check_count("n_iterations", n_iterations)
         if n_iterations < 1:
             raise ValueError(f"n_iterations must be at least 1, got {n_iterations}")
         # Half precision would lose the small differences that decide between labels.
@@ -489,6 +496,13 @@ def _in_form(matrix: Tensor, form: WeightForm) -> Tensor:
         return matrix
     diagonal = matrix.diagonal()
     return torch.diag(diagonal if form == "per_class" else diagonal.mean().expand(len(matrix)))
+
+
+def _check_count(name: str, value: int) -> None:
+    try:
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
 def _check_unary(unary: object, n_labels: int) -> None:

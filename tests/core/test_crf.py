@@ -652,8 +652,17 @@ def test_arguments_that_do_not_fit() -> None:
         crf.prepare(image.numpy())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="image must be real"):
         crf.prepare(image.to(torch.complex64))
+    with pytest.raises(TypeError, match="image must be a torch tensor"):
+        crf(unary, image.numpy())
+    with pytest.raises(TypeError, match="prepared must be what prepare returned, got Tensor"):
+        crf(unary, prepared=image)
+    with pytest.raises(TypeError, match=r"n_iterations must be an integer, got 1.5"):
+        crf(unary, image, n_iterations=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n_labels must be at least 1"):
         CrfRnn(0)
+    with pytest.raises(TypeError, match="n_labels must be an integer, got '3'"):
+        CrfRnn("3")  # type: ignore[arg-type]
+    assert CrfRnn(np.int64(3)).n_labels == 3  # type: ignore[arg-type]
 
 
 def test_preparing_tells_how_far_it_is_and_can_be_stopped() -> None:
