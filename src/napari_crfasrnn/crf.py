@@ -49,8 +49,9 @@ def _not_traced(function: _Method) -> _Method:
 
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
-        dynamo = sys.modules.get("torch._dynamo")  # a second to import: only where somebody compiles
-        return (function if dynamo is None else dynamo.disable(function))(*arguments, **keywords)
+        # A second to import, and nobody compiles before; while it is being imported, half of it is missing.
+        disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
+        return (function if disable is None else disable(function))(*arguments, **keywords)
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]  # what `torch.compiler.disable` sets
     return call  # type: ignore[return-value]

@@ -6,8 +6,10 @@ import copy
 import gc
 import math
 import signal
+import sys
 import weakref
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -584,6 +586,13 @@ def test_a_network_that_holds_it_can_be_compiled() -> None:
     ]
     for mine, other in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, other)
+
+
+def test_it_works_while_the_compiler_is_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, unary, image = CrfRnn(2), logits_like(1, 2, 5, 6), photo_like(1, 3, 5, 6)
+    expected = layer(unary, image)
+    monkeypatch.setitem(sys.modules, "torch._dynamo", ModuleType("torch._dynamo"))  # as far as it is by then
+    assert torch.equal(layer(unary, image), expected)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="nothing else interrupts after a while")

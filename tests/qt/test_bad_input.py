@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from qtpy.QtTest import QTest
 
 from napari_crfasrnn._qt.state.session import CHANGED
+from napari_crfasrnn._qt.state.tasks import Busy
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.project import Project
 
@@ -298,6 +300,34 @@ def test_values_that_are_no_class_do_not_keep_the_rest_from_being_saved(user, ph
     assert (stored[painted & (before != 255)] == 3).sum() > 100
 
 
+def test_what_is_refused_at_first_is_saved_before_anything_goes_on(user, photograph, monkeypatch) -> None:
+    storage = user.session.storage
+    user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    user.settle()
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    labels = user.viewer.layers["photo · labels"]
+    labels.data[20:25, 20:25] = 200
+    labels.refresh()
+    save, stored = type(storage.keeper).save, []
+
+    def slowly(keeper: Any, *arguments: Any) -> Any:
+        time.sleep(0.3)
+        return save(keeper, *arguments)
+
+    monkeypatch.setattr(type(storage.keeper), "save", slowly)
+    busy = Busy("save", "Saving…")
+
+    def then() -> None:
+        stored.append(storage.keeper.project.items[0].labels())
+        user.session.tasks.conclude(busy)
+
+    user.do(lambda: storage.when_saved(busy, then))
+    np.testing.assert_array_equal(stored[0], user.labels)
+    assert (stored[0][20:25, 20:25] == 255).all()
+
+
 def test_a_label_that_is_no_class_leaves_the_brush_as_it_was(user, photograph) -> None:
     user.viewer.add_image(photograph, name="photo")
     user.do(user.widget.segment)
@@ -310,6 +340,10 @@ def test_a_label_that_is_no_class_leaves_the_brush_as_it_was(user, photograph) -
         assert labels.selected_label == chosen
         name = user.session.table.names[chosen]
         assert user.line("classes") == f"There is no class 100: add one first. The brush still paints {name}."
+    labels.selected_label = 255  # erasing
+    labels.selected_label = 100
+    assert labels.selected_label == 255
+    assert user.line("classes").endswith("The brush still paints nothing.")
     user.bench.paint_with(3)
     user.drag((30, 30), (60, 60))
     user.settle()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 from napari.components import ViewerModel
@@ -9,6 +12,7 @@ from qtpy.QtGui import QOpenGLContext
 from qtpy.QtTest import QTest
 
 from napari_crfasrnn._qt.layers import axes_of, plane_index, read_image_layer, visible_region
+from napari_crfasrnn._qt.state.session import REPLACED
 
 
 @pytest.fixture
@@ -259,9 +263,63 @@ def test_an_image_of_another_shape_begins_anew_and_its_labels_are_kept(user, pho
     assert user.bench.work is None
     assert user.widget.start.task.button.text() == "Segment"
     assert user.bench.key not in user.session.works
+    assert [work.labels.shape for work in user.session.works.values()] == [labels.shape]
     user.do(user.widget.segment)
     user.settle()
     assert user.labels.shape == (100, 120)
     items = user.session.storage.keeper.project.items
     assert [item.labels().shape for item in items] == [labels.shape, (100, 120)]
     np.testing.assert_array_equal(items[0].labels(), labels)
+
+
+@pytest.mark.parametrize("what", ["segment", "refine"])
+def test_what_comes_out_for_an_image_that_was_replaced_meanwhile_is_not_taken(
+    user, photograph, what, monkeypatch
+) -> None:
+    layer = user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    labels = user.labels.copy()
+    replaced, real = threading.Event(), getattr(user.session.engine, what)
+
+    def slowly(*arguments: Any) -> Any:
+        result = real(*arguments)
+        assert replaced.wait(60)
+        return result
+
+    monkeypatch.setattr(user.session.engine, what, slowly)
+
+    def replace_meanwhile() -> None:
+        (user.widget.segment if what == "segment" else lambda: user.click(user.widget.correct.refine_all))()
+        layer.data = photograph[:100, :120].copy()
+        replaced.set()
+
+    assert user.do(replace_meanwhile) == what
+    user.settle()
+    assert user.line("start" if what == "segment" else "correct") == REPLACED
+    assert user.bench.work is None
+    (item,) = user.session.storage.keeper.project.items
+    np.testing.assert_array_equal(item.labels(), labels)
+    monkeypatch.undo()
+    assert user.do(user.widget.segment) == "segment"
+    assert user.labels.shape == (100, 120)
+
+
+def test_what_cannot_be_saved_is_not_lost_where_its_image_is_replaced(user, photograph, tmp_path) -> None:
+    storage = user.session.storage
+    layer = user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    user.do(lambda: storage.save_as(tmp_path / "stick"))
+    user.settle()
+    (tmp_path / "stick").rename(tmp_path / "pulled out")
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    labels = user.labels.copy()
+    layer.data = photograph[:100, :120].copy()
+    user.wait(lambda: storage.unsaved and user.line("project"))
+    assert user.do(lambda: storage.save_as(tmp_path / "rescue")) == "save"
+    user.settle()
+    (item,) = storage.keeper.project.items
+    np.testing.assert_array_equal(item.labels(), labels)
+    np.testing.assert_array_equal(item.image(), photograph)

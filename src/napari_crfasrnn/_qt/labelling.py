@@ -205,6 +205,9 @@ class Labelling:
                 group.claimed.emit(part, claimed)
 
     def _on_stroke_ended(self, key: str, step: object | None) -> None:
+        said = self._session.tasks.lines.get("classes")
+        if said is not None and said.tone == "problem":  # what was refused before is over
+            self._session.tasks.say("classes", "")
         group, work = self.groups.get(key), self._session.works.get(key)
         if group is not None and work is not None and work.has_claims:
             work.keep_claims(group.add_step() if step is None else step)
@@ -261,6 +264,7 @@ class Labelling:
     def _on_lost(self, key: str, role: str, name: str) -> None:
         group = self.groups.get(key)
         if role in ("labels", "image", "shape") and group is not None:
+            group.flush()
             del self.groups[key]
             # Not from within napari's own removal, which may go on to the next selected layer.
             QTimer.singleShot(0, lambda: group.close(remove=True))

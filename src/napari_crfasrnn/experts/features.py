@@ -102,7 +102,7 @@ class FeatureMaps:
             self.grid = Grid.about(image_size, input_size, box, _MARGIN)
         y0, x0, y1, x1 = self.grid.box
         with torch.no_grad():
-            self._seen = seen = stretched(seen)[..., y0:y1, x0:x1]
+            self._seen = seen = stretched(seen)[..., y0:y1, x0:x1].contiguous()
             narrow, wide = (each.cpu() for each in classic_maps(seen[0], cancel))
             self._layers: dict[int, list[Layer]] = {
                 stride: [Layer(values.movedim(0, -1).contiguous(), Lay.of_encoder(self.grid, stride))]

@@ -100,7 +100,7 @@ class PanelRound:
     Attributes
     ----------
     n_read
-        How many planes were read: the first ones.
+        How many planes were read: the first ones, the last of them perhaps in part.
     """
 
     model: SegmentationModel

@@ -33,7 +33,7 @@ class GroupWatch:
     def __init__(self, group: LabelGroup) -> None:
         self._group = group
         self._point = self._sliced_at()
-        self._shape = level_0(group.image).shape
+        self._shape = self._image_shape()
         self._chosen: dict[Any, int] = {}  # the class that each layer paints with
         for layer in group.label_layers:
             self._watch(layer)
@@ -63,6 +63,7 @@ class GroupWatch:
             pairs = [(events.visible, self._on_visible)]
         else:
             on_change, on_data, pairs = self._on_combined, self._on_combined_data, []
+        self._chosen[layer] = int(layer.selected_label)
         pairs += [(emitter, on_change) for emitter in (events.paint, events.set_data, events.labels_update)]
         pairs += [(events.data, on_data), (events.selected_label, self._on_selected_label)]
         for emitter, callback in pairs:
@@ -168,13 +169,19 @@ class GroupWatch:
         """Let nobody paint with a value that is no class, such as napari's "new label"."""
         group = self._group
         layer = event.source
-        value, last = int(layer.selected_label), len(group.classes) - 1
-        if value <= last or value == ignore_value(group.labels.dtype):
+        value, n_classes, ignore = (
+            int(layer.selected_label),
+            len(group.classes),
+            ignore_value(group.labels.dtype),
+        )
+        if value < n_classes or value == ignore:
             self._chosen[layer] = value
             return
-        before = layer.value if isinstance(layer, ClassLayer) else min(self._chosen.get(layer, last), last)
+        before = layer.value if isinstance(layer, ClassLayer) else self._chosen.get(layer, 0)
+        if before >= n_classes and before != ignore:  # a class that went
+            before = n_classes - 1
         layer.selected_label = before
-        name = group.classes[before].name
+        name = "nothing" if before == ignore else group.classes[before].name
         group.refused.emit(f"There is no class {value}: add one first. The brush still paints {name}.")
 
     def _on_visible(self, event: Any) -> None:
@@ -210,8 +217,14 @@ class GroupWatch:
 
     def _on_image_data(self) -> None:
         group = self._group
-        if level_0(group.image).shape != self._shape:  # nobody knows where the labels would be in this one
+        if self._image_shape() != self._shape:  # nobody knows where the labels would be in this one
             group.lost.emit("shape", group.image.name)
+
+    def _image_shape(self) -> tuple[int, ...]:
+        """Return the axes of the image that its labels have, too."""
+        image, n_axes = self._group.image, self._group.labels.ndim
+        shape: tuple[int, ...] = level_0(image).shape
+        return (shape[:-1] if image.rgb else shape)[-n_axes:]
 
     def _on_renamed(self) -> None:
         group = self._group

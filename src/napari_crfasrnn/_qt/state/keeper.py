@@ -185,6 +185,11 @@ class Keeper:
         items = {key: known[item.id] for key, item in tuple(self._items.items()) if item.id in known}
         return Keeper(project, items)
 
+    def move(self, key: str, new_key: str) -> None:
+        """Call an image by another key."""
+        if key in self._items:
+            self._items[new_key] = self._items.pop(key)
+
     def read(self, item: Item, key: str | None = None) -> Opened:
         """Read an image of the project; what it is called in the viewer is up to the caller, or new."""
         key = uuid4().hex if key is None else key

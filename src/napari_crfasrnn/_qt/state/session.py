@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 from psygnal import Signal
@@ -37,6 +39,7 @@ Region = tuple[int, int, int, int]
 PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
 BESIDE = "For micrographs, classes of your own do better without the starter's."
 KNOWS_NONE = "This model knows none of your classes: paint a little of each, and let it learn."
+REPLACED = "The image was replaced meanwhile, so nothing of this was taken: do it again."
 CHANGED = "The classes were changed meanwhile, so nothing of this was taken: do it again."
 PAINT_EACH = (
     "Paint a little of each class and of the background: the rest follows (Live). Then let the model learn."
@@ -160,6 +163,10 @@ class Session:
             )
 
         def done(result: Segmented) -> None:
+            work = self.works.get(image.key)
+            if work is None or work.labels.shape != image.shape:
+                self.tasks.say("start", REPLACED, "problem")
+                return
             if self.table.edited and self.table.classes != asked:
                 names = [spec.name for spec in result.segmentation.classes]
                 if self.table.is_unknown_to(names):
@@ -210,6 +217,10 @@ class Session:
             return self.engine.refine(request, work.image, labels, held, index, region, task.cancelled)
 
         def done(result: Segmentation) -> None:
+            now = self.works.get(key)
+            if now is None or now.labels.shape != work.labels.shape:
+                self.tasks.say("correct", REPLACED, "problem")
+                return
             if self.table.values_of(names) != tuple(range(len(names))):
                 self.tasks.say("correct", CHANGED, "problem")
                 return
@@ -309,13 +320,17 @@ class Session:
         return work
 
     def leave(self, key: str) -> None:
-        """Begin anew with an image that is another one now; what was done to it is saved."""
-        if key in self.works:
-            self.storage.save()
-            del self.works[key]
-            self.counts.forget(key)
-            self.standing.forget(key)
-            self.told.pop(key, None)
+        """Begin anew with an image that is another one now; what it was stays, as an image of its own."""
+        work = self.works.pop(key, None)
+        if work is None:
+            return
+        before = uuid4().hex
+        work.image = replace(work.image, key=before)
+        self.works[before] = work
+        self.storage.move(key, before)
+        self.counts.forget(key)
+        self.standing.forget(key)
+        self.told.pop(key, None)
 
     def touch(self, key: str) -> None:
         """Note that the labels of an image may have changed."""
@@ -323,9 +338,6 @@ class Session:
         if work is None:
             return
         work.follow_undo()
-        said = self.tasks.lines.get("classes")
-        if said is not None and said.tone == "problem":  # what was refused then is over
-            self.tasks.lines.pop("classes")
         self.storage.touch(key)
         self.touched.emit(key)
         self.changed.emit()

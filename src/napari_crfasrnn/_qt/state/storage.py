@@ -72,6 +72,7 @@ class Storage:
         self._reading: Keeper | None = None  # what is being opened
         self._unsaved: set[str] = set()
         self._failed: set[str] = set()
+        self._n_begun = 0  # how often saving an image was begun
 
     @property
     def unsaved(self) -> bool:
@@ -81,6 +82,13 @@ class Storage:
     def touch(self, key: str) -> None:
         """Note that an image has something to save."""
         self._unsaved.add(key)
+
+    def move(self, key: str, new_key: str) -> None:
+        """Call an image by another key from now on; it has something to save."""
+        self._unsaved.discard(key)
+        self._failed.discard(key)
+        self.touch(new_key)
+        self.run("noting an image", partial(self.keeper.move, key, new_key))
 
     def save(self) -> None:
         """Begin to save what has changed; in a project that is read-only nothing can be."""
@@ -94,6 +102,7 @@ class Storage:
             return
         for key in sorted(keys):
             snapshot = self._works[key].snapshot()
+            self._n_begun += 1
             self.run(
                 "saving the project",
                 partial(keeper.save, snapshot, classes),
@@ -117,9 +126,15 @@ class Storage:
         self.flushing.emit()
         self.save()
 
-        def done(_: Any) -> None:
+        def wait() -> None:
+            n_begun = self._n_begun
+            self.run("saving the project", lambda: None, lambda _: done(n_begun))
+
+        def done(n_begun: int) -> None:
             if self._tasks.busy is not busy:  # cancelled meanwhile
                 otherwise()
+            elif self._n_begun > n_begun:  # again: what was refused at first was mended
+                wait()
             elif not self._failed:
                 then()
             elif instead is not None:
@@ -129,7 +144,7 @@ class Storage:
                 line = self._tasks.lines.get("project")
                 self._tasks.end(busy, OSError(line.text if line else "the project could not be saved"))
 
-        self.run("saving the project", lambda: None, done)
+        wait()
 
     def set_classes(self, classes: tuple[ClassSpec, ...], mapping: Mapping[str, str | None]) -> None:
         """Change the class table of the project."""
@@ -138,13 +153,12 @@ class Storage:
     def save_as(self, path: Path) -> None:
         """Copy the project to a folder and go on there."""
         busy = Busy("save", "Saving…")
-        lost: list[Path | None] = []  # the folder, where it could not even be read
+        lost: list[Path] = []  # the folder, where it could not even be read
 
         def done(copied: Keeper) -> None:
-            if self._failed:  # all that is in memory is saved in the copy
-                self._unsaved.clear()
-                self._failed.clear()
-            self._go_over_to(copied)
+            self._go_over_to(
+                copied, saves=not self._failed
+            )  # else all that is in memory is saved in the copy
             self._remember(path)
             for key in self._works:  # also what was painted while it was copied
                 self.touch(key)
@@ -173,7 +187,8 @@ class Storage:
                     return keeper.copy(path, classes)
                 except (OSError, ValueError) as error:
                     _log.warning("the project cannot be copied: %s", error)
-                    lost.append(keeper.path)
+                    if keeper.path is not None:
+                        lost.append(keeper.path)
                     return Keeper.anew(path, classes, snapshots)
 
             self._tasks.start(busy, run, done, dropped=drop)
@@ -293,10 +308,10 @@ class Storage:
         replacement = (project.classes, rounds, current.number if current else 0, project.renames)
         return _Incoming(keeper, images, left, replacement, keeper.taught_lately(), project.notice)
 
-    def _go_over_to(self, keeper: Keeper) -> None:
-        """Leave the project for another one; what was done to it until now is saved there."""
+    def _go_over_to(self, keeper: Keeper, *, saves: bool = True) -> None:
+        """Leave the project for another one; what was done to it until now is saved there, if it can be."""
         self.flushing.emit()
-        if self.keeper.is_read_only:
+        if self.keeper.is_read_only or not saves:
             self._unsaved.clear()
             self._failed.clear()
         else:
