@@ -606,6 +606,7 @@ class TestPaintedAlone:
         assert (seen & is_nucleus).sum() > 0.4 * (seen | is_nucleus).sum()
 
 
+@pytest.mark.usefixtures("small_forests")
 class TestTenRounds:
     def test_old_classes_stay_while_new_ones_are_learnt(
         self, starter: SegmentationModel, shared_dir: Path, tmp_path: Path
