@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from qtpy.QtTest import QTest
 
-from napari_crfasrnn._qt.state.session import CHANGED
 from napari_crfasrnn._qt.state.tasks import Busy
+from napari_crfasrnn._qt.state.telling import CHANGED
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.project import Project
 

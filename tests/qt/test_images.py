@@ -12,7 +12,7 @@ from qtpy.QtGui import QOpenGLContext
 from qtpy.QtTest import QTest
 
 from napari_crfasrnn._qt.layers import axes_of, plane_index, read_image_layer, visible_region
-from napari_crfasrnn._qt.state.session import REPLACED
+from napari_crfasrnn._qt.state.telling import REPLACED
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from napari_crfasrnn._qt.present import STILL_EARLIER
-from napari_crfasrnn._qt.state.session import PAINT_ANOTHER, PAINT_AROUND, PAINT_WRONG
+from napari_crfasrnn._qt.state.telling import PAINT_ANOTHER, PAINT_AROUND, PAINT_WRONG
 from napari_crfasrnn.edits import surroundings
 from napari_crfasrnn.segmenter import LiveRefinement
 from napari_crfasrnn.training import LiveClassifier, live_classifier

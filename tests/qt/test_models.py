@@ -23,8 +23,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QInputDialog, QMessageBox
 
 from napari_crfasrnn._qt.state.micrographs import kind_of
-from napari_crfasrnn._qt.state.session import BESIDE, KNOWS_NONE, PAINT_EACH
-from napari_crfasrnn._qt.state.telling import FITTING, HINTS, NOTHING
+from napari_crfasrnn._qt.state.telling import BESIDE, FITTING, HINTS, KNOWS_NONE, NOTHING, PAINT_EACH
 from napari_crfasrnn._qt.widget import MODEL_FILES
 from napari_crfasrnn.imaging import open_image
 from napari_crfasrnn.importing import SUFFIXES

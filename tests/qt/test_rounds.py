@@ -18,7 +18,7 @@ from napari_crfasrnn._qt.layers.frame import NAME as FRAME
 from napari_crfasrnn._qt.present import NOT_KEPT, STILL_EARLIER, learn_state
 from napari_crfasrnn._qt.rounds import describe as describe_round
 from napari_crfasrnn._qt.rounds import round_rows
-from napari_crfasrnn._qt.state.session import BESIDE
+from napari_crfasrnn._qt.state.telling import BESIDE
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import compare_labels

@@ -22,7 +22,7 @@ from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import LabelGroup, StrokeWatch, shows_planes, united
 from napari_crfasrnn._qt.state import Labels, PlaneIndex, Work
-from napari_crfasrnn._qt.state.session import PAINT_ANOTHER, PAINT_AROUND, PAINT_WRONG, TO_PAINT
+from napari_crfasrnn._qt.state.telling import PAINT_ANOTHER, PAINT_AROUND, PAINT_WRONG, TO_PAINT
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.edits import Mask, box_about, fits_live
 

@@ -21,9 +21,8 @@ from napari_crfasrnn._qt.panels.state import (
     StartState,
 )
 from napari_crfasrnn._qt.rounds import contradicting, describe, round_rows, was_cut_off
-from napari_crfasrnn._qt.state.session import KNOWS_NONE, TO_PAINT
 from napari_crfasrnn._qt.state.shelf import PREFIX
-from napari_crfasrnn._qt.state.telling import FITTING, USE
+from napari_crfasrnn._qt.state.telling import FITTING, KNOWS_NONE, TO_PAINT, USE
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state import Busy, Numbers, Session

@@ -21,7 +21,16 @@ from napari_crfasrnn._qt.state.standing import Standing
 from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.table import ClassTable, TableChange
 from napari_crfasrnn._qt.state.tasks import Busy, Line, Tasks
-from napari_crfasrnn._qt.state.telling import OWN_CLASSES, tell
+from napari_crfasrnn._qt.state.telling import (
+    BESIDE,
+    CHANGED,
+    KNOWS_NONE,
+    OWN_CLASSES,
+    PAINT_EACH,
+    REPLACED,
+    TO_PAINT,
+    tell,
+)
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.classes import ClassSpec, ignore_value
@@ -35,27 +44,7 @@ if TYPE_CHECKING:
 
 Region = tuple[int, int, int, int]
 
-
 PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
-BESIDE = "For micrographs, classes of your own do better without the starter's."
-KNOWS_NONE = "This model knows none of your classes: paint a little of each, and let it learn."
-REPLACED = "The image was replaced meanwhile, so nothing of this was taken: do it again."
-CHANGED = "The classes were changed meanwhile, so nothing of this was taken: do it again."
-PAINT_EACH = (
-    "Paint a little of each class and of the background: the rest follows (Live). Then let the model learn."
-)
-PAINT_ANOTHER = "Now a little of another class, or of the background: then the rest of the image follows."
-PAINT_WRONG = "Paint where this is wrong, and it follows anew. Then let the model learn."
-PAINT_AROUND = (
-    "This image is large, so Live labels what is around a stroke. Paint where that is wrong, or elsewhere. "
-    "Then let the model learn, and segment all of it."
-)
-TO_PAINT = (
-    PAINT_EACH,
-    PAINT_ANOTHER,
-    PAINT_WRONG,
-    PAINT_AROUND,
-)  # one after the other, until the first round
 
 
 class Session:

@@ -1,4 +1,4 @@
-"""What is said of a segmentation: how long it took, what was not found, and which model may do better."""
+"""What is said of a segmentation (how long it took, which model may do better), and of what to paint."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ NOTHING = (
 ONLY_BACKGROUND = "Nothing found: all of it is background."
 USE = "use:"  # the cure that segments with another model begins with this
 OWN_CLASSES = "own-classes"
+BESIDE = "For micrographs, classes of your own do better without the starter's."
+KNOWS_NONE = "This model knows none of your classes: paint a little of each, and let it learn."
+REPLACED = "The image was replaced meanwhile, so nothing of this was taken: do it again."
+CHANGED = "The classes were changed meanwhile, so nothing of this was taken: do it again."
+PAINT_EACH = (
+    "Paint a little of each class and of the background: the rest follows (Live). Then let the model learn."
+)
+PAINT_ANOTHER = "Now a little of another class, or of the background: then the rest of the image follows."
+PAINT_WRONG = "Paint where this is wrong, and it follows anew. Then let the model learn."
+PAINT_AROUND = (
+    "This image is large, so Live labels what is around a stroke. Paint where that is wrong, or elsewhere. "
+    "Then let the model learn, and segment all of it."
+)
+# One after the other, until the first round.
+TO_PAINT = (PAINT_EACH, PAINT_ANOTHER, PAINT_WRONG, PAINT_AROUND)
 
 
 def tell(
