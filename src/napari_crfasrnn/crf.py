@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import functools
 import operator
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,24 +36,9 @@ from napari_crfasrnn.kernels import (
 from napari_crfasrnn.lattice import Backend
 from napari_crfasrnn.mean_field import DifferentiableMeanField, MarginalDtype, MeanField
 from napari_crfasrnn.progress import Progress, part_of
+from napari_crfasrnn.tracing import not_traced
 
 __all__ = ["CrfRnn", "OnIteration", "Potential"]
-
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _not_traced(function: _Method) -> _Method:
-    """Let ``torch.compile`` call a method as it is: what that runs is compiled and cannot be traced."""
-
-    @functools.wraps(function)
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        # A second to import, and nobody compiles before; while it is being imported, half of it is missing.
-        disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
-        return (function if disable is None else disable(function))(*arguments, **keywords)
-
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # what `torch.compiler.disable` sets
-    return call  # type: ignore[return-value]
 
 
 class CrfRnn(nn.Module):
@@ -221,7 +205,7 @@ class CrfRnn(nn.Module):
                 groups.append({"name": name, "params": learned, "lr": multiplier * learning_rate})
         return groups
 
-    @_not_traced
+    @not_traced
     @torch.inference_mode(False)  # the kernels outlive this call, and training cannot use inference tensors
     @torch.no_grad()
     def prepare(
@@ -285,7 +269,7 @@ class CrfRnn(nn.Module):
         """
         return prepare_points(positions, channels, mass, self.settings, self.backend, extra_features)
 
-    @_not_traced
+    @not_traced
     def forward(
         self,
         unary: Tensor,  # [B, L, *S]

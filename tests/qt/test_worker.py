@@ -136,7 +136,8 @@ def test_the_cycle_collector_stays_out_of_the_thread(worker, qtbot) -> None:
     assert gc.isenabled()
 
 
-def test_a_program_that_ends_lets_threads_come_to_an_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("finishes", [False, True])
+def test_a_program_that_ends_lets_threads_come_to_an_end(tmp_path: Path, finishes: bool) -> None:
     # Python would end the thread in the middle of C++ that does not expect it: the process aborts.
     script = """
 import sys, time
@@ -144,21 +145,22 @@ from pathlib import Path
 from qtpy.QtCore import QCoreApplication
 from napari_crfasrnn._qt.worker import Worker
 app, begun = QCoreApplication([]), []
+finishes, noted = bool(int(sys.argv[1])), Path(sys.argv[2])
 def work(task, report):
     begun.append(True)
-    while not task.cancelled():
+    while not (task.cancelled() or finishes):
         time.sleep(0.01)
     time.sleep(0.3)  # until it notices
-    Path(sys.argv[1]).write_text("came to its end")
-worker = Worker("worker")
+    noted.write_text("came to its end")
+worker = Worker("worker", finishes=finishes)
 worker.start("work", work, print, print)
+worker.start("more", lambda task, report: noted.write_text("and did what was left"), print, print)
 while not begun:
     time.sleep(0.01)
 """
     noted = tmp_path / "noted"
     environment = os.environ | {"QT_QPA_PLATFORM": "offscreen"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(noted)], env=environment, timeout=120, check=False
-    )
+    command = [sys.executable, "-c", script, str(int(finishes)), str(noted)]
+    done = subprocess.run(command, env=environment, timeout=120, check=False)
     assert done.returncode == 0
-    assert noted.read_text() == "came to its end"
+    assert noted.read_text() == ("and did what was left" if finishes else "came to its end")

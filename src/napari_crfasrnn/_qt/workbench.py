@@ -453,7 +453,7 @@ class Workbench:
 
     def _on_lost(self, key: str, role: str, name: str) -> None:
         if role == "shape":
-            self.session.leave(key)
+            self.session.begin_anew(key)
         if key == self.key:
             say = self.session.tasks.say
             if role == "class":

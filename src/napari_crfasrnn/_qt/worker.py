@@ -102,12 +102,15 @@ class Worker(QObject):  # type: ignore[misc]
     ----------
     name
         Of the thread, for debuggers.
+    finishes
+        Whether what it was given is done in any case, also when the program ends.
     """
 
     _reported = Signal(object, str, object)  # task, what, value; emitted in the thread, received in the GUI
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, finishes: bool = False) -> None:
         super().__init__()
+        self._finishes = finishes
         self._jobs: dict[Task, _Job] = {}
         self._dropped: set[Task] = set()
         self._outcomes: dict[Task, tuple[str, Any]] = {}
@@ -152,11 +155,11 @@ class Worker(QObject):  # type: ignore[misc]
         self._dropped.add(task)
 
     def close(self, *, wait: bool = False) -> None:
-        """Take no more tasks; with ``wait`` finish those that were given, else cancel them."""
+        """Take no more tasks; with ``wait`` finish those that were given, else cancel them, if it may."""
         if self._closed:
             return
         self._closed = True
-        if not wait:
+        if not (wait or self._finishes):
             for task in list(self._jobs):
                 self.cancel(task)
         _at_work.add(self)

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from napari_crfasrnn.edits import Box
 from napari_crfasrnn.encoder import FINE_BLOCKS, fill_up
 from napari_crfasrnn.experts.classic import KINDS, NARROW, WIDE, classic_maps
-from napari_crfasrnn.experts.sampling import Box, Grid, Lay, around, locate_cells, values_at
+from napari_crfasrnn.experts.sampling import Grid, Lay, around, locate_cells, values_at
 from napari_crfasrnn.fcn import Features, LiteNetwork
 from napari_crfasrnn.progress import Cancel
 
@@ -100,9 +101,9 @@ class FeatureMaps:
         self.grid = Grid(image_size, input_size)
         if box is not None:
             self.grid = Grid.about(image_size, input_size, box, _MARGIN)
-        y0, x0, y1, x1 = self.grid.box
+        y0, x0, _, _ = self.grid.box
         with torch.no_grad():
-            self._seen = seen = stretched(seen)[..., y0:y1, x0:x1].contiguous()
+            self._seen = seen = stretched(seen, self.grid.box)
             narrow, wide = (each.cpu() for each in classic_maps(seen[0], cancel))
             self._layers: dict[int, list[Layer]] = {
                 stride: [Layer(values.movedim(0, -1).contiguous(), Lay.of_encoder(self.grid, stride))]
@@ -243,8 +244,10 @@ def parts_to_read(image_size: tuple[int, int], input_size: tuple[int, int]) -> l
     return [(y0, x0, y1, x1) for y0, y1 in pairwise(rows) for x0, x1 in pairwise(columns)]
 
 
-def stretched(seen: Tensor) -> Tensor:
+def stretched(seen: Tensor, box: Box | None = None) -> Tensor:
     """Return an image that uses the whole range of values, -1 to 1, its colours in proportion.
+
+    With a box, (y0, x0, y1, x1), that part of it, in the range of the whole.
 
     One micrograph is often several times brighter than the next, and all that was learnt of one by its
     brightness would be wrong in the other.
@@ -252,7 +255,8 @@ def stretched(seen: Tensor) -> Tensor:
     step = max(_RANGE_STEP, math.isqrt(seen.shape[-2] * seen.shape[-1] // _RANGE_PIXELS))
     low, high = np.percentile(seen[..., ::step, ::step].cpu().numpy(), _RANGE).tolist()
     width = max(high - low, _SMALLEST_RANGE)
-    wide: Tensor = ((seen - low) * (2 / width) - 1).clamp(*VALUES)
+    y0, x0, y1, x1 = box or (0, 0, *seen.shape[-2:])
+    wide: Tensor = ((seen[..., y0:y1, x0:x1] - low) * (2 / width) - 1).clamp(*VALUES)
     return wide
 
 

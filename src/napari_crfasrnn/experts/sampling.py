@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_crfasrnn.edits import Box
 from napari_crfasrnn.encoder import STRIDE
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,11 @@ class Grid:
         """Return the grid of what shows a box of the image, and so many pixels of the input around it."""
         starts, ends = [], []
         for axis, (image_side, input_side) in enumerate(zip(image_size, input_size, strict=True)):
-            start, end = (
-                box[axis] * input_side // image_side,
-                math.ceil(box[axis + 2] * input_side / image_side),
-            )
+            start = box[axis] * input_side // image_side
+            end = math.ceil(box[axis + 2] * input_side / image_side)
             starts.append(max(0, start - margin) // STRIDE * STRIDE)
             ends.append(min(input_side, end + margin))
-        return cls(image_size, input_size, (*starts, *ends))  # type: ignore[arg-type]  # four numbers
+        return cls(image_size, input_size, (starts[0], starts[1], ends[0], ends[1]))
 
     @property
     def box(self) -> Box:

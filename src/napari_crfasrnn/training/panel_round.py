@@ -256,7 +256,7 @@ class PanelRound:
         return [found[number] for number in sorted(found)]
 
     def _read_planes(self) -> list[LabelledPlane]:
-        return [part for part in self._parts[: len(self._training)] if part.n_training]
+        return [plane for plane in self.planes[: self.n_read] if plane.n_training]
 
     def _watched(self) -> list[int]:
         """Return the parts on which a panel with heads is measured."""

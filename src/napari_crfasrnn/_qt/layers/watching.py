@@ -34,7 +34,7 @@ class GroupWatch:
         self._group = group
         self._point = self._sliced_at()
         self._shape = self._image_shape()
-        self._chosen: dict[Any, int] = {}  # the class that each layer paints with
+        self._chosen = int(group.combined.selected_label)  # a class, or unlabelled
         for layer in group.label_layers:
             self._watch(layer)
         group.class_layers.added.connect(self._on_class_layer_added)
@@ -63,7 +63,6 @@ class GroupWatch:
             pairs = [(events.visible, self._on_visible)]
         else:
             on_change, on_data, pairs = self._on_combined, self._on_combined_data, []
-        self._chosen[layer] = int(layer.selected_label)
         pairs += [(emitter, on_change) for emitter in (events.paint, events.set_data, events.labels_update)]
         pairs += [(events.data, on_data), (events.selected_label, self._on_selected_label)]
         for emitter, callback in pairs:
@@ -169,17 +168,18 @@ class GroupWatch:
         """Let nobody paint with a value that is no class, such as napari's "new label"."""
         group = self._group
         layer = event.source
-        value, n_classes, ignore = (
+        value, last, ignore = (
             int(layer.selected_label),
-            len(group.classes),
+            len(group.classes) - 1,
             ignore_value(group.labels.dtype),
         )
-        if value < n_classes or value == ignore:
-            self._chosen[layer] = value
+        if value <= last or value == ignore:
+            if layer is group.combined:
+                self._chosen = value
             return
-        before = layer.value if isinstance(layer, ClassLayer) else self._chosen.get(layer, 0)
-        if before >= n_classes and before != ignore:  # a class that went
-            before = n_classes - 1
+        before = layer.value if isinstance(layer, ClassLayer) else self._chosen
+        if before > last and before != ignore:  # a class that went
+            before = last
         layer.selected_label = before
         name = "nothing" if before == ignore else group.classes[before].name
         group.refused.emit(f"There is no class {value}: add one first. The brush still paints {name}.")

@@ -6,6 +6,7 @@ import logging
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -83,12 +84,11 @@ class Keeper:
     def anew(cls, path: Path, classes: Sequence[ClassSpec], snapshots: Iterable[Snapshot]) -> Keeper:
         """Make a project of images in the viewer, for which the one that they were in cannot be read."""
         keeper = cls(Project.create(path, classes))
-        try:
+        with ExitStack() as undo:
+            undo.callback(keeper.close)
             for snapshot in snapshots:
                 keeper.save(snapshot, classes)
-        except BaseException:
-            keeper.close()
-            raise
+            undo.pop_all()
         return keeper
 
     @property

@@ -308,8 +308,8 @@ class Session:
         work.image = image
         return work
 
-    def leave(self, key: str) -> None:
-        """Begin anew with an image that is another one now; what it was stays, as an image of its own."""
+    def begin_anew(self, key: str) -> None:
+        """Begin with an image that is another one now; what it was stays, as an image of its own."""
         work = self.works.pop(key, None)
         if work is None:
             return
@@ -481,8 +481,10 @@ class Session:
     def _on_refused(self, key: str) -> None:
         """Make what is no class unlabelled: nothing of the project could be saved or learnt with it."""
         work = self.works.get(key)
-        where = None if work is None else work.is_no_class(len(self.table.classes))
-        if work is None or where is None or not where.any():
+        if work is None:
+            return
+        where = work.is_no_class(len(self.table.classes))
+        if not where.any():
             return
         values = ", ".join(str(value) for value in np.unique(work.labels[where])[:5])
         labels = np.where(where, work.labels.dtype.type(ignore_value(work.labels.dtype)), work.labels)

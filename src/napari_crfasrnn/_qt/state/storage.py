@@ -68,7 +68,7 @@ class Storage:
         self.keeper = Keeper()
         self.recents: list[Recent] = []
         self._tasks, self._engine, self._works, self._table = tasks, engine, works, table
-        self._worker = Worker("crfasrnn-disk")
+        self._worker = Worker("crfasrnn-disk", finishes=True)
         self._reading: Keeper | None = None  # what is being opened
         self._unsaved: set[str] = set()
         self._failed: set[str] = set()
@@ -156,9 +156,8 @@ class Storage:
         lost: list[Path] = []  # the folder, where it could not even be read
 
         def done(copied: Keeper) -> None:
-            self._go_over_to(
-                copied, saves=not self._failed
-            )  # else all that is in memory is saved in the copy
+            # Where it cannot be saved there, all that is in memory is saved in the copy.
+            self._go_over_to(copied, saves=not self._failed)
             self._remember(path)
             for key in self._works:  # also what was painted while it was copied
                 self.touch(key)
