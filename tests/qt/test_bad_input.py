@@ -61,7 +61,7 @@ def test_a_broken_checkpoint(user, tmp_path) -> None:
 
 
 def test_a_class_table_without_classes_or_with_a_name_twice(user) -> None:
-    user.session.add_class("cell")
+    user.session.classes.add("cell")
     names = user.session.table.names
     user.widget._add("cell")
     assert "cell" in user.line("classes")
@@ -69,7 +69,7 @@ def test_a_class_table_without_classes_or_with_a_name_twice(user) -> None:
     assert "background" in user.line("classes")
     assert user.session.table.names == names
     for _ in range(len(names) - 1):
-        user.session.delete_class(1)
+        user.session.classes.delete(1)
     assert user.session.table.names == names[:1]
 
 
@@ -111,11 +111,11 @@ def test_classes_may_change_while_segmenting(user, photograph, is_first, monkeyp
 
     def change_meanwhile() -> None:
         user.widget.segment()
-        user.session.rename_class(person, "human")
-        user.session.add_class("flag")
+        user.session.classes.rename(person, "human")
+        user.session.classes.add("flag")
         user.bench.paint_with(21)
         user.drag((100, 30), (100, 60))
-        user.session.delete_class(1)
+        user.session.classes.delete(1)
         changed.set()
 
     assert user.do(change_meanwhile) == "segment"
@@ -145,7 +145,7 @@ def test_a_refinement_is_not_taken_where_classes_went_meanwhile(user, photograph
 
     def delete_meanwhile() -> None:
         user.click(user.widget.correct.refine_all)
-        user.session.delete_class(1)
+        user.session.classes.delete(1)
 
     user.do(delete_meanwhile)
     user.settle()

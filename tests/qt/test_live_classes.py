@@ -35,7 +35,7 @@ def painter(user: Any) -> Any:
     """Somebody who has named a class, with an image of discs in the viewer, and Live on."""
     user.viewer.add_image(discs(), name="discs")
     user.settle()
-    user.session.begin_classes(["disc"])
+    user.session.classes.begin(["disc"])
     user.bench.set_live(True)
     user.answers = []
     user.bench.refined_live.connect(user.answers.append)
@@ -129,15 +129,15 @@ def test_what_was_painted_on_other_planes_counts(painter) -> None:
     assert overlap(painter.labels[1], 6) > 0.8
     assert overlap(painter.labels[0]) > 0.85
     # So does what was painted on other images, also when a class has another colour, or a name beside it.
-    painter.session.recolor_class(1, (10, 200, 30))
-    painter.session.add_class("dirt")
+    painter.session.classes.recolor(1, (10, 200, 30))
+    painter.session.classes.add("dirt")
     assert set(painter.bench.work.lessons) == {(0,), (1,)}
     painter.viewer.add_image(discs(3), name="another")
     painter.settle()
     stroke(painter, 1, (28, 28), (32, 38))
     assert overlap(painter.labels, 3) > 0.8
     # Without predictions, and with another class table, nothing of it is left.
-    painter.session.begin_classes(["cell"])
+    painter.session.classes.begin(["cell"])
     assert not painter.bench.work.lessons
 
 
@@ -285,12 +285,12 @@ def test_a_class_that_goes_takes_no_count_of_other_images_away(painter) -> None:
     assert learnt.n_learnt == learnt.summary.n_labelled > 100
     painter.viewer.add_image(discs(3), name="another")
     painter.settle()
-    painter.session.add_class("dirt")
+    painter.session.classes.add("dirt")
     painter.bench.set_live(False)
     painter.bench.paint_with(2)
     painter.drag((60, 60), (60, 80))
     painter.settle()
-    painter.session.delete_class(2)
+    painter.session.classes.delete(2)
     painter.settle()
     painter.wait(lambda: first in painter.session.numbers)
     after = painter.session.numbers[first]

@@ -66,7 +66,7 @@ def test_the_whole_loop(user, photograph, record_property) -> None:
     assert not rows["bus"].present
 
     # A class the model does not know: the flag. Its left part is painted, with napari's own brush.
-    user.session.add_class("flag")
+    user.session.classes.add("flag")
     QTest.qWait(50)
     user.bench.paint_with(FLAG)
     flag = user.viewer.layers.selection.active
@@ -248,7 +248,12 @@ def test_before_crf_and_uncertainty_are_shown_on_request(user, photograph) -> No
     assert layer.contrast_limits == [0, 1]
     np.testing.assert_array_equal(layer.scale, image.scale)
     user.click(correct.uncertainty)
-    assert "photo · uncertainty" not in user.viewer.layers
+    assert not layer.visible
+    user.click(correct.uncertainty)
+    assert layer.visible
+    layer.visible = False  # in the list of layers
+    user.settle()
+    assert not correct.uncertainty.isChecked()
 
     shown = [layer for layer in user.viewer.layers if layer.visible]
     user.click(correct.before)
@@ -258,6 +263,26 @@ def test_before_crf_and_uncertainty_are_shown_on_request(user, photograph) -> No
     assert (before.data != user.labels).any()
     user.click(correct.before)
     assert [layer for layer in user.viewer.layers if layer.visible] == shown
+    before.visible = True  # in the list of layers
+    user.settle()
+    assert correct.before.isChecked()
+    assert [layer for layer in user.viewer.layers if layer.visible] == [image, before]
+    user.viewer.layers.remove(before)
+    user.settle()
+    assert not correct.before.isChecked()
+    assert [layer for layer in user.viewer.layers if layer.visible] == shown
+
+
+def test_a_shown_uncertainty_is_that_of_the_last_segmentation(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.bench.show_uncertainty(True)
+    layer = user.viewer.layers["photo · uncertainty"]
+    user.bench.work.entropy[:] = 0  # as another model would have it
+    layer.refresh()
+    assert not layer._slice.image.view.any()
+    assert user.do(user.widget.segment) == "segment"
+    np.testing.assert_array_equal(layer._slice.image.view, user.bench.work.entropy)
 
 
 def test_classes_of_ones_own_leave_nothing_of_the_models(user, photograph) -> None:
@@ -268,23 +293,23 @@ def test_classes_of_ones_own_leave_nothing_of_the_models(user, photograph) -> No
     user.drag((20, 20), (60, 20))
     user.settle()
     user.bench.show_uncertainty(True)
-    assert user.bench.group.has_uncertainty
+    assert user.bench.uncertainty_on
     painted = user.bench.work.held(())
     assert 0 < painted.sum() < 2000
-    user.session.begin_classes(["face"])
+    user.session.classes.begin(["face"])
     user.settle()
     assert ((user.labels != 255) == painted).all()
     assert (user.labels[painted] == 0).all()
     assert 0 not in user.bench.group.hidden
     assert not user.widget.correct.uncertainty.isEnabled()
     assert not user.widget.correct.uncertainty.isChecked()
-    assert not user.bench.group.has_uncertainty
+    assert not user.bench.uncertainty_on
     # Where a class stays, so does what is known of it.
     user.bench.paint_with(1)
     user.drag((40, 100), (70, 120))
     assert user.do(lambda: user.widget.learn(LESSON)) == "learn"
     assert user.do(user.widget.segment) == "segment"
-    user.session.begin_classes(["face", "hair"])
+    user.session.classes.begin(["face", "hair"])
     user.settle()
     assert (user.labels != 255).all()
 
@@ -308,7 +333,7 @@ def test_a_round_is_not_drawn_at_every_step(user, photograph) -> None:
     """Drawing takes turns with learning: drawn at every step, a round took three times as long."""
     user.viewer.add_image(photograph, name="photo")
     user.settle()
-    user.session.begin_classes(["face"])
+    user.session.classes.begin(["face"])
     user.bench.paint_with(1)
     user.drag((40, 100), (70, 120))
     user.bench.paint_with(0)
@@ -327,7 +352,7 @@ def test_strokes_of_background_are_seen_until_a_model_segments(user, make_napari
     """On a black image, where neither black nor nothing would be seen."""
     user.viewer.add_image(np.zeros((80, 120), np.uint8), name="dark", contrast_limits=(0, 255))
     user.settle()
-    user.session.begin_classes(["cell"])
+    user.session.classes.begin(["cell"])
     user.bench.paint_with(0)
     user.drag((20, 20), (20, 60))
     user.settle()

@@ -269,9 +269,9 @@ def test_classes_of_ones_own_are_two_steps_away(user: Any, monkeypatch: pytest.M
     np.testing.assert_array_equal(user.labels == 2, painted)
     assert "unlabelled" in asked[0]
     with pytest.raises(ValueError, match="must hold a class beside"):
-        user.session.begin_classes(["background"])
+        user.session.classes.begin(["background"])
     with pytest.raises(ValueError, match="'a' twice"):
-        user.session.begin_classes(["a", "a"])
+        user.session.classes.begin(["a", "a"])
     assert user.session.table.names == ("background", "nucleus", "cell")
 
 

@@ -249,14 +249,14 @@ def test_keys_of_the_canvas(user, photograph) -> None:
     assert user.do(lambda: press(Qt.Key.Key_S)) == "segment"
     user.settle()
     press(Qt.Key.Key_U)
-    assert "photo · uncertainty" in user.viewer.layers
+    assert user.viewer.layers["photo · uncertainty"].visible
     press(Qt.Key.Key_U)
-    assert "photo · uncertainty" not in user.viewer.layers
+    assert not user.viewer.layers["photo · uncertainty"].visible
     shift = Qt.KeyboardModifier.ShiftModifier
     QTest.keyPress(canvas, Qt.Key.Key_B, shift)
-    assert "photo · before CRF" in user.viewer.layers
+    assert user.viewer.layers["photo · before CRF"].visible
     QTest.keyRelease(canvas, Qt.Key.Key_B, shift)
-    assert "photo · before CRF" not in user.viewer.layers
+    assert not user.viewer.layers["photo · before CRF"].visible
 
     user.bench.paint_with(15)
     person = user.viewer.layers.selection.active

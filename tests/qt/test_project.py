@@ -22,9 +22,9 @@ def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, ph
         photograph, name="photo", scale=(0.5, 0.25), units=("um", "um"), translate=(1, 2)
     )
     assert user.do(user.widget.segment) == "segment"
-    user.session.rename_class(15, "human")
-    user.session.add_class("flag")
-    user.session.recolor_class(21, (1, 2, 3))
+    user.session.classes.rename(15, "human")
+    user.session.classes.add("flag")
+    user.session.classes.recolor(21, (1, 2, 3))
     QTest.qWait(50)
     user.bench.paint_with(21)
     user.drag((20, 5), (60, 5))
@@ -266,7 +266,7 @@ def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) ->
     assert not new().isEnabled()
     assert "is new" in new().toolTip()
     assert user.do(user.widget.segment) == "segment"
-    user.session.add_class("flag")
+    user.session.classes.add("flag")
     user.bench.paint_with(21)
     user.drag((20, 5), (60, 5))
     user.settle()
@@ -390,7 +390,7 @@ def test_a_sample_is_earlier_work_only_when_somebody_corrected_it(user, make_nap
 def test_the_model_is_saved_with_its_classes(user, tmp_path) -> None:
     from napari_crfasrnn import load_model
 
-    user.session.add_class("flag")
+    user.session.classes.add("flag")
     path = tmp_path / "mine.safetensors"
     assert user.do(lambda: user.session.save_model(path)) == "save"
     assert load_model(path).classes[-1].name == "flag"

@@ -35,7 +35,7 @@ def teacher(user: User, photograph: np.ndarray) -> User:
     """Somebody who has shown the model part of a flag that it does not know."""
     user.viewer.add_image(photograph, name="photo")
     assert user.do(user.widget.segment) == "segment"
-    user.session.add_class("flag")
+    user.session.classes.add("flag")
     user.bench.paint_with(FLAG)  # at once
     assert user.line("classes") == BESIDE
     teach(user, np.s_[100:250, 0:16])
@@ -274,7 +274,7 @@ def test_a_round_that_comes_back_knows_what_it_was_taught(
     assert told == [f"{first:,} px learnt · {both - first:,} px new", f"{both:,} px learnt · nothing new"]
 
     # A class has another name: the models still call it as before, also when the project is opened again.
-    other.session.rename_class(FLAG, "banner")
+    other.session.classes.rename(FLAG, "banner")
     assert other.do(other.session.storage.begin) == "open"
     assert other.do(lambda: other.bench.projects.open(tmp_path / "saved")) == "open"
     other.settle()
@@ -288,7 +288,7 @@ def test_a_model_that_knows_none_of_the_classes_segments_nothing(
     teacher: User, photograph: np.ndarray
 ) -> None:
     user, start = teacher, teacher.widget.start
-    user.session.begin_classes(["flag"])
+    user.session.classes.begin(["flag"])
     user.settle()
     learn(user)
     assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"

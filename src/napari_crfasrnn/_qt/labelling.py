@@ -49,7 +49,7 @@ class Labelling:
         self._viewer, self._session, self._keys = viewer, session, keys
         session.counts.counted.connect(self._on_counted)
         session.segmented.connect(self._on_segmented)
-        session.refined.connect(self._hide_background)
+        session.refined.connect(self._on_refined)
         session.unpredicted.connect(self._on_unpredicted)
         session.storage.saved.connect(self._on_saved)
         session.storage.flushing.connect(self.flush)
@@ -130,6 +130,8 @@ class Labelling:
                 self.groups.pop(key).close(remove=True)
             elif group.labels is not work.labels:
                 group.replace(work.labels, classes)
+                group.show_before(None)  # in colours of the former table
+                self.follow_predictions(key)
             else:
                 group.restyle(classes)
 
@@ -179,12 +181,12 @@ class Labelling:
         grown.connect(go_on)
 
     def clear(self, *, remove: bool) -> None:
-        """Let go of all layers, and remove them if asked to."""
-        outputs = [layer for group in self.groups.values() for layer in group.outputs]
-        for group in self.groups.values():
-            group.close()
-        if remove:
-            remove_layers(self._viewer, outputs)
+        """Let go of all layers; remove all if asked to, else those that only show something."""
+        groups = self.groups.values()
+        gone = [layer for g in groups for layer in (g.outputs if remove else g.extras.layers.values())]
+        for group in groups:
+            group.let_go()
+        remove_layers(self._viewer, gone)
         self.groups.clear()
         self._sketches.clear()
 
@@ -223,13 +225,21 @@ class Labelling:
         self._hide_background(key)
         if group is not None:
             group.class_layers.show_present({*present, *group.class_layers.by_value})
+        self.follow_predictions(key)
+
+    def _on_refined(self, key: str) -> None:
+        self._hide_background(key)
+        self.follow_predictions(key)
 
     def _on_unpredicted(self, key: str) -> None:
-        group = self.groups.get(key)
-        if group is not None:
-            group.show_uncertainty(None)
-            group.show_before(None)
+        self.follow_predictions(key)
         self.show_as_strokes(key, True)
+
+    def follow_predictions(self, key: str) -> None:
+        """Show what is known by now of an image's uncertainty, and of its labels before the CRF."""
+        group, work = self.groups.get(key), self._session.works.get(key)
+        if group is not None and work is not None:
+            group.follow(work.entropy, work.before_crf)
 
     def show_as_strokes(self, key: str, only_strokes: bool) -> None:
         """Show the background where all labels are strokes, else hide it."""

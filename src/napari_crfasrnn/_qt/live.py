@@ -177,7 +177,7 @@ class Live:
         if not has_guesses:
             place.work.forget_entropy(place.index)
             self._session.standing.forget(place.key)
-            self._bench.show_uncertainty(False)
+            self._bench.labelling.follow_predictions(place.key)
 
     def _enter(self, place: _Place) -> None:
         self._place = place
@@ -384,6 +384,7 @@ class Live:
     def _take_entropy(self, place: _Place, box: Box, entropy: NDArray[np.float32]) -> None:
         is_first = self._classifies and place.work.has_guesses(place.index)
         place.work.set_entropy(place.index, _slices(box), entropy, is_first=is_first)
+        self._bench.labelling.follow_predictions(place.key)
         if is_first:  # now there are squares to correct, and what a model is unsure of
             self._session.standing.segmented(place.key, place.index, LIVE)
             self._bench.show_soon()

@@ -180,7 +180,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         classes.table.paint_wanted.connect(bench.paint_with)
         classes.table.eye_clicked.connect(bench.set_visible)
         classes.table.renamed.connect(self._rename)
-        classes.table.recolored.connect(lambda v, r, g, b: bench.session.recolor_class(v, (r, g, b)))
+        classes.table.recolored.connect(lambda v, r, g, b: bench.session.classes.recolor(v, (r, g, b)))
         classes.add_wanted.connect(self._add)
         classes.delete_wanted.connect(self._delete)
         classes.own_wanted.connect(self._ask_classes)
@@ -238,10 +238,10 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self._bench.all_slices = all_slices
 
     def _add(self, name: str) -> None:
-        self._try(lambda: self.session.add_class(name))
+        self._try(lambda: self.session.classes.add(name))
 
     def _rename(self, value: int, name: str) -> None:
-        self._try(lambda: self.session.rename_class(value, name))
+        self._try(lambda: self.session.classes.rename(value, name))
 
     def _delete(self, value: int) -> None:
         name = self.session.table.classes[value].name
@@ -253,7 +253,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             )
             if answer != QMessageBox.StandardButton.Yes:
                 return
-        self._try(lambda: self.session.delete_class(value))
+        self._try(lambda: self.session.classes.delete(value))
 
     def _ask_classes(self) -> None:
         names, given = QInputDialog.getText(
@@ -273,7 +273,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             )
             if answer != QMessageBox.StandardButton.Yes:
                 return
-        self._try(lambda: self.session.begin_classes(names.split(",")))
+        self._try(lambda: self.session.classes.begin(names.split(",")))
 
     def _try(self, change: Any) -> None:
         self.session.tasks.say("classes", "")

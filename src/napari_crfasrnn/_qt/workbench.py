@@ -16,6 +16,8 @@ from napari_crfasrnn._qt.doubts import Doubts
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.labelling import Labelling
 from napari_crfasrnn._qt.layers import (
+    BEFORE,
+    UNCERTAINTY,
     ImageInput,
     LabelGroup,
     forget_mark,
@@ -58,8 +60,6 @@ class Workbench:
         The image layer that is worked on.
     all_slices
         Whether Segment takes all slices of a stack.
-    uncertainty_on, before_on
-        Whether these layers are shown.
     channels
         What a person or a project said of first axes: whether they hold channels, by the keys of the images.
     projects, live, patching, comparing, doubts, boxes
@@ -77,8 +77,6 @@ class Workbench:
         self.labelling = Labelling(viewer, self.session, self.keys)
         self.image: Any = None
         self.all_slices = False
-        self.uncertainty_on = False
-        self.before_on = False
         self.boxes = Boxes(self)
         self.channels: dict[str, bool] = {}
         self._users = 0
@@ -144,6 +142,16 @@ class Workbench:
     def work(self) -> Work | None:
         """Labels of the image that is worked on."""
         return self.session.works.get(self.key or "")
+
+    @property
+    def uncertainty_on(self) -> bool:
+        """Whether the uncertainty of the image is shown."""
+        return self.group is not None and self.group.extras.shows(UNCERTAINTY)
+
+    @property
+    def before_on(self) -> bool:
+        """Whether the labels from before the CRF are shown instead of the labels."""
+        return self.group is not None and self.group.extras.shows(BEFORE)
 
     @property
     def index(self) -> PlaneIndex:
@@ -310,18 +318,14 @@ class Workbench:
 
     def show_uncertainty(self, on: bool) -> None:
         """Show or hide the uncertainty layer."""
-        self.uncertainty_on = on and self.work is not None and self.work.entropy is not None
         if self.group is not None:
-            entropy = self.work.entropy if self.uncertainty_on and self.work is not None else None
-            self.group.show_uncertainty(entropy)
+            self.group.show_uncertainty(self.work.entropy if on and self.work is not None else None)
         self.show_soon()
 
     def show_before(self, on: bool) -> None:
         """Show the labels from before the CRF instead of the labels, or the labels again."""
-        self.before_on = on and self.work is not None and self.work.before_crf is not None
         if self.group is not None:
-            before = self.work.before_crf if self.before_on and self.work is not None else None
-            self.group.show_before(before)
+            self.group.show_before(self.work.before_crf if on and self.work is not None else None)
         self.show_soon()
 
     def toggle_contour(self) -> None:
@@ -396,7 +400,6 @@ class Workbench:
         if watch:
             self.session.changed.connect(self.show_soon)
             self.session.touched.connect(self._on_touched)
-            self.session.unpredicted.connect(self._on_unpredicted)
             self.labelling.shown.connect(self.show_soon)
             self.labelling.lost.connect(self._on_lost)
 
@@ -404,10 +407,6 @@ class Workbench:
         self.labelling.follow_table()
         self.labelling.drop_absent()
         self.changed.emit()
-
-    def _on_unpredicted(self, key: str) -> None:
-        if key == self.key:
-            self.uncertainty_on = self.before_on = False
 
     def _on_touched(self, key: str) -> None:
         self._count_timer.start()
@@ -462,10 +461,6 @@ class Workbench:
                 say("classes", f"“{name}” was removed; the labels are kept.", "quiet", "bring-back")
             elif role == "shape":
                 say("classes", f"“{name}” has another shape now. Its labels are kept in the project.")
-            if role in ("uncertainty", "labels", "shape"):
-                self.uncertainty_on = False
-            if role in ("before", "labels", "shape"):
-                self.before_on = False
         self._save_timer.start()
         self.show_soon()
 
@@ -479,8 +474,6 @@ class Workbench:
         for key, group in self.labelling.groups.items():
             if key != self.key:
                 group.show_before(None)
-        self.before_on = False
-        self.uncertainty_on = self.group is not None and self.group.has_uncertainty
         for section in ("start", "classes", "correct"):  # they spoke of the other image
             self.session.tasks.lines.pop(section, None)
         if self.key is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from napari_crfasrnn._qt.layers.class_layers import ClassLayer, ClassLayers
 from napari_crfasrnn._qt.layers.comparison import Comparison
 from napari_crfasrnn._qt.layers.drawing import Drawing, shows_planes, united
+from napari_crfasrnn._qt.layers.extras import BEFORE, UNCERTAINTY
 from napari_crfasrnn._qt.layers.frame import Frame
 from napari_crfasrnn._qt.layers.group import LabelGroup
 from napari_crfasrnn._qt.layers.images import (
@@ -31,6 +32,8 @@ from napari_crfasrnn._qt.layers.strokes import StrokeWatch
 from napari_crfasrnn._qt.layers.view import fit, is_lost, raise_above
 
 __all__ = [
+    "BEFORE",
+    "UNCERTAINTY",
     "ClassLayer",
     "ClassLayers",
     "ClassView",

@@ -21,7 +21,7 @@ from qtpy.QtCore import QTimer
 from napari_crfasrnn._qt.layers import looks
 from napari_crfasrnn._qt.layers.class_layers import ClassLayers
 from napari_crfasrnn._qt.layers.drawing import Box, Drawing, shows_planes, united
-from napari_crfasrnn._qt.layers.extras import UNCERTAINTY, ExtraLayers
+from napari_crfasrnn._qt.layers.extras import ExtraLayers
 from napari_crfasrnn._qt.layers.images import (
     insert_above,
     key_of,
@@ -141,11 +141,6 @@ class LabelGroup:
     def is_quiet(self) -> bool:
         """Whether layers are changed by this program just now."""
         return self._quiet > 0
-
-    @property
-    def has_uncertainty(self) -> bool:
-        """Whether the uncertainty layer is there."""
-        return UNCERTAINTY in self.extras.layers
 
     # --- labels -------------------------------------------------------------------------------------
 
@@ -315,7 +310,7 @@ class LabelGroup:
             layer.contour = width
 
     def show_uncertainty(self, entropy: NDArray[np.float32] | None) -> None:
-        """Show an uncertainty layer with values 0..1, or remove it."""
+        """Show an uncertainty layer with values 0..1, or hide it."""
         with self.silently():
             self.extras.show_uncertainty(entropy, self.outputs)
 
@@ -324,6 +319,11 @@ class LabelGroup:
         colors = looks.colormap(self.classes, self._shown())
         with self.silently():
             self.extras.show_before(labels, colors, self.label_layers)
+
+    def follow(self, entropy: NDArray[np.float32] | None, before: NDArray[Any] | None) -> None:
+        """Show what is known by now in the layers that only show something, if they are shown."""
+        with self.silently():
+            self.extras.follow(entropy, before)
 
     def redraw(self) -> None:
         """Draw again what is stale."""
@@ -388,13 +388,18 @@ class LabelGroup:
             remove_layers(self.viewer, layers)
 
     def close(self, *, remove: bool = False) -> None:
-        """Stop watching the layers, and remove them if asked to."""
+        """Stop watching the layers; remove all of them if asked to, else those that only show something."""
+        self.let_go()
+        self.remove_layers(self.outputs if remove else self.extras.layers.values())
+
+    def let_go(self) -> None:
+        """Stop watching the layers."""
         self._redraw_timer.stop()
         self.class_layers.stop()
         self.drawing.close()
         self._watch.close()
-        if remove:
-            self.remove_layers(self.outputs)
+        with self.silently():
+            self.extras.close()
 
     def _find_combined(self) -> Any | None:
         found = [

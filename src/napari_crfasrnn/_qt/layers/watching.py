@@ -42,6 +42,7 @@ class GroupWatch:
         group.viewer.layers.events.removed.connect(self._on_removed)
         for name in _PLACES:
             getattr(group.image.events, name).connect(self._on_moved)
+        group.extras.switched.connect(self._on_extra_switched)
         group.image.events.name.connect(self._on_renamed)
         group.image.events.data.connect(self._on_image_data)
 
@@ -53,6 +54,7 @@ class GroupWatch:
         group.viewer.layers.events.removed.disconnect(self._on_removed)
         for name in _PLACES:
             getattr(group.image.events, name).disconnect(self._on_moved)
+        group.extras.switched.disconnect(self._on_extra_switched)
         group.image.events.name.disconnect(self._on_renamed)
         group.image.events.data.disconnect(self._on_image_data)
 
@@ -191,24 +193,30 @@ class GroupWatch:
             (group.hidden.discard if layer.visible else group.hidden.add)(layer.value)
             group.visibility_changed.emit()
 
+    def _on_extra_switched(self, role: str) -> None:
+        group = self._group
+        with group.silently():
+            group.extras.follow_eye(role, group.label_layers)
+        group.visibility_changed.emit()
+
     def _on_removed(self, event: Any) -> None:
         group = self._group
         layer = event.value
         if group.is_quiet:
             return
-        role = group.extras.forget(layer)
-        if role is not None:
-            with group.silently():
-                group.extras.unhide()
-        elif group.class_layers.forget(layer):
-            group.color_combined()
-            role = "class"
-        elif layer is group.combined:
-            role = "labels"
-        elif layer is group.image:
-            role = "image"
+        with group.silently():
+            role = group.extras.forget(layer)
+        if role is None:
+            role = self._role_of(layer)
         if role is not None:
             group.lost.emit(role, layer.name)
+
+    def _role_of(self, removed: Any) -> str | None:
+        group = self._group
+        if group.class_layers.forget(removed):
+            group.color_combined()
+            return "class"
+        return "labels" if removed is group.combined else "image" if removed is group.image else None
 
     def _on_moved(self, event: Any) -> None:
         group = self._group

@@ -12,21 +12,20 @@ import numpy as np
 from psygnal import Signal
 
 from napari_crfasrnn._qt.state.boxes import Outline
+from napari_crfasrnn._qt.state.class_editor import ClassEditor
 from napari_crfasrnn._qt.state.counts import Counts, Numbers
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
 from napari_crfasrnn._qt.state.lessons import Effort, Lessons
 from napari_crfasrnn._qt.state.rounds import Rounds
-from napari_crfasrnn._qt.state.shelf import LEARNT, PREFIX, ModelChoice, Shelf
+from napari_crfasrnn._qt.state.shelf import LEARNT, PHOTOGRAPHS, PREFIX, ModelChoice, Shelf
 from napari_crfasrnn._qt.state.standing import Standing
 from napari_crfasrnn._qt.state.storage import Storage
-from napari_crfasrnn._qt.state.table import ClassTable, TableChange
+from napari_crfasrnn._qt.state.table import ClassTable
 from napari_crfasrnn._qt.state.tasks import Busy, Line, Tasks
 from napari_crfasrnn._qt.state.telling import (
     BESIDE,
     CHANGED,
     KNOWS_NONE,
-    OWN_CLASSES,
-    PAINT_EACH,
     REPLACED,
     TO_PAINT,
     tell,
@@ -36,15 +35,12 @@ from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.classes import ClassSpec, ignore_value
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.edits import Box, Patch
-from napari_crfasrnn.palette import Color
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
     from napari_crfasrnn.segmenter import Segmentation
 
 Region = tuple[int, int, int, int]
-
-PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
 
 
 class Session:
@@ -76,10 +72,14 @@ class Session:
         self.standing = Standing()
         self._looker = Worker("crfasrnn-look")  # at the labels, whatever the tasks are at
         self.counts = Counts(self._looker, self.works, self.table, self.standing)
+        self.classes = ClassEditor(
+            self.table, self.works, self.tasks, self.shelf, self.storage, self.counts, self.standing
+        )
         self._write = write
         self._closed = False
-        self._hinted_beside = False  # what the starter is not for was said
         self.shelf.chosen.connect(self._on_model_chosen)
+        self.classes.remapped.connect(self.touched)
+        self.classes.began.connect(self._on_classes_began)
         self.lessons.kept.connect(lambda name: self.standing.rename(LEARNT, name))
         self.storage.left.connect(self._on_project_left)
         self.storage.replaced.connect(self._on_project_replaced)
@@ -143,7 +143,7 @@ class Session:
         )
 
     def _segment(self, image: ImageInput, index: PlaneIndex | None, boxes: Sequence[Outline]) -> None:
-        request, model, asked = self.request(), self._model_name, self.table.classes
+        request, model, asked = self.request(), self.shelf.chosen_name, self.table.classes
         self.work_on(image)
 
         def run(task: Task, report: Report) -> Segmented:
@@ -171,7 +171,7 @@ class Session:
         segmentation = result.segmentation
         kept: tuple[ClassSpec, ...] = ()
         if not self.table.locked or segmentation.classes != self.table.classes:
-            kept = self._adopt_classes(segmentation.classes, image.key if index == () else None)
+            kept = self.classes.adopt(segmentation.classes, image.key if index == () else None)
         work = self.work_on(image)
         revision = work.merge(segmentation, index)
         self._write(image.key, revision.after.labels, index)
@@ -181,7 +181,7 @@ class Session:
         is_free = not (self.table.edited or self.counts.is_settled)  # else models have to follow the table
         self.told[image.key] = tell(
             result,
-            of_photographs=self._model_name == PHOTOGRAPHS,
+            of_photographs=self.shelf.chosen_name == PHOTOGRAPHS,
             kept=[spec.name for spec in kept],
             names=self.table.names,
             models=[choice.name for choice in self.shelf.models] if is_free else (),
@@ -333,7 +333,7 @@ class Session:
 
     def count(self, key: str, index: PlaneIndex) -> None:
         """Count shares and edits anew, in a thread; `Counts.counted` says when."""
-        self.counts.count(key, index, self._model_name)
+        self.counts.count(key, index, self.shelf.chosen_name)
 
     def choose_patch(
         self,
@@ -351,100 +351,13 @@ class Session:
 
         self._looker.start("patch", lambda task, report: work.next_patch(index, without), then, failed)
 
-    # --- classes ------------------------------------------------------------------------------------
+    # --- what others changed -------------------------------------------------------------------------
 
-    def add_class(self, name: str) -> None:
-        """Add a class at the end of the table; say once when that is not the best place for it."""
-        is_first = not self.table.edited
-        self._change_classes(self.table.added(name))
-        if is_first and not self._hinted_beside and self._model_name == PHOTOGRAPHS:
-            self._hinted_beside = True
-            self.tasks.say("classes", BESIDE, "quiet", OWN_CLASSES)
-
-    def begin_classes(self, names: Sequence[str]) -> None:
-        """Begin a table of one's own: the background and these; pixels of classes that go become unlabelled.
-
-        Where no class stays, nor does what a model made of the images: its background is what was none of its
-        own classes.
-
-        Raises
-        ------
-        ValueError
-            If there is no name, or a blank one, or one twice.
-        """
-        change = self.table.begun(names)
-        stays = any(value for value in change.new_values or () if value)
-        self._change_classes(change)
-        if not stays:
-            for key, work in list(self.works.items()):
-                self.works[key] = work.without_predictions()
-                self.counts.forget(key)
-                self.standing.forget(key)
-                self.unpredicted.emit(key)
-                self.touch(key)
+    def _on_classes_began(self, unpredicted: Sequence[str]) -> None:
         self.told.clear()
-        self.tasks.lines.pop("start", None)
-        self.tasks.say("classes", PAINT_EACH)
-
-    def rename_class(self, value: int, name: str) -> None:
-        """Give a class another name."""
-        if self.table.names[value] != name.strip():
-            self._change_classes(self.table.renamed(value, name))
-
-    def recolor_class(self, value: int, color: Color) -> None:
-        """Give a class another colour."""
-        self._change_classes(self.table.recolored(value, color))
-
-    def delete_class(self, value: int) -> None:
-        """Remove a class; its pixels become unlabelled.
-
-        Raises
-        ------
-        ValueError
-            If it is the background.
-        """
-        self._change_classes(self.table.without(value))
-
-    def _change_classes(self, change: TableChange) -> None:
-        n_before = len(self.table.classes)
-        self.table.replace(change.classes, change.origins, change.new_values)
-        self.table.note_renames(change.mapping)
-        self.table.edited = self.table.locked = True
-        self._remap(change.new_values, n_before)
-        self.storage.set_classes(self.table.classes, change.mapping)
-
-    def _adopt_classes(self, classes: tuple[ClassSpec, ...], replaced: str | None) -> tuple[ClassSpec, ...]:
-        """Take the class table of a model; what was labelled before is matched by name.
-
-        Classes that the model does not know stay behind those of the model where labels hold them, but for
-        the labels of an image that are all replaced now. Returns these classes.
-        """
-        n_before = len(self.table.classes)
-        works = [work for key, work in self.works.items() if key != replaced]
-        held = {value for work in works for value in work.present(n_before)}
-        change, kept = self.table.adopting(classes, held)
-        self.table.replace(change.classes, change.origins, change.new_values)
-        self.table.locked = True
-        self._remap(change.new_values, n_before, replaced)
-        self.storage.set_classes(self.table.classes, change.mapping)
-        return kept
-
-    def _remap(
-        self, new_values: Sequence[int | None] | None, n_before: int, replaced: str | None = None
-    ) -> None:
-        n_classes = len(self.table.classes)
-        values = list(range(n_before)) if new_values is None else list(new_values)
-        same = values == list(range(n_before))
-        if not same:
-            self.standing.remap_lessons(values, n_classes)
-        for key, work in list(self.works.items()):
-            if not same or n_classes > ignore_value(work.labels.dtype):
-                self.works[key] = work.remapped(values, n_classes)
-                self.counts.forget(key)
-            self.touched.emit(key)
-        # Those that are not in view, too; but not one whose labels are just being replaced.
-        self.counts.count_learnt(self._model_name, [key for key in self.works if key != replaced])
-        self.changed.emit()
+        for key in unpredicted:
+            self.unpredicted.emit(key)
+            self.touch(key)
 
     def _on_model_chosen(self) -> None:
         assert self.shelf.choice is not None
@@ -454,16 +367,12 @@ class Session:
             self.table.locked = False  # nothing would be lost: the table may follow the model
         if self.table.locked or not self.works:
             self.table.follow(names)
-        self.counts.count_learnt(self._model_name)
+        self.counts.count_learnt(self.shelf.chosen_name)
 
     def _on_taught(self, model: str, lessons: dict[str, Labels]) -> None:
         self.standing.add_lessons(model, lessons)
-        if model == self._model_name:
+        if model == self.shelf.chosen_name:
             self.counts.count_learnt(model, lessons)
-
-    @property
-    def _model_name(self) -> str:
-        return "" if self.shelf.choice is None else self.shelf.choice.name
 
     def _forget(self) -> None:
         """Forget all that is of the open project."""

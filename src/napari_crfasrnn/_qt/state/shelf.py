@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.zoo import ModelEntry, Published
 
 PREFIX = "round:"  # the choice that stands for a round is called this and the number of the round
+PHOTOGRAPHS = "starter"  # the model of everyday photographs, which sees bottles in micrographs
 LEARNT = "learnt"  # the choice that stands for what was learnt and is neither kept nor discarded
 
 
@@ -65,6 +66,11 @@ class Shelf:
         self._tasks, self._engine = tasks, engine
         self._waiting: Callable[[], None] | None = None
         self._preferred = ""
+
+    @property
+    def chosen_name(self) -> str:
+        """The name of the chosen model; empty while there is none."""
+        return "" if self.choice is None else self.choice.name
 
     def load(self) -> None:
         """Find out which models there are."""
