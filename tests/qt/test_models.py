@@ -183,6 +183,24 @@ def test_stained_tissue_has_a_model_at_hand_and_photographs_do_not(user: Any) ->
             assert kind_of(open_image(image()), ()) is None, name
 
 
+def test_a_micrograph_is_asked_about_before_it_is_segmented(user: Any, photograph: np.ndarray) -> None:
+    """A first look at bottles in a micrograph helps nobody."""
+    user.viewer.add_image(photograph, name="photograph")
+    user.wait(lambda: not user.session._looker.busy)
+    assert user.line("start") == ""
+    for image, text, button in (
+        (photograph[..., 0], HINTS["grey"], "Nuclei"),
+        (tissue(), HINTS["stained"], "Stained nuclei"),
+    ):
+        user.viewer.add_image(image)
+        user.wait(lambda said=text: user.line("start") == said)
+        QTest.qWait(20)  # the widget is shown anew a little later
+        assert button in [each.text() for each in user.widget.start.message.buttons]
+    user.viewer.layers.selection.active = user.viewer.layers["photograph"]
+    user.wait(lambda: not user.session._looker.busy)
+    assert user.line("start") == ""
+
+
 def test_it_is_said_that_nothing_was_found(user: Any, photograph: np.ndarray) -> None:
     bare = photograph[40:72, 120:152] // 16 + 120  # a bit of the wall
     user.viewer.add_image(bare, name="wall")

@@ -399,6 +399,7 @@ class Workbench:
             (emitter.connect if watch else emitter.disconnect)(callback)
         if watch:
             self.session.changed.connect(self.show_soon)
+            self.session.shelf.chosen.connect(self._hint)
             self.session.touched.connect(self._on_touched)
             self.labelling.shown.connect(self.show_soon)
             self.labelling.lost.connect(self._on_lost)
@@ -478,8 +479,16 @@ class Workbench:
             self.session.tasks.lines.pop(section, None)
         if self.key is not None:
             self.session.tell_again(self.key)
+        self._hint()
         self._count_timer.start()
         self.show_soon()
+
+    def _hint(self) -> None:
+        if self.image is None or self.work is not None:
+            return
+        with suppress(ValueError):  # what cannot be read is told when it is asked for
+            image = self.read_image()
+            self.session.hint(image, plane_index(self.viewer, self.image, image.stack_shape))
 
 
 def _timer(interval: int, then: Any) -> QTimer:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 if TYPE_CHECKING:
+    from napari_crfasrnn._qt.layers import ImageInput
     from napari_crfasrnn.imaging import ImageSource
 
 Kind = Literal["grey", "stained"]
@@ -24,6 +25,17 @@ LEAST_BRIGHTNESS = 0.55
 DARK, MOST_DARK = 0.25, 0.01
 MOST_GREEN = 0.002
 LEAST_COLORED = 0.01
+
+
+def kind_at_a_glance(image: ImageInput, index: Sequence[int]) -> Kind | None:
+    """Return `kind_of` where that takes next to nothing to read: not of colours in more than 8 bits."""
+    from napari_crfasrnn.imaging import open_image
+
+    if "C" not in image.axes:
+        return "grey"
+    if np.dtype(image.array.dtype) != np.uint8:  # the range of values would have to be found first
+        return None
+    return kind_of(open_image(image.array, image.axes), index)
 
 
 def kind_of(source: ImageSource, index: Sequence[int]) -> Kind | None:

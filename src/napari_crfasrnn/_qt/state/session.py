@@ -16,6 +16,7 @@ from napari_crfasrnn._qt.state.class_editor import ClassEditor
 from napari_crfasrnn._qt.state.counts import Counts, Numbers
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
 from napari_crfasrnn._qt.state.lessons import Effort, Lessons
+from napari_crfasrnn._qt.state.micrographs import Kind, kind_at_a_glance
 from napari_crfasrnn._qt.state.rounds import Rounds
 from napari_crfasrnn._qt.state.shelf import LEARNT, PHOTOGRAPHS, PREFIX, ModelChoice, Shelf
 from napari_crfasrnn._qt.state.standing import Standing
@@ -28,6 +29,7 @@ from napari_crfasrnn._qt.state.telling import (
     KNOWS_NONE,
     REPLACED,
     TO_PAINT,
+    hint_at,
     tell,
 )
 from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
@@ -193,6 +195,24 @@ class Session:
         line = self.told.get(key)
         if line is not None:
             self.tasks.say("start", line.text, line.tone, *line.cures)
+
+    def hint(self, image: ImageInput, index: PlaneIndex) -> None:
+        """Ask whether an image that nobody worked on is a micrograph, where the model is none for these."""
+        if not self._may_hint(image.key):
+            return
+
+        def done(kind: Kind | None) -> None:
+            text, cures = hint_at(kind, [choice.name for choice in self.shelf.models])
+            if text and self._may_hint(image.key) and "start" not in self.tasks.lines:
+                self.tasks.say("start", text, "quiet", *cures)
+
+        self._looker.start(
+            "hint", lambda task, report: kind_at_a_glance(image, index), done, lambda error: None
+        )
+
+    def _may_hint(self, key: str) -> bool:
+        is_new = key not in self.works and not self.table.edited and self.busy is None
+        return is_new and self.shelf.chosen_name == PHOTOGRAPHS
 
     def refine(self, key: str, index: PlaneIndex, region: Region | None) -> None:
         """Let the CRF snap the labels of a plane to the edges of the image, around what was painted."""

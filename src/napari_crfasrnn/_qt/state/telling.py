@@ -10,12 +10,15 @@ from napari_crfasrnn._qt.state.tasks import Line
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.engine import Segmented
+    from napari_crfasrnn._qt.state.micrographs import Kind
 
-HINTS = {
+KEPT = 0.002  # seconds: no network is as fast, so what it said of the image before was still there
+HINTS: dict[Kind, str] = {
     "grey": "Is this a micrograph? The starter knows everyday photographs; these do better:",
     "stained": "Is this stained tissue? The starter knows everyday photographs; these do better:",
 }
-FITTING = {  # for each kind of micrograph: models of the package, and what is on their buttons
+# For each kind of micrograph: models of the package, and what is on their buttons.
+FITTING: dict[Kind, dict[str, str]] = {
     "grey": {"nuclei-fluorescence": "Nuclei", "em-tissue": "Electron microscopy"},
     "stained": {"nuclei-stained": "Stained nuclei"},
 }
@@ -43,6 +46,13 @@ PAINT_AROUND = (
 TO_PAINT = (PAINT_EACH, PAINT_ANOTHER, PAINT_WRONG, PAINT_AROUND)
 
 
+def hint_at(kind: Kind | None, models: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    """Return what to ask about an image that may be a micrograph, and the cures; nothing for all else."""
+    if kind is None:
+        return "", ()
+    return HINTS[kind], (*(f"{USE}{name}" for name in FITTING[kind] if name in models), OWN_CLASSES)
+
+
 def tell(
     result: Segmented,
     *,
@@ -68,8 +78,9 @@ def tell(
     """
     seconds = result.segmentation.timings
     is_empty = set(result.present) <= {0} and names[0] == BACKGROUND
-    hint = HINTS.get(result.kind or "", "") if of_photographs else ""
-    text = f"{seconds['total']:.1f} s · network {seconds['network']:.1f} · CRF {seconds['crf']:.1f}"
+    hint, cures = hint_at(result.kind if of_photographs else None, models)
+    network = "as before" if seconds["network"] < KEPT else f"{seconds['network']:.1f}"
+    text = f"{seconds['total']:.1f} s · network {network} · CRF {seconds['crf']:.1f}"
     if result.n_boxes:
         text += f" · {result.n_boxes} box{'es' * (result.n_boxes != 1)} heeded"
     if kept:
@@ -78,10 +89,8 @@ def tell(
         text += f" · {result.n_nonfinite:,} NaN or infinite pixels taken as the darkest"
     if is_empty:
         text = (ONLY_BACKGROUND if hint else NOTHING) + f" {text}" * bool(kept or result.n_nonfinite)
-    cures: tuple[str, ...] = ()
     if hint:
         text = f"{text.removesuffix('.')}. {hint}"
-        cures = *(f"{USE}{name}" for name in FITTING[result.kind or ""] if name in models), OWN_CLASSES
     if result.left_out:
         return Line(f"{result.left_out} {text}", "problem", cures)
     return Line(text, "plain" if is_empty else "quiet", cures)
