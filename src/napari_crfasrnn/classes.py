@@ -88,8 +88,10 @@ def class_table(classes: Iterable[str | ClassSpec]) -> tuple[ClassSpec, ...]:
     ValueError
         If the table is empty, repeats a name, holds a blank name, or is too long.
     TypeError
-        If an entry is neither a string nor a `ClassSpec`.
+        If an entry is neither a string nor a `ClassSpec`, or all of it is one string.
     """
+    if isinstance(classes, str):
+        raise TypeError(f"classes must be a list of names, got the string {classes!r}: put it into brackets")
     entries = list(classes)
     if not entries:
         raise ValueError("classes must hold at least one class, got none: add a class first")

@@ -205,15 +205,22 @@ def legacy_shape(array: Array) -> tuple[int, ...]:
     return (1,) * (4 - array.ndim) + array.shape
 
 
-def describe_meanfield(layer: Any, widths: tuple[float, float, float]) -> None:
+def describe_meanfield(layer: Any, widths: tuple[float, float, float], n_iterations: int | None = 5) -> None:
     described = layer.multi_stage_meanfield_param
-    described.compatibility_mode, described.threshold, described.num_iterations = 0, 2.0, 5
+    described.compatibility_mode, described.threshold = 0, 2.0
+    if n_iterations is not None:
+        described.num_iterations = n_iterations
     described.theta_alpha, described.theta_beta, described.theta_gamma = widths
     described.spatial_filter_weight, described.bilateral_filter_weight = 3.0, 5.0
 
 
 def write_caffe_v1(
-    path: Path, weights: Weights, suffix: str = "", *, widths: tuple[float, float, float] | None = WIDTHS
+    path: Path,
+    weights: Weights,
+    suffix: str = "",
+    *,
+    widths: tuple[float, float, float] | None = WIDTHS,
+    n_iterations: int | None = 5,
 ) -> None:
     net = caffe_messages()["NetParameter"](name="TVG_CRFRNN_COCO_VOC", input=["data"])
     net.input_dim.extend([1, 3, 500, 500])
@@ -224,7 +231,7 @@ def write_caffe_v1(
             layer.blobs.add(num=n, channels=c, height=h, width=w, data=array.ravel())
             layer.blobs_lr.append(1)
         if kind == "MULTI_STAGE_MEANFIELD" and widths is not None:
-            describe_meanfield(layer, widths)
+            describe_meanfield(layer, widths, n_iterations)
         elif kind == "CONVOLUTION":
             net.layers.add(name=f"relu_{name}", type=V1_TYPES["RELU"], bottom=[name], top=[name])
     path.write_bytes(net.SerializeToString())

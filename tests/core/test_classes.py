@@ -61,7 +61,7 @@ def test_new_colours_are_far_from_any_in_use(used: list[tuple[int, int, int]], n
 
 def test_okabe_and_itos_colours_come_first_where_none_is_like_them() -> None:
     orange, sky_blue = (230, 159, 0), (86, 180, 233)
-    assert [spec.color for spec in class_table("abc")] == [(0, 0, 0), orange, sky_blue]
+    assert [spec.color for spec in class_table(list("abc"))] == [(0, 0, 0), orange, sky_blue]
     close = ClassSpec(name="close to orange", color=(236, 150, 10))
     assert class_table([VOC_CLASSES[0], close, "new"])[2].color == sky_blue
 
@@ -85,6 +85,8 @@ def test_bad_tables(classes: list[str], match: str) -> None:
 
 
 def test_bad_entries() -> None:
+    with pytest.raises(TypeError, match="brackets"):
+        class_table("cell")  # or it would be four classes of a letter
     with pytest.raises(TypeError, match="got int"):
         class_table([3])  # type: ignore[list-item]
     with pytest.raises(ValidationError, match="0 to 255"):

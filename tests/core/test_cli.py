@@ -368,6 +368,10 @@ def test_help_is_quick(arguments):
 
 def test_version(run):
     assert run("--version").stdout.strip() == __version__
+    module = subprocess.run(
+        [sys.executable, "-m", "napari_crfasrnn", "--version"], capture_output=True, text=True, check=True
+    )
+    assert module.stdout.strip() == __version__
 
 
 def test_info(run, models):

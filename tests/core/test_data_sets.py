@@ -131,7 +131,7 @@ def test_bad_masks_are_one_sentence(plain):
     with pytest.raises(ValueError, match=r"the size of its image, \(2, 4\), got \(3, 3\)"):
         data.load(data.train[0])
     write_mask(plain / "masks" / "b.png", np.full((2, 4, 3), 77, np.uint8))
-    with pytest.raises(ValueError, match="#4d4d4d"):
+    with pytest.raises(ValueError, match=r"those of its classes \(#[0-9a-f]{6}, #[0-9a-f]{6}\), got #4d4d4d"):
         data.labels(data.train[1])
     (plain / "masks" / "c.png").write_bytes(b"no picture at all")
     with pytest.raises(ValueError, match=r"c\.png cannot be read"):

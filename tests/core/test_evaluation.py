@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -122,6 +123,18 @@ def test_a_model_in_the_frame_of_a_demo_is_judged_there(model, folder):
         said = segmenter.predict()
         np.testing.assert_array_equal(judged.after, said.labels)
         np.testing.assert_array_equal(judged.before, said.before_crf)
+
+
+def test_masks_without_labels_measure_nothing(model, folder, tmp_path):
+    model.save(tmp_path / "m.safetensors")
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    for path in (bare / "masks").iterdir():
+        with Image.open(path) as mask:
+            nothing = np.full(mask.size[::-1], 255, np.uint8)
+        Image.fromarray(nothing).save(path)
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "m.safetensors"), "--data", str(bare)])
+    assert done.exit_code == 2
+    assert "only unlabelled ones" in " ".join(done.stderr.split())
 
 
 def test_the_command_prints_draws_and_writes(model, folder, tmp_path):

@@ -406,6 +406,11 @@ class TestKernelWidths:
         # and they matter
         assert not torch.equal(predict(imported.model), expected_prediction())
 
+    def test_a_file_that_leaves_its_iterations_out(self, tmp_path: Path) -> None:
+        write_caffe_v1(tmp_path / "m.caffemodel", random_weights(), n_iterations=None)
+        kernels = import_model(tmp_path / "m.caffemodel").report.kernels
+        assert kernels == "of the file, 160, 3 and 3; 10 mean-field iterations are used"
+
     @pytest.mark.parametrize("write", [write_caffe_v1, write_caffe_v2], ids=["v1", "v2"])
     def test_without_them_those_of_the_original_are(self, tmp_path: Path, write: Callable[..., None]) -> None:
         path = tmp_path / "m.caffemodel"

@@ -119,6 +119,8 @@ def _evaluate(
                 )
             bar.next()
     result = Evaluation(loaded.classes, len(samples), before, after)
+    if not after.confusion.any():
+        raise ValueError(f"the masks of {data} must label pixels, got only unlabelled ones (255) in {split}")
     if picture is not None:
         draw_confusion(result, picture)
     return result

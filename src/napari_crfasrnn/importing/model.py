@@ -283,8 +283,11 @@ def _kernels_text(source: Source, crf: CrfConfig) -> str:
     widths = f"{crf.theta_alpha:g}, {crf.theta_beta:g} and {crf.theta_gamma:g}"
     if source.crf is None:
         return f"of the original, {widths} (the file does not say)"
+    saved = source.crf.n_iterations  # 0 where the file leaves it out
+    if not saved:
+        return f"of the file, {widths}; {crf.n_iterations} mean-field iterations are used"
     return (
-        f"of the file, {widths}; it was saved from a net of {source.crf.n_iterations} mean-field iterations, "
+        f"of the file, {widths}; it was saved from a net of {saved} mean-field iterations, "
         f"{crf.n_iterations} are used"
     )
 

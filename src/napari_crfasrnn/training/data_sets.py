@@ -281,6 +281,11 @@ def _read_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> NDArray[np
     return values.astype(np.uint8)
 
 
+def _some(colors: Sequence[tuple[int, int, int]]) -> str:
+    shown = ", ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colors[:5])
+    return shown if len(colors) <= 5 else f"{shown} and {len(colors) - 5} others"
+
+
 def _values_of_colors(
     pixels: NDArray[np.uint8],  # [H, W, 3]
     colors: Sequence[tuple[int, int, int]],
@@ -294,8 +299,8 @@ def _values_of_colors(
     for color in present.tolist():
         if color not in value_of:
             raise ValueError(
-                f"a mask in colours must hold those of its classes, got #{color:06x} in {path}: "
-                "save label values instead"
+                f"a mask in colours must hold those of its classes ({_some(colors)}), got #{color:06x} in "
+                f"{path}: save label values instead"
             )
     table = np.array([value_of[color] for color in present.tolist()], np.uint8)
     return table[where].reshape(packed.shape)
