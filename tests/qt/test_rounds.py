@@ -180,6 +180,27 @@ def test_a_later_round_is_given_the_model_that_the_first_began_with(
     assert given[1].classes == user.session.table.classes
 
 
+def test_classes_are_renamed_between_rounds(teacher: User) -> None:
+    """Each model knows a renamed class by a name of its own, and the model of the first round may know none."""
+    user = teacher
+    learn(user)
+    assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"
+    user.settle()
+    person = user.session.table.names.index("person")
+    user.session.classes.rename(FLAG, "banner")
+    user.session.classes.rename(person, "human")
+    asked = {name: user.session.request(user.session.shelf.get(name)) for name in ("round:1", "starter")}
+    assert dict(asked["round:1"].continues) == {"banner": "flag", "human": "person"}
+    assert dict(asked["starter"].continues) == {"human": "person"}
+    teach(user, np.s_[100:250, 16:30])
+    learn(user)
+    assert user.session.lessons.report is not None
+    # Side by side, both are asked for the classes as they are called now.
+    assert user.do(lambda: user.click(user.widget.learning.compare)) == "compare"
+    changes = user.bench.comparing.changes
+    assert changes.where.mean() < 0.2  # the same person on both sides
+
+
 def test_what_was_learnt_is_told_and_labels_say_whose_they_are(teacher: User) -> None:
     user, learning, correct = teacher, teacher.widget.learning, teacher.widget.correct
 

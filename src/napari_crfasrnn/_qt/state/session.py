@@ -311,7 +311,11 @@ class Session:
         assert choice is not None
         if not self.table.locked:
             return ModelRequest(choice.source)
-        return ModelRequest(choice.source, self.table.classes, self.table.continues())
+        if choice is self.shelf.choice:
+            return ModelRequest(choice.source, self.table.classes, self.table.continues())
+        # Another model knows other classes, and renamed ones by other names.
+        continues = self.table.continues_in(choice.class_names)
+        return ModelRequest(choice.source, self.table.classes, continues)
 
     def save_model(self, path: Path) -> None:
         """Write the chosen model, with the present class table, to a file."""

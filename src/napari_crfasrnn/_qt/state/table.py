@@ -220,6 +220,13 @@ class ClassTable:
                 self.keys[value if short and value in free else free[0]] = value
 
     def continues(self) -> tuple[tuple[str, str], ...]:
-        """Return the renamed classes: name here, name in the model."""
-        pairs = zip(self.names, self.origins, strict=True)
+        """Return the renamed classes: name here, name in the chosen model."""
+        return self._renamed(self.origins)
+
+    def continues_in(self, model_names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Return the renamed classes: name here, name in a model with classes of these names."""
+        return self._renamed(self._origins_in(model_names))
+
+    def _renamed(self, origins: Sequence[str | None]) -> tuple[tuple[str, str], ...]:
+        pairs = zip(self.names, origins, strict=True)
         return tuple((name, origin) for name, origin in pairs if origin is not None and origin != name)
