@@ -251,7 +251,7 @@ def test_an_image_of_another_shape_begins_anew_and_its_labels_are_kept(user, pho
     user.bench.paint_with(3)
     user.drag((30, 30), (60, 60))
     labels = user.labels.copy()
-    layer.data = photograph[::-1].copy()  # of the same shape: labels stay
+    layer.data = photograph.copy()  # the same pixels: labels stay
     user.settle()
     np.testing.assert_array_equal(user.labels, labels)
     user.drag((40, 30), (70, 60))  # not saved yet
@@ -270,6 +270,50 @@ def test_an_image_of_another_shape_begins_anew_and_its_labels_are_kept(user, pho
     items = user.session.storage.keeper.project.items
     assert [item.labels().shape for item in items] == [labels.shape, (100, 120)]
     np.testing.assert_array_equal(items[0].labels(), labels)
+
+
+def test_another_image_in_the_same_layer_begins_anew_and_the_first_can_be_opened(user, photograph) -> None:
+    """A script that goes through images must not put the labels of one onto the next."""
+    layer = user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    labels = user.labels.copy()
+    layer.data = photograph[::-1].copy()
+    user.settle()
+    assert "another image" in user.line("classes")
+    assert user.bench.work is None
+    (first,) = user.bench.projects.closed_items
+    np.testing.assert_array_equal(first.image(), photograph)
+    np.testing.assert_array_equal(first.labels(), labels)
+    assert user.do(lambda: user.bench.projects.open_item(first.id)) == "open"
+    assert user.bench.projects.closed_items == []
+    np.testing.assert_array_equal(user.labels, labels)
+    np.testing.assert_array_equal(user.bench.image.data, photograph)
+
+
+def test_an_image_that_was_removed_has_its_labels_when_it_is_here_again(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    user.do(user.widget.segment)
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    labels = user.labels.copy()
+    for again in ("opened from the project", "added as it was"):
+        user.viewer.layers.remove("photo")
+        user.settle()
+        assert [layer.name for layer in user.viewer.layers] == []
+        (item,) = user.bench.projects.closed_items
+        if again == "added as it was":
+            user.viewer.add_image(photograph.copy(), name="photo")
+        else:
+            assert user.do(lambda number=item.id: user.bench.projects.open_item(number)) == "open"
+        user.settle()
+        np.testing.assert_array_equal(user.labels, labels)
+        assert user.bench.projects.closed_items == []
+        assert len(user.session.storage.keeper.project.items) == 1
+    user.viewer.add_image(photograph[::-1].copy(), name="photo")  # of that name, but another
+    user.settle()
+    assert user.bench.work is None
 
 
 @pytest.mark.parametrize("what", ["segment", "refine"])

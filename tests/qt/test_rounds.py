@@ -181,7 +181,7 @@ def test_a_later_round_is_given_the_model_that_the_first_began_with(
 
 
 def test_classes_are_renamed_between_rounds(teacher: User) -> None:
-    """Each model knows a renamed class by a name of its own, and the model of the first round may know none."""
+    """Each model knows a renamed class by a name of its own, and that of the first round may know none."""
     user = teacher
     learn(user)
     assert user.do(lambda: user.click(user.widget.learning.keep)) == "save"
@@ -652,7 +652,7 @@ def test_what_is_too_few_to_tell_is_not_plotted_either(teacher: User) -> None:
 
 
 def test_what_differs_is_told_in_a_sentence() -> None:
-    classes = class_table("abcd")
+    classes = class_table(list("abcd"))
     first = np.array([[0, 0, 1, 1, 2, 255]], np.uint8)
     second = np.array([[0, 1, 1, 3, 3, 2]], np.uint8)
     changes = compare_labels(first, second, 4)

@@ -35,7 +35,7 @@ def new_work() -> Work:
 def take(work: Work, labels: np.ndarray, index=PLANE) -> None:
     """Do as a session does: merge, write to the layer, take."""
     entropy = np.full(labels.shape, 0.5, np.float32)
-    segmented = Segmentation(labels, class_table("abcd"), before_crf=3 - labels, entropy=entropy)
+    segmented = Segmentation(labels, class_table(list("abcd")), before_crf=3 - labels, entropy=entropy)
     revision = work.merge(segmented, index)
     work.labels[index] = revision.after.labels
     work.take(revision, segmented)
@@ -161,25 +161,49 @@ def test_accepting_is_taken_back_whole() -> None:
     take(work, np.zeros(SHAPE[1:], np.uint8))
     work.verified[1, 0, 0] = True
     before = work.verified.copy()
-    work.accept("first")
+    planes = list(np.ndindex(*SHAPE[:1]))
+    work.accept(planes, "first")
     assert work.verified.sum() == 42  # the plane that has labels
-    work.accept("second")
+    work.accept(planes, "second")
     np.testing.assert_array_equal(work.verified, before)
-    assert work.accepted is None
+    assert not work.accepted
 
     # Undo and redo go through both.
     undone = {"first": False, "second": True}
     work.follow_steps(undone.get)
     assert work.verified.sum() == 42
-    assert work.accepted is not None
+    assert work.is_accepted(planes)
     undone["first"] = True
     work.follow_steps(undone.get)
     np.testing.assert_array_equal(work.verified, before)
-    assert work.accepted is None
+    assert not work.accepted
     undone.update(first=False, second=False)
     work.follow_steps(undone.get)
     np.testing.assert_array_equal(work.verified, before)
-    assert work.accepted is None
+    assert not work.accepted
+
+
+def test_slices_are_accepted_one_by_one_or_all_at_once() -> None:
+    work = new_work()
+    work.labels[:] = 2
+    work.verified[0, 0, 0] = True
+    work.accept([(1,)], "one")
+    assert work.verified[1].all()
+    assert work.verified.sum() == 1 + work.verified[1].size
+    planes = list(np.ndindex(*SHAPE[:1]))
+    assert not work.is_accepted(planes)
+    work.accept(planes, "all")  # the one that is accepted stays so
+    assert work.verified.all()
+    work.accept([(1,)], "not this one")
+    assert not work.verified[1].any()
+    assert not work.is_accepted(planes)
+    work.accept(planes, "all again")
+    work.accept(planes, "none")
+    assert work.verified.sum() == 1
+    undone = dict.fromkeys(("all again", "none"), True) | dict.fromkeys(("one", "all", "not this one"), False)
+    work.follow_steps(undone.get)
+    assert work.verified[0].all()
+    assert not work.verified[1].any()
 
 
 def test_work_comes_back_as_a_project_stored_it() -> None:

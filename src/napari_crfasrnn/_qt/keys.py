@@ -23,7 +23,7 @@ HELP = (
     ("N", "correct the least certain patch; the next one"),
     ("Shift+A", "all of this patch is right; the next one"),
     ("Shift+N", "leave the patches"),
-    ("A", "accept the image"),
+    ("A", "accept the image or slice"),
     ("U", "uncertainty on or off"),
     ("Shift+B", "before the CRF, while held"),
     ("C", "outlines or regions"),

@@ -12,16 +12,19 @@ from qtpy.QtCore import QTimer
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.layers import (
     LabelGroup,
+    are_same,
     forget_mark,
     image_arguments,
     image_layers,
     key_of,
+    level_0,
     mark_of,
     read_image_layer,
     remove_layers,
     set_mark,
 )
 from napari_crfasrnn._qt.state import Labels, Opened, PlaneIndex, Work
+from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.edits import Mask
 
 if TYPE_CHECKING:
@@ -101,6 +104,17 @@ class Labelling:
         keeper = self._session.storage.keeper
         if keeper.path is not None and (number := keeper.number_of(key)) is not None:
             self._on_saved(key, keeper.path, number)
+
+    def recognise(self, layer: Any) -> str | None:
+        """Show the labels of an image that was removed and is here again; return its key."""
+        for key, work in self._session.works.items():
+            there = key in self.groups or self.image_layer(key) is not None
+            if not there and work.image.name == layer.name and are_same(level_0(layer), work.image.array):
+                set_mark(layer, image=key)
+                is_predicted = (work.baseline != ignore_value(work.baseline.dtype)).any()
+                (self.make if is_predicted else self.begin)(key)
+                return key
+        return None
 
     def restore(self, opened: Opened) -> Any:
         """Bring an image of a project into the viewer, with its labels; return its layer."""
@@ -273,7 +287,7 @@ class Labelling:
 
     def _on_lost(self, key: str, role: str, name: str) -> None:
         group = self.groups.get(key)
-        if role in ("labels", "image", "shape") and group is not None:
+        if role in ("labels", "image", "shape", "pixels") and group is not None:
             group.flush()
             del self.groups[key]
             # Not from within napari's own removal, which may go on to the next selected layer.

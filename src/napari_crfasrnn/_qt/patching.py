@@ -45,13 +45,11 @@ class Patching:
     ----------
     patch
         The square that is framed.
-    n_right
-        How many squares were said to be right since the mode was entered.
     """
 
     def __init__(self, bench: Workbench) -> None:
         self.patch: Patch | None = None
-        self.n_right = 0
+        self._approved: list[object] = []  # steps of the history by which squares were said to be right
         self._bench, self._session = bench, bench.session
         self._frame = Frame(bench.viewer)
         self._place: _Place | None = None
@@ -74,21 +72,31 @@ class Patching:
             self._skipped.setdefault(self._place.index, []).append(self.patch.box)
         self._look()
 
+    @property
+    def n_right(self) -> int:
+        """How many squares were said to be right since the mode was entered, but for those undone."""
+        if self._place is None:
+            return 0
+        undone = self._place.group.find_undone()
+        return sum(undone(step) is not True for step in self._approved)
+
     def approve(self) -> None:
         """Say that all labels of the square are right, and go to the next one."""
         place, patch = self._place, self.patch
         if place is None or patch is None or self._looking:
             return
         self._bench.labelling.flush()
-        place.work.verify(place.index, patch.box, place.group.add_step())
-        self.n_right += 1
+        step = place.group.add_step()
+        place.work.verify(place.index, patch.box, step)
+        self._approved.append(step)
         self._session.touch(place.group.key)
         self._look()
 
     def leave(self) -> None:
         """End the mode; the view is as it was."""
         if self._place is not None:
-            said = f"{self.n_right} square{'s' * (self.n_right != 1)} verified." if self.n_right else ""
+            n_right = self.n_right
+            said = f"{n_right} square{'s' * (n_right != 1)} verified." if n_right else ""
             self._end(restore=True)
             self._session.tasks.say("correct", said)
 
@@ -125,7 +133,7 @@ class Patching:
         self._place = self.patch = None
         self._skipped.clear()
         self._looking = False
-        self.n_right = 0
+        self._approved = []
 
     def _look(self) -> None:
         """Choose the next square, beside whatever else is going on."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from napari_crfasrnn._qt.layers import image_layers, key_of, read_image_layer, says_channels
+from napari_crfasrnn._qt.layers import image_layers, key_of, mark_of, read_image_layer, says_channels
 from napari_crfasrnn._qt.state import Opened
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Projects:
         self._bench, self._storage = bench, bench.session.storage
         self._storage.left.connect(self._on_left)
         self._storage.opened.connect(self._on_opened)
+        self._storage.saved.connect(self._on_saved)
 
     def open(self, path: Path) -> None:
         """Open a project instead of the present one; images of it that are in the viewer stay."""
@@ -54,6 +55,27 @@ class Projects:
         leftovers = self._bench.labelling.leftovers()
         if len(leftovers) == 1:
             self._storage.open(*leftovers.keys(), only=next(iter(leftovers.values())))
+
+    def note_removed(self, layer: Any) -> None:
+        """Note that a layer was removed from the viewer: an image of the project can be opened again."""
+        mark = mark_of(layer)
+        if "image" in mark and "role" not in mark:  # labels know their image, too
+            self._close_item(mark["image"])
+
+    def note_open(self, key: str) -> None:
+        """Note that an image is in the viewer."""
+        item = self._storage.keeper.item_of(key)
+        self.closed_items = [other for other in self.closed_items if item is None or other.id != item.id]
+
+    def _close_item(self, key: str) -> None:
+        item = self._storage.keeper.item_of(key)
+        if item is not None:
+            self.note_open(key)
+            self.closed_items.append(item)
+
+    def _on_saved(self, key: str, path: Path, number: int) -> None:
+        if self._bench.labelling.image_layer(key) is None:  # removed before it was saved
+            self._close_item(key)
 
     def _on_left(self) -> None:
         """Let go of the labels of a project that was closed; they are in it."""

@@ -245,11 +245,12 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
 
     def _delete(self, value: int) -> None:
         name = self.session.table.classes[value].name
-        if self._bench.labels_hold(value):
+        closed = self._in_closed_images()
+        if closed or self.session.classes.is_used(value):
             answer = QMessageBox.question(
                 self,
                 "Delete a class",
-                f"Pixels labelled “{name}” become unlabelled, and this cannot be undone. Delete it?",
+                f"Pixels labelled “{name}” become unlabelled{closed}, and this cannot be undone. Delete it?",
             )
             if answer != QMessageBox.StandardButton.Yes:
                 return
@@ -264,16 +265,25 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         )
         if not given or not names.strip():
             return
-        if any(numbers.summary.n_labelled for numbers in self.session.numbers.values()):
+        closed = self._in_closed_images()
+        if closed or any(numbers.summary.n_labelled for numbers in self.session.numbers.values()):
             answer = QMessageBox.question(
                 self,
                 "Classes of your own",
-                "What you labelled as a class that is not among these becomes unlabelled, and this cannot be "
-                "undone. Begin with these?",
+                f"What you labelled as a class that is not among these becomes unlabelled{closed}, and this "
+                "cannot be undone. Begin with these?",
             )
             if answer != QMessageBox.StandardButton.Yes:
                 return
         self._try(lambda: self.session.classes.begin(names.split(",")))
+
+    def _in_closed_images(self) -> str:
+        """Return words for what else a change of the class table reaches, if there is any."""
+        n_closed = len(self._bench.projects.closed_items)
+        if n_closed == 0:
+            return ""
+        images = "the image" if n_closed == 1 else f"the {n_closed} images"
+        return f", also in {images} of the project that {'is' if n_closed == 1 else 'are'} not open"
 
     def _try(self, change: Any) -> None:
         self.session.tasks.say("classes", "")

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from psygnal import Signal
 from qtpy.QtCore import QTimer
 
@@ -35,6 +36,7 @@ from napari_crfasrnn._qt.patching import Patching
 from napari_crfasrnn._qt.projects import Projects
 from napari_crfasrnn._qt.sight import Sight
 from napari_crfasrnn._qt.state import Labels, PlaneIndex, Session, Work
+from napari_crfasrnn._qt.state.telling import LOST
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.config import TrainConfig
 
@@ -59,7 +61,7 @@ class Workbench:
     image
         The image layer that is worked on.
     all_slices
-        Whether Segment takes all slices of a stack.
+        Whether Segment and Accept take all slices of a stack.
     channels
         What a person or a project said of first axes: whether they hold channels, by the keys of the images.
     projects, live, patching, comparing, doubts, boxes
@@ -152,6 +154,12 @@ class Workbench:
     def before_on(self) -> bool:
         """Whether the labels from before the CRF are shown instead of the labels."""
         return self.group is not None and self.group.extras.shows(BEFORE)
+
+    @property
+    def chosen_slices(self) -> list[PlaneIndex]:
+        """The planes that a person works on: the one that is shown, or all of them."""
+        stack_shape = self.work.image.stack_shape if self.work is not None else ()
+        return list(np.ndindex(*stack_shape)) if self.all_slices else [self.index]
 
     @property
     def index(self) -> PlaneIndex:
@@ -267,10 +275,10 @@ class Workbench:
             self.learn()
 
     def accept(self) -> None:
-        """Say that all labels of the image are right, or take that back."""
+        """Say that all labels of the slice that is shown (or of all slices) are right, or take that back."""
         if self.key is not None and self.group is not None:
             self.labelling.flush()
-            self.session.accept(self.key, self.group.add_step())
+            self.session.accept(self.key, self.chosen_slices, self.group.add_step())
 
     def undo(self) -> None:
         """Take back the last stroke, refinement or segmentation of the image."""
@@ -348,10 +356,6 @@ class Workbench:
         for data, arguments, _ in getattr(samples, f"open_{name}")():
             self.viewer.add_image(data, **arguments)
 
-    def labels_hold(self, value: int) -> bool:
-        """Whether some image has pixels of a class."""
-        return any((work.labels == value).any() for work in self.session.works.values())
-
     def count_soon(self) -> None:
         """Count what is on the image that is worked on, once for all that happens now."""
         self._count_timer.start()
@@ -422,6 +426,8 @@ class Workbench:
     def _on_inserted(self, event: Any) -> None:
         layer, images = event.value, image_layers(self.viewer.layers)
         if layer in images:
+            if "image" not in mark_of(layer) and (key := self.labelling.recognise(layer)) is not None:
+                self.projects.note_open(key)
             if [key_of(other) for other in images].count(key_of(layer)) > 1:
                 forget_mark(layer)  # a copy of an image is another image
             self.select_image(key_of(layer))
@@ -438,6 +444,7 @@ class Workbench:
         self.show_soon()
 
     def _on_removed(self, event: Any) -> None:
+        self.projects.note_removed(event.value)
         if event.value is self.image:
             kept, name = self.work is not None, event.value.name
             self.image = None
@@ -452,16 +459,11 @@ class Workbench:
         self.show_soon()
 
     def _on_lost(self, key: str, role: str, name: str) -> None:
-        if role == "shape":
+        if role in ("shape", "pixels"):
             self.session.begin_anew(key)
-        if key == self.key:
-            say = self.session.tasks.say
-            if role == "class":
-                say("classes", f"“{name}” was removed; its pixels are still in the combined labels.")
-            elif role == "labels":
-                say("classes", f"“{name}” was removed; the labels are kept.", "quiet", "bring-back")
-            elif role == "shape":
-                say("classes", f"“{name}” has another shape now. Its labels are kept in the project.")
+        if key == self.key and role in LOST:
+            cures = ("bring-back",) if role == "labels" else ()
+            self.session.tasks.say("classes", LOST[role].format(name), "quiet", *cures)
         self._save_timer.start()
         self.show_soon()
 

@@ -160,7 +160,8 @@ class ProjectArrays:
                 fill = 0 if kind == "verified" else ignore_value(array.dtype)
                 stored = self._digests(item_id, kind)
                 for place in list(np.ndindex(*stack_shape)) if index is None else [index]:
-                    plane = array[place] if index is None else array
+                    # A copy: the caller may go on to write to it, and the digest is to be that of the file.
+                    plane = np.array(array[place] if index is None else array)
                     number = int(np.ravel_multi_index(place, stack_shape)) if stack_shape else 0
                     digest = "" if (plane == fill).all() else _digest(plane)
                     if stored.get(number, "") != digest:

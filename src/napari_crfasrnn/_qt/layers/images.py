@@ -240,6 +240,15 @@ def placement(layer: Any, ndim: int) -> dict[str, Any]:
     }
 
 
+def are_same(one: Any, other: Any) -> bool:
+    """Whether two arrays are one, or hold the same; lazy ones are not read for that."""
+    if one is other:
+        return True
+    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
+        return False
+    return bool(np.array_equal(one, other, equal_nan=np.issubdtype(one.dtype, np.inexact)))
+
+
 def remove_layers(viewer: ViewerModel, layers: Iterable[Any]) -> None:
     """Remove layers, also locked ones, as far as they are in the viewer.
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from napari_crfasrnn._qt.layers.class_layers import ClassLayer
 from napari_crfasrnn._qt.layers.drawing import box_of
-from napari_crfasrnn._qt.layers.images import level_0, placement
+from napari_crfasrnn._qt.layers.images import are_same, level_0, placement
 from napari_crfasrnn._qt.layers.painted import PaintedLabels
 from napari_crfasrnn._qt.layers.store import ClassView
 from napari_crfasrnn.classes import ignore_value
@@ -34,6 +34,7 @@ class GroupWatch:
         self._group = group
         self._point = self._sliced_at()
         self._shape = self._image_shape()
+        self._pixels = level_0(group.image)
         self._chosen = int(group.combined.selected_label)  # a class, or unlabelled
         for layer in group.label_layers:
             self._watch(layer)
@@ -227,6 +228,8 @@ class GroupWatch:
         group = self._group
         if self._image_shape() != self._shape:  # nobody knows where the labels would be in this one
             group.lost.emit("shape", group.image.name)
+        elif not are_same(self._pixels, level_0(group.image)):
+            group.lost.emit("pixels", group.image.name)
 
     def _image_shape(self) -> tuple[int, ...]:
         """Return the axes of the image that its labels have, too."""

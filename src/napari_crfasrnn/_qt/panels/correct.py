@@ -52,7 +52,12 @@ class CorrectPanel(Section):
             "Let what you painted spread to the edges, in what is on the screen (R)",
         )
         self.refine_all = button("Refine all", "Let what you painted spread to the edges, in the whole slice")
-        self.accept = button("Accept", "Say that all labels are right (A)", checkable=True)
+        self.accept = button(
+            "Accept",
+            "Say that all labels of the image are right; of a stack: of the slice that is shown, or of all "
+            "slices, as it says beside Segment (A)",
+            checkable=True,
+        )
         self.uncertainty = button(
             "Uncertainty", "Show where the model is unsure: bright is unsure (U)", checkable=True
         )
@@ -88,7 +93,9 @@ class CorrectPanel(Section):
         self.live.setText("Live …" if state.live_waits else "Live")
         show_action(self.accept, state.accept)
         self.accept.setChecked(state.accepted)
-        self.accept.setText("✓ Accepted" if state.accepted else "Accept")
+        self.accept.setText(
+            "✓ Accepted" if state.accepted else "Accept all" if state.accepts_all else "Accept"
+        )
         for widget, action, on in (
             (self.uncertainty, state.uncertainty, state.uncertainty_on),
             (self.before, state.before, state.before_on),

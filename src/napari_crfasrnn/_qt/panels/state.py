@@ -104,6 +104,7 @@ class CorrectState:
     refine: Action = Action()
     accept: Action = Action()
     accepted: bool = False
+    accepts_all: bool = False  # slices
     numbers: str = ""
     uncertainty: Action = Action()
     uncertainty_on: bool = False

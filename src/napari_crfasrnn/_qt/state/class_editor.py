@@ -84,6 +84,10 @@ class ClassEditor:
         """Give a class another colour."""
         self._change(self._table.recolored(value, color))
 
+    def is_used(self, value: int) -> bool:
+        """Whether some image has pixels of a class."""
+        return any((work.labels == value).any() for work in self._works.values())
+
     def delete(self, value: int) -> None:
         """Remove a class; its pixels become unlabelled.
 

@@ -111,9 +111,13 @@ class Keeper:
         """Whether a person chose the place of the project."""
         return self.path is not None and is_named(self.path)
 
+    def item_of(self, key: str) -> Item | None:
+        """Return the image of the project that an image of the viewer is."""
+        return self._items.get(key)
+
     def number_of(self, key: str) -> int | None:
         """Return the number that an image of the viewer has in the project."""
-        item = self._items.get(key)
+        item = self.item_of(key)
         return None if item is None else item.id
 
     def key_of(self, number: int) -> str | None:

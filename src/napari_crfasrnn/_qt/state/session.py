@@ -270,12 +270,12 @@ class Session:
             lambda taught: self.standing.taught(LEARNT, self.storage.keeper.by_key(taught)),
         )
 
-    def accept(self, key: str, step: object) -> None:
-        """Say that all labels of an image are right, or take that back; see `Work.accept`."""
+    def accept(self, key: str, indices: Sequence[PlaneIndex], step: object) -> None:
+        """Say that all labels of planes of an image are right, or take that back; see `Work.accept`."""
         work = self.works.get(key)
         if work is None:
             return
-        work.accept(step)
+        work.accept(indices, step)
         self.touch(key)
 
     def choose_model(self, name: str) -> None:

@@ -40,23 +40,31 @@ class VerifiedBox:
     def put(self, work: Work, *, back: bool) -> None:
         """Bring what it says into the verified pixels, or take it out again."""
         y0, x0, y1, x1 = self.box
-        for mask in (work.verified, work.accepted):
+        for mask in (work.verified[self.index], work.accepted.get(self.index)):
             if mask is not None:
-                mask[self.index][y0:y1, x0:x1] = self.before if back else self.after
+                mask[y0:y1, x0:x1] = self.before if back else self.after
 
 
 @dataclass(eq=False)
 class Verdict:
-    """All labels of an image were said to be right, or no longer: `Work.verified` and `Work.accepted`."""
+    """All labels of some planes were said to be right, or no longer.
 
-    before: tuple[Mask, Mask | None]
-    after: tuple[Mask, Mask | None]
+    For each plane what `Work.verified` and `Work.accepted` hold of it.
+    """
+
+    before: dict[tuple[int, ...], tuple[Mask, Mask | None]]
+    after: dict[tuple[int, ...], tuple[Mask, Mask | None]]
     step: object
     in_force: bool = True
 
     def put(self, work: Work, *, back: bool) -> None:
         """Bring it into force, or take it back."""
-        work.verified, work.accepted = self.before if back else self.after
+        for index, (verified, accepted) in (self.before if back else self.after).items():
+            work.verified[index] = verified
+            if accepted is None:
+                work.accepted.pop(index, None)
+            else:
+                work.accepted[index] = accepted
 
 
 @dataclass(eq=False)

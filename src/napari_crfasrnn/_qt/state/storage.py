@@ -325,14 +325,23 @@ class Storage:
         def run(task: Task, report: Report) -> tuple[list[Opened], dict[int, dict[str, Labels]]]:
             if keeper.project is None:
                 raise ValueError("no project is open")
-            return [keeper.read(keeper.project.item(number))], keeper.taught_lately()
+            # One that was removed from the viewer comes back as what it was there.
+            opened = keeper.read(keeper.project.item(number), keeper.key_of(number))
+            return [opened], keeper.taught_lately()
 
         def done(result: tuple[list[Opened], dict[int, dict[str, Labels]]]) -> None:
             images, taught = result
             self._tell_taught(taught)
             self.opened.emit(images, None)
 
-        self._tasks.start(Busy("open", "Opening…"), run, done)
+        def start() -> None:
+            self._tasks.start(busy, run, done)
+
+        busy = Busy("open", "Opening…")
+        if keeper.is_read_only:
+            start()
+        else:
+            self.when_saved(busy, start)
 
     def _remember(self, path: Path) -> None:
         self.run("noting where the project is", partial(remember, path))

@@ -42,6 +42,13 @@ PAINT_AROUND = (
     "This image is large, so Live labels what is around a stroke. Paint where that is wrong, or elsewhere. "
     "Then let the model learn, and segment all of it."
 )
+# What of an image is gone, by its role: {} is its name.
+LOST = {
+    "class": "“{}” was removed; its pixels are still in the combined labels.",
+    "labels": "“{}” was removed; the labels are kept.",
+    "shape": "“{}” has another shape now. Its labels are kept in the project, under Images.",
+    "pixels": "“{}” is another image now. The labels of the one before are in the project, under Images.",
+}
 # One after the other, until the first round.
 TO_PAINT = (PAINT_EACH, PAINT_ANOTHER, PAINT_WRONG, PAINT_AROUND)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,9 @@ class Revision:
     after: PlaneState
 
 
+MAX_COPIED = 1 << 24  # bytes of labels that are copied for saving: some 10 ms
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """The state of an image at the moment when it shall be saved."""
@@ -86,7 +89,7 @@ class Work:
     entropy, before_crf
         Of the last predictions; NaN and the ignore value where there was none.
     accepted
-        ``verified`` as it was before the whole image was accepted, while it is.
+        Of each plane that was accepted as a whole: ``verified`` as it was before.
     lessons
         What Live learnt from the strokes of each plane, and the source of the model whose features it read.
     """
@@ -97,7 +100,7 @@ class Work:
     verified: Mask
     entropy: NDArray[np.float32] | None = None
     before_crf: Labels | None = None
-    accepted: Mask | None = None
+    accepted: dict[PlaneIndex, Mask] = field(default_factory=dict)
     lessons: dict[PlaneIndex, tuple[object, StrokeLesson]] = field(default_factory=dict)
     _steps: Steps = field(default_factory=Steps)
     _claims: list[tuple[Places, Labels, Labels]] = field(default_factory=list)  # of a stroke that goes on
@@ -355,17 +358,27 @@ class Work:
         """Let all but the labels follow undo and redo: ``undone`` says whether a step was taken back."""
         self._steps.follow(self, undone)
 
-    def accept(self, step: object) -> None:
-        """Say that all labels of the image are right; said again, take it back. Unlabelled pixels stay out.
+    def is_accepted(self, indices: Iterable[PlaneIndex]) -> bool:
+        """Whether somebody said that all labels of these planes are right."""
+        return all(index in self.accepted for index in indices)
+
+    def accept(self, indices: Sequence[PlaneIndex], step: object) -> None:
+        """Say that all labels of some planes are right; said again, take it back. Unlabelled pixels stay out.
 
         ``step`` is what stands for it in the history of the labels: see `follow_steps`.
         """
-        before = self.verified, self.accepted
-        after: tuple[Mask, Mask | None]
-        if self.accepted is None:
-            after = np.asarray(self.labels != ignore_value(self.labels.dtype)), self.verified
-        else:
-            after = self.accepted, None
+        ignore = ignore_value(self.labels.dtype)
+        before: dict[PlaneIndex, tuple[Mask, Mask | None]] = {}
+        after: dict[PlaneIndex, tuple[Mask, Mask | None]] = {}
+        takes_back = self.is_accepted(indices)
+        for index in indices if takes_back else [one for one in indices if one not in self.accepted]:
+            verified = self.verified[index].copy()
+            before[index] = verified, self.accepted.get(index)
+            after[index] = (
+                (self.accepted[index], None)
+                if takes_back
+                else (np.asarray(self.labels[index] != ignore), verified.copy())
+            )
         verdict = Verdict(before, after, step)
         verdict.put(self, back=False)
         self._steps.add(verdict)
@@ -377,8 +390,14 @@ class Work:
         return unknown
 
     def snapshot(self) -> Snapshot:
-        """Return a copy that later strokes do not change."""
-        return Snapshot(self.image, self.labels.copy(), self.baseline.copy(), self.verified.copy())
+        """Return what there is to save: a copy that later strokes do not change.
+
+        Of a long stack no copy, which would take seconds: it is read plane by plane while it is saved. What
+        is painted meanwhile is in it or not, and is saved after that in any case.
+        """
+        arrays = self.labels, self.baseline, self.verified
+        is_long = bool(self.image.stack_shape) and self.labels.nbytes > MAX_COPIED
+        return Snapshot(self.image, *(arrays if is_long else (array.copy() for array in arrays)))
 
     def known(self) -> Labels:
         """Return the labels that are known to be true, and the ignore value elsewhere; a new array."""
