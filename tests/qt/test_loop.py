@@ -267,10 +267,16 @@ def test_before_crf_and_uncertainty_are_shown_on_request(user, photograph) -> No
     user.settle()
     assert correct.before.isChecked()
     assert [layer for layer in user.viewer.layers if layer.visible] == [image, before]
+    person = user.viewer.layers["photo · person"]
+    person.visible = True  # somebody looks at it meanwhile, and hides it again
+    person.visible = False
     user.viewer.layers.remove(before)
     user.settle()
     assert not correct.before.isChecked()
-    assert [layer for layer in user.viewer.layers if layer.visible] == shown
+    assert [layer for layer in user.viewer.layers if layer.visible] == [
+        one for one in shown if one is not person
+    ]
+    assert user.session.table.names.index("person") in user.bench.group.hidden
 
 
 def test_a_shown_uncertainty_is_that_of_the_last_segmentation(user, photograph) -> None:

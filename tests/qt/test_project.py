@@ -36,6 +36,7 @@ def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, ph
     assert "saved here" in user.widget.project.title.text()
     user.bench.paint_with(21)
     user.drag((80, 5), (110, 5))  # goes to the new place
+    image.name, image.scale, image.units = "photograph", (2, 3), ("nm", "nm")  # and so does this
     user.settle()
     labels, baseline = user.labels.copy(), user.bench.work.baseline.copy()
 
@@ -45,7 +46,7 @@ def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, ph
     other = User(make_napari_viewer(show=True))
     assert other.do(lambda: other.session.storage.open(target)) == "open"
     QTest.qWait(50)
-    again = other.viewer.layers["photo"]
+    again = other.viewer.layers["photograph"]
     np.testing.assert_array_equal(again.data, photograph)
     assert again.rgb
     np.testing.assert_array_equal(again.scale, image.scale)
@@ -56,7 +57,9 @@ def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, ph
     assert other.bench.work.verified.mean() > 0.9
     assert other.session.table.names[15] == "human"
     assert other.session.table.classes[21].color == (1, 2, 3)
-    assert other.viewer.layers["photo · flag"].units == image.units
+    assert other.viewer.layers["photograph · flag"].units == image.units
+    (item,) = other.session.storage.keeper.project.items
+    assert (item.spacing, item.units[:2]) == ((2, 3), ("nanometer", "nanometer"))
     other.session.cancel()
 
 

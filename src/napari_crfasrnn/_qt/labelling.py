@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,7 @@ class Labelling:
         if key in self._sketches:
             group.set_visible(0, True)
         group.changed.connect(lambda: self._on_labels_changed(key))
+        group.described.connect(lambda: self._on_described(key))
         group.covered.connect(lambda part, mask, value: self._on_covered(key, part, mask, value))
         group.stroke_ended.connect(lambda step: self._on_stroke_ended(key, step))
         group.stroke_aborted.connect(lambda: self._on_stroke_aborted(key))
@@ -212,6 +214,16 @@ class Labelling:
             work.labels = group.labels  # a script put another array into the layer
         work.follow_steps(group.find_undone())
         self._session.touch(key)
+
+    def _on_described(self, key: str) -> None:
+        work, layer = self._session.works.get(key), self.image_layer(key)
+        if work is None or layer is None:
+            return
+        with suppress(ValueError):  # axes that cannot be segmented: what was read before stands
+            image = read_image_layer(layer, work.image.axes.startswith("C"))
+            if image.axes == work.image.axes:
+                work.image = image
+                self._session.touch(key)
 
     def _on_covered(self, key: str, part: tuple[slice, ...], mask: Mask, value: int) -> None:
         group, work = self.groups.get(key), self._session.works.get(key)

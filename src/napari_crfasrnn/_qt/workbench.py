@@ -486,11 +486,10 @@ class Workbench:
         self.show_soon()
 
     def _hint(self) -> None:
-        if self.image is None or self.work is not None:
-            return
-        with suppress(ValueError):  # what cannot be read is told when it is asked for
-            image = self.read_image()
-            self.session.hint(image, plane_index(self.viewer, self.image, image.stack_shape))
+        if self.image is not None and self.work is None:
+            with suppress(ValueError):  # what cannot be read is told when it is asked for
+                image = self.read_image()
+                self.session.hint(image, plane_index(self.viewer, self.image, image.stack_shape))
 
 
 def _timer(interval: int, then: Any) -> QTimer:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from napari_crfasrnn.imaging.axes import AXES, guess_axes, parse_axes
 from napari_crfasrnn.imaging.files import IMAGE_SUFFIXES, ReadImage, read_image
-from napari_crfasrnn.imaging.source import ImageSource, open_image
+from napari_crfasrnn.imaging.source import ImageSource, check_spacing, open_image
 
 __all__ = [
     "AXES",
     "IMAGE_SUFFIXES",
     "ImageSource",
     "ReadImage",
+    "check_spacing",
     "guess_axes",
     "open_image",
     "parse_axes",

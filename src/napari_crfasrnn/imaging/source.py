@@ -165,7 +165,7 @@ def open_image(
         stack_shape=stack_shape,
         plane_shape=(size["Y"], size["X"]),
         n_channels=n_channels,
-        spacing=_check_spacing(spacing, letters),
+        spacing=check_spacing(spacing, letters),
         n_nonfinite=n_nonfinite,
         _array=source,
         _range=value_range,
@@ -185,7 +185,8 @@ def _as_array(array: Any) -> ArrayLike:
     return source
 
 
-def _check_spacing(spacing: float | Sequence[float] | None, axes: str) -> tuple[float, ...] | None:
+def check_spacing(spacing: float | Sequence[float] | None, axes: str) -> tuple[float, ...] | None:
+    """Return the size of a voxel along each axis in space; a ValueError says if they do not fit."""
     if spacing is None:
         return None
     n_space = sum(letter in "ZYX" for letter in axes)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from napari_crfasrnn.classes import ClassSpec, ignore_value, label_dtype
 from napari_crfasrnn.edits import Box
-from napari_crfasrnn.imaging import open_image
+from napari_crfasrnn.imaging import check_spacing, open_image
 from napari_crfasrnn.project.arrays import ProjectArrays, StagedPlane, checked_index
 from napari_crfasrnn.project.database import Database, now
 from napari_crfasrnn.project.items import Item, PlaneIndex
@@ -79,8 +79,7 @@ class ProjectItems:
         """Add an image, as `Project.add`."""
         source = open_image(image, axes, spacing)
         array = np.asarray(image)
-        if units is not None and len(units) != len(source.axes):
-            raise ValueError(f"units must hold one entry for each axis of {source.axes!r}, got {list(units)}")
+        _check_units(units, source.axes)
         details = to_json("metadata", dict(metadata or {}))
         given = self._checked(source.stack_shape + source.plane_shape, labels)
         item_id = 1 + last_item_id(self._database)
@@ -122,6 +121,29 @@ class ProjectItems:
                     (now(), "baseline" in given, item.id),
                 )
         self._arrays.remove(replaced)
+        return self.get(item.id)
+
+    def describe(
+        self,
+        item: Item,
+        name: str,
+        spacing: float | Sequence[float] | None,
+        units: Sequence[str | None] | None,
+        metadata: Mapping[str, Any],
+    ) -> Item:
+        """Change what is said of an image, as `Project.describe`."""
+        item = self.get(item.id)
+        _check_units(units, item.axes)
+        values = {
+            "name": name or item.name,
+            "spacing": to_json("spacing", check_spacing(spacing, item.axes)),
+            "units": to_json("units", units),
+            "metadata": to_json("metadata", dict(metadata)),
+            "modified": now(),
+        }
+        with self._database.transaction():
+            changes = ", ".join(f"{column} = ?" for column in values)
+            self._database.execute(f"UPDATE items SET {changes} WHERE id = ?", (*values.values(), item.id))
         return self.get(item.id)
 
     def verify(self, item: Item, box: Box | None, index: PlaneIndex | None) -> Item:
@@ -170,6 +192,11 @@ class ProjectItems:
             undo.callback(self._arrays.discard, staged, *files)
             yield staged
             undo.pop_all()
+
+
+def _check_units(units: Sequence[str | None] | None, axes: str) -> None:
+    if units is not None and len(units) != len(axes):
+        raise ValueError(f"units must hold one entry for each axis of {axes!r}, got {list(units)}")
 
 
 def _keeps_every_value(new_values: list[int | None], n_old: int, n_new: int) -> bool:

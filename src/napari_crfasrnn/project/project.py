@@ -228,6 +228,19 @@ class Project:
                 labels=LabelArrays(labels, baseline, verified),
             )
 
+    def describe(
+        self,
+        item: Item,
+        *,
+        name: str,
+        spacing: float | Sequence[float] | None = None,
+        units: Sequence[str | None] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Item:
+        """Change what is said of an image: all of it, as in `add`, which also has the errors."""
+        with self._writable().guard, saving(self.path):
+            return self._items.describe(item, name, spacing, units, metadata or {})
+
     def set_labels(
         self,
         item: Item,

@@ -98,6 +98,10 @@ class ExtraLayers:
             self._add(BEFORE, layer, instead_of)
         self._hide(instead_of)
 
+    def let_be(self, layer: Any) -> None:
+        """Do not show a label layer again with the others: somebody chose whether it is shown."""
+        self._hidden = [other for other in self._hidden if other is not layer]
+
     def follow_eye(self, role: str, labels: Sequence[Any]) -> None:
         """Do what else belongs to it that somebody showed or hid one of the layers."""
         if role == BEFORE and self.shows(BEFORE):

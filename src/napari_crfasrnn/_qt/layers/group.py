@@ -77,6 +77,7 @@ class LabelGroup:
     claimed = Signal(object, object)  # slices and a mask: painted as they were, and edited because of that
     stroke_ended = Signal(object)  # its step of the undo history; None if it changed no label
     stroke_aborted = Signal()
+    described = Signal()  # the image has another name, or lies elsewhere
     refused = Signal(str)  # why something that was written to a layer was not taken
 
     def __init__(

@@ -18,7 +18,7 @@ from napari_crfasrnn.edits import as_labels
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers.group import LabelGroup
 
-_PLACES = ("scale", "translate", "rotate", "shear", "affine")
+_PLACES = ("scale", "translate", "rotate", "shear", "affine", "units")
 
 
 class GroupWatch:
@@ -191,6 +191,7 @@ class GroupWatch:
         group = self._group
         layer = event.source
         if not group.is_quiet:
+            group.extras.let_be(layer)
             (group.hidden.discard if layer.visible else group.hidden.add)(layer.value)
             group.visibility_changed.emit()
 
@@ -223,6 +224,7 @@ class GroupWatch:
         group = self._group
         for layer in group.outputs:
             setattr(layer, event.type, placement(group.image, layer.ndim)[event.type])
+        group.described.emit()
 
     def _on_image_data(self) -> None:
         group = self._group
@@ -241,3 +243,4 @@ class GroupWatch:
         group = self._group
         group.dress()
         group.extras.rename()
+        group.described.emit()

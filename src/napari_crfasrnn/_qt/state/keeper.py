@@ -170,6 +170,9 @@ class Keeper:
                 verified=snapshot.verified,
             )
         else:
+            said = image.name, image.spacing or None, image.units, image.settings
+            if said != (item.name, item.spacing, item.units, dict(item.metadata)):
+                item = project.describe(item, name=said[0], spacing=said[1], units=said[2], metadata=said[3])
             item = project.set_labels(
                 item, snapshot.labels, baseline=snapshot.baseline, verified=snapshot.verified
             )
