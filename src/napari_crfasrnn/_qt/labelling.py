@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.layers import (
     LabelGroup,
     are_same,
+    batched,
     forget_mark,
     image_arguments,
     image_layers,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
 
     from napari_crfasrnn._qt.state import Session
+    from napari_crfasrnn.classes import ClassSpec
 
 
 class Labelling:
@@ -138,10 +140,19 @@ class Labelling:
     def follow_table(self) -> None:
         """Let the layers follow a change of the class table, or of the shape of an image."""
         classes = self._session.table.classes
-        for key, group in list(self.groups.items()):
+        changed = []
+        for key, group in self.groups.items():
             work = self._session.works.get(key)
-            if work is None or (group.classes == classes and group.labels is work.labels):
-                continue
+            if work is not None and not (group.classes == classes and group.labels is work.labels):
+                changed.append((key, group, work))
+        if changed:
+            with batched(self._viewer):
+                self._follow_table(changed, classes)
+
+    def _follow_table(
+        self, changed: Sequence[tuple[str, LabelGroup, Work]], classes: tuple[ClassSpec, ...]
+    ) -> None:
+        for key, group, work in changed:
             if group.labels.shape != work.labels.shape:
                 self.groups.pop(key).close(remove=True)
             elif group.labels is not work.labels:
@@ -179,8 +190,9 @@ class Labelling:
     def set_per_class(self, per_class: bool) -> None:
         """Show a layer per class, or the combined layers alone."""
         self.per_class = per_class
-        for group in self.groups.values():
-            group.set_per_class(per_class)
+        with batched(self._viewer):
+            for group in self.groups.values():
+                group.set_per_class(per_class)
 
     def when_grown(self, key: str | None, then: Callable[[], None]) -> None:
         """Do something when every label layer of an image is there: now, or soon."""
@@ -251,6 +263,7 @@ class Labelling:
         self._hide_background(key)
         if group is not None:
             group.class_layers.show_present({*present, *group.class_layers.by_value})
+            group.show_before(None)  # or the labels would stay hidden behind it
         self.follow_predictions(key)
 
     def _on_refined(self, key: str) -> None:

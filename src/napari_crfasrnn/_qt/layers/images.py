@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -249,16 +250,33 @@ def are_same(one: Any, other: Any) -> bool:
     return bool(np.array_equal(one, other, equal_nan=np.issubdtype(one.dtype, np.inexact)))
 
 
-def remove_layers(viewer: ViewerModel, layers: Iterable[Any]) -> None:
-    """Remove layers, also locked ones, as far as they are in the viewer.
+_batched: set[int] = set()  # viewers whose list of layers is being changed
 
-    All at once: for each removal on its own, napari lets Python look through all objects there are for
-    unreachable ones, a fifth of a second in which the window stands still.
+
+@contextmanager
+def batched(viewer: ViewerModel) -> Iterator[None]:
+    """Let napari take up what is added and removed within all at once; unlike napari's own, may be nested.
+
+    For each removal on its own, napari lets Python look through all objects there are for unreachable ones,
+    a fifth of a second in which the window stands still.
     """
+    if id(viewer) in _batched:
+        yield
+        return
+    _batched.add(id(viewer))
+    try:
+        with viewer.layers.batched_update():
+            yield
+    finally:
+        _batched.discard(id(viewer))
+
+
+def remove_layers(viewer: ViewerModel, layers: Iterable[Any]) -> None:
+    """Remove layers, also locked ones, as far as they are in the viewer."""
     there = [layer for layer in layers if layer in viewer.layers]
     if not there:
         return
-    with viewer.layers.batched_update():
+    with batched(viewer):
         for layer in there:
             layer.locked = False
             viewer.layers.remove(layer)
