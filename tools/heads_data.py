@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from napari_crfasrnn.config import Preprocessing
+from stains import as_dab
 
 # Micrographs: brightness means nothing from one to the next, and small things must not be shrunk away.
 _MICROGRAPH = Preprocessing(stretch=(0.5, 99.5), long_side=2048)
@@ -54,8 +55,10 @@ class Recipe:
     """Whether up and down mean nothing: windows are turned by right angles."""
     tints: bool = False
     """Whether channels may be dimmed or missing, as in fluorescence shown in one colour."""
-    iterations: int = 300
-    crop: int = 160
+    stains: bool = False
+    """Whether colours are those of stains, of which there are others."""
+    iterations: int = 3000
+    crop: int = 224
     """Side of a training window, in pixels."""
     batch: int = 6
     crf: dict[str, Any] = field(default_factory=lambda: dict(_SHORT_SEARCH))
@@ -85,9 +88,6 @@ RECIPES = {
         scale=(0.6, 2.0),
         turns=True,
         tints=True,
-        iterations=500,
-        crop=192,
-        batch=8,
         crf={"widths": _WIDE_SEARCH},
     ),
     "nuclei-stained": Recipe(
@@ -104,6 +104,7 @@ RECIPES = {
         joined={"border": "nucleus"},
         scale=(0.6, 1.7),
         turns=True,
+        stains=True,
     ),
     "em-tissue": Recipe(
         title="Electron micrographs of nervous tissue: membranes, mitochondria, synapses, glia",
@@ -135,8 +136,6 @@ RECIPES = {
         preprocessing=Preprocessing(),
         scale=(0.5, 1.5),
         turns=False,
-        crop=192,
-        batch=5,
     ),
 }  # fmt: skip
 
@@ -172,6 +171,16 @@ class Micrograph:
         for value, other in self.joined:
             mask[mask == value] = other
         return mask
+
+
+@dataclass(frozen=True)
+class OtherStain(Micrograph):
+    """The same, drawn as pale haematoxylin and brown DAB."""
+
+    def image(self) -> Image.Image:
+        """Read the image, and draw it in the other colours."""
+        pixels = np.moveaxis(np.asarray(super().image().convert("RGB"), np.float32), -1, 0)
+        return Image.fromarray(np.moveaxis(as_dab(pixels), 0, -1).round().astype(np.uint8))
 
 
 def read_images(data: Path, recipe: Recipe, split: str, *, apart: bool = False) -> list[Micrograph]:
