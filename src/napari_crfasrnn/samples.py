@@ -70,7 +70,7 @@ SAMPLES: Mapping[str, Sample] = MappingProxyType(
 )
 
 FITTING_MODELS: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(SAMPLES, "starter") | {"cell": "nuclei-fluorescence"}
+    dict.fromkeys(SAMPLES, "starter") | {"cell": "nuclei-fluorescence", "tissue": "nuclei-stained"}
 )
 """For each sample the model of the package to try first."""
 
