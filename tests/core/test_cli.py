@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from napari_crfasrnn import __version__
 from napari_crfasrnn.classes import VOC_CLASSES, class_table
 from napari_crfasrnn.cli import app
-from napari_crfasrnn.cli.output import IGNORE_COLOR, overlay, save_labels_png
+from napari_crfasrnn.cli.output import overlay, save_labels_png
 from napari_crfasrnn.config import ModelConfig
-from napari_crfasrnn.imaging import read_image
+from napari_crfasrnn.imaging import IGNORE_COLOR, read_image
 from napari_crfasrnn.lattice import set_num_threads
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.samples import sample

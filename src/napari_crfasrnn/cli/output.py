@@ -14,9 +14,9 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from napari_crfasrnn.imaging import label_picture
 from napari_crfasrnn.palette import Color
 
-IGNORE_COLOR: Color = (224, 224, 192)  # of unlabelled pixels, as PASCAL VOC draws them
 OVERLAY_OPACITY = 0.5
 
 
@@ -26,13 +26,8 @@ def save_labels_png(
     colors: Sequence[Color],
 ) -> None:
     """Write the labels of a plane as an indexed PNG, in the palette of the class table."""
-    image = Image.fromarray(labels.astype(np.uint8))
-    palette = np.zeros((256, 3), np.uint8)
-    palette[255] = IGNORE_COLOR
-    palette[: len(colors)] = colors
-    image.putpalette(palette.tobytes())
     with _replacing(path) as temporary:
-        image.save(temporary, format="png")
+        label_picture(labels, colors).save(temporary, format="png")
 
 
 def save_tiff(

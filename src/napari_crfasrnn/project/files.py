@@ -109,11 +109,13 @@ def publish_folder(path: Path, fill: Callable[[Path], None]) -> None:
     part = path.parent / f".{path.name}_{secrets.token_hex(6)}{PART_SUFFIX}"
     part.mkdir()
     with ExitStack() as undo:
-        undo.callback(shutil.rmtree, path, ignore_errors=True)  # it was free before: what is there is ours
         undo.callback(shutil.rmtree, part, ignore_errors=True)
         fill(part)
         for folder in (*(entry for entry in part.iterdir() if entry.is_dir()), part):
             sync_folder(folder)
+        undo.callback(
+            shutil.rmtree, path, ignore_errors=True
+        )  # it is free: what is there from now on is ours
         if path.is_dir():  # empty; Windows does not rename onto it
             path.rmdir()
         os.replace(part, path)
