@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.measure import label as connected_components
+from typer.testing import CliRunner
 
 from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.cli import app
 from napari_crfasrnn.imaging import IGNORE_COLOR, open_image, read_image, write_plane
 from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.project import Project, SaveError, export_project
@@ -175,7 +179,8 @@ class TestLabels:
         labels[0], labels[1] = 299, 255
         with Project.create(tmp_path / "many", [f"kind {n}" for n in range(300)]) as project:
             project.add(photograph(), name="a", labels=labels)
-            export_project(project, tmp_path / "set")
+            (note,) = export_project(project, tmp_path / "set").notes
+        assert note == "masks have 16 bits for 300 classes; train reads up to 255"
         with Image.open(tmp_path / "set" / "masks" / "a.png") as mask:
             assert mask.mode == "I;16"
             np.testing.assert_array_equal(np.asarray(mask), labels)
@@ -241,6 +246,102 @@ class TestSplit:
         assert len({sample.name[0] for sample in read.val}) == 1
 
 
+def decoded(segmentation: dict) -> np.ndarray:
+    """Decode run lengths as ``pycocotools`` does: column by column, outside first."""
+    inside = np.arange(len(segmentation["counts"])) % 2 == 1
+    height, width = segmentation["size"]
+    return np.repeat(inside, segmentation["counts"]).reshape(width, height).T
+
+
+class TestCoco:
+    @pytest.mark.parametrize("first", ["background", "soil"])
+    def test_the_regions_make_up_the_labels(self, tmp_path: Path, first: str) -> None:
+        labels = {f"photo {n}": np.kron(some_labels(n)[:4, :8], np.ones((3, 2), np.uint8)) for n in range(4)}
+        with Project.create(tmp_path / "larvae", [first, "cell", "debris"]) as project:
+            for n, name in enumerate(labels):
+                project.add(photograph(n), name=name, labels=labels[name])
+            done = export_project(project, tmp_path / "set", layout="coco")
+        made = {}
+        for part, n_images in (("train", done.n_train), ("val", done.n_val)):
+            content = json.loads((tmp_path / "set" / f"{part}.json").read_text(encoding="utf-8"))
+            assert len(content["images"]) == n_images
+            value_of = {c["id"]: [first, "cell", "debris"].index(c["name"]) for c in content["categories"]}
+            assert min(value_of) == 1
+            assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
+            for image in content["images"]:
+                assert (tmp_path / "set" / "images" / image["file_name"]).is_file()
+                back = np.full((image["height"], image["width"]), 255, np.uint8)
+                for found in content["annotations"]:
+                    if found["image_id"] != image["id"]:
+                        continue
+                    where = decoded(found["segmentation"])
+                    assert where.shape == back.shape
+                    assert connected_components(where, connectivity=2).max() == 1
+                    assert found["area"] == where.sum()
+                    y, x = np.nonzero(where)
+                    box = [x.min(), y.min(), x.max() + 1 - x.min(), y.max() + 1 - y.min()]
+                    assert found["bbox"] == box
+                    assert (back[where] == 255).all()
+                    back[where] = value_of[found["category_id"]]
+                made[image["file_name"]] = back
+        for name, expected in labels.items():
+            if first == "background":  # of it COCO has no annotation
+                expected = np.where(expected == 0, 255, expected)
+            np.testing.assert_array_equal(made[f"{name.replace(' ', '_')}.png"], expected)
+
+    def test_without_held_images_there_is_one_file(self, project: Project, tmp_path: Path) -> None:
+        project.add(photograph(), name="a", labels=plane(2))
+        export_project(project, tmp_path / "set", layout="coco")
+        assert files(tmp_path / "set") == ["images/a.png", "train.json"]
+        (found,) = json.loads((tmp_path / "set" / "train.json").read_text())["annotations"]
+        assert found["segmentation"]["counts"] == [0, 12 * 16]
+
+
+class TestCommand:
+    @pytest.fixture
+    def larvae(self, project: Project) -> Path:
+        labels = plane(0)
+        labels[:3] = 1
+        project.add(photograph(), name="a", labels=labels, baseline=plane(0))
+        project.add(photograph(1), name="b", labels=plane(2), baseline=plane(2))
+        return project.path  # and still open, as in a window
+
+    def run(self, *arguments: object):
+        return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+    def test_a_project_becomes_a_folder_to_train_on(self, larvae: Path, tmp_path: Path) -> None:
+        done = self.run(larvae, "-o", tmp_path / "set")
+        assert done.exit_code == 0, done.output
+        assert done.stdout.strip() == f"{tmp_path / 'set'}: 2 images, 1 to train on and 1 to validate with"
+        assert done.stderr == ""
+        assert open_data_set(tmp_path / "set").n_labels == 3
+
+    def test_options_and_json(self, larvae: Path, tmp_path: Path) -> None:
+        options = ("--labels", "settled", "--val-share", "0", "--layout", "coco", "--json")
+        done = self.run(larvae, "-o", tmp_path / "set", *options)
+        assert json.loads(done.stdout) == {
+            "output": str(tmp_path / "set"), "images": 1, "train": 1, "val": 0, "left out": 1,
+            "notes": ["some pixels of the image have no label: in COCO's files they count as background"],
+        }  # fmt: skip
+        assert files(tmp_path / "set") == ["images/a.png", "train.json"]
+
+    def test_bad_input_is_one_sentence_and_code_two(self, larvae: Path, tmp_path: Path) -> None:
+        new = tmp_path / "set"
+        for arguments, message in (
+            ((tmp_path / "none", "-o", new), "PROJECT must be the folder of a project, but there is none at"),
+            ((tmp_path, "-o", new), "path must be a project folder"),
+            ((larvae, "-o", larvae), "--output must be a new or empty folder, got"),
+            ((larvae, "-o", new, "--labels", "good"), "labels must be 'all' or 'settled', got 'good'"),
+            ((larvae, "-o", new, "--val-share", "1"), "val_share must be a share"),
+        ):
+            done = self.run(*arguments)
+            assert done.exit_code == 2
+            assert done.stdout == ""
+            (line,) = done.stderr.splitlines()
+            assert message in line
+            assert not new.exists()
+
+
 class TestWholeOrNothing:
     @pytest.fixture
     def full(self, project: Project) -> Project:
@@ -304,7 +405,7 @@ class TestWholeOrNothing:
         ("wrong", "message"),
         [
             ({"labels": "some"}, "labels must be 'all' or 'settled', got 'some'"),
-            ({"layout": "yolo"}, "layout must be 'plain'.*, got 'yolo'"),
+            ({"layout": "yolo"}, "layout must be 'plain' or 'coco', got 'yolo'"),
             ({"val_share": 1.0}, "val_share must be a share from 0 up to but not 1, got 1.0"),
         ],
     )

@@ -14,6 +14,7 @@ from napari_crfasrnn import __version__
 from napari_crfasrnn.cli.convert import convert
 from napari_crfasrnn.cli.demo import demo
 from napari_crfasrnn.cli.evaluate import evaluate
+from napari_crfasrnn.cli.export import export
 from napari_crfasrnn.cli.info import info
 from napari_crfasrnn.cli.models import models
 from napari_crfasrnn.cli.segment import segment
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(segment)
 app.command()(train)
 app.command()(evaluate)
+app.command()(export)
 app.command()(demo)
 app.command()(info)
 app.command()(convert)

@@ -1,8 +1,12 @@
 """A project as a training set: images and masks in a folder, for other tools and for our own ``train``.
 
-The layout **plain**, which `open_data_set` reads: ``images/``, ``masks/``, ``classes.txt``, ``train.txt``,
-``val.txt``. Masks are indexed PNG files in the colours of the classes, 255 where unlabelled; with more than
-255 classes they are grey PNG files of 16 bits, 65535 where unlabelled.
+Two layouts:
+
+- **plain**, as `open_data_set` reads: ``images/``, ``masks/``, ``classes.txt``, ``train.txt``, ``val.txt``.
+  Masks are indexed PNG files in the colours of the classes, 255 where unlabelled; with more than 255 classes
+  they are grey PNG files of 16 bits, 65535 where unlabelled, which `open_data_set` does not read.
+- **coco**: ``images/``, ``train.json`` and, where images are held for validation, ``val.json``; the module
+  `coco` says what is in them.
 
 A stack gives a file for each plane that holds a label, so that every file is an image of its own.
 """
@@ -10,7 +14,7 @@ A stack gives a file for each plane that holds a label, so that every file is an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +29,16 @@ from napari_crfasrnn.classes import ClassSpec, ignore_value
 from napari_crfasrnn.edits import Labels, settled_mask
 from napari_crfasrnn.imaging import label_picture, write_plane
 from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
+from napari_crfasrnn.project.coco import CocoWriter
 from napari_crfasrnn.project.file_names import plane_names
 from napari_crfasrnn.project.files import SaveError, publish_folder, require_free
 from napari_crfasrnn.project.items import Item, PlaneIndex
 from napari_crfasrnn.project.project import Project
 
 LabelChoice = Literal["all", "settled"]
-Layout = Literal["plain"]
+Layout = Literal["plain", "coco"]
 VAL_SHARE = 0.2  # of the images
+MOST_CLASSES = 255  # in masks of 8 bits
 
 
 @dataclass(frozen=True)
@@ -47,17 +53,28 @@ class Exported:
         Images to train on and to validate with; a plane of a stack counts as one.
     n_left_out
         Images, or planes of stacks, that hold no label.
+    notes
+        What one should know of the files.
     """
 
     path: Path
     n_train: int
     n_val: int
     n_left_out: int
+    notes: tuple[str, ...] = ()
 
     @property
     def n_images(self) -> int:
         """How many images were written."""
         return self.n_train + self.n_val
+
+    @property
+    def summary(self) -> str:
+        """What was written, in words."""
+        others = f"{self.n_left_out} other{'s hold' if self.n_left_out != 1 else ' holds'}"
+        left_out = f"; {others} no labels to export" if self.n_left_out else ""
+        images = f"{self.n_images} image{'s' * (self.n_images != 1)}"
+        return f"{images}, {self.n_train} to train on and {self.n_val} to validate with{left_out}"
 
 
 class _Writer(Protocol):
@@ -66,8 +83,8 @@ class _Writer(Protocol):
     def add(self, image: Path, labels: Labels) -> None:
         """Take the labels ``[H, W]`` of an image that was written."""
 
-    def finish(self, lists: Mapping[str, Sequence[str]]) -> None:
-        """Write what concerns all images; the lists are called "train" and "val"."""
+    def finish(self, lists: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        """Write what concerns all images, and return remarks; the lists are called "train" and "val"."""
 
 
 def export_project(
@@ -97,7 +114,7 @@ def export_project(
         one side: neighbours are much alike. Of two images and more at least one is on either side,
         unless the share is 0.
     layout
-        "plain"; the top of this module has what is in it.
+        "plain" or "coco"; the top of this module has what is in them.
     progress
         Called after each plane.
     cancel
@@ -121,11 +138,13 @@ def export_project(
     classes = project.classes
     reading = _Reading(project, labels, progress, cancel)
     lists: dict[str, list[str]] = {}
+    notes: tuple[str, ...] = ()
 
     def fill(folder: Path) -> None:
+        nonlocal notes
         images = folder / "images"
         images.mkdir()
-        writer: _Writer = _PlainWriter(folder, classes)
+        writer: _Writer = _WRITERS[layout](folder, classes)
         written: dict[str, list[str]] = {}  # of each image, its files
         for found in reading.labelled_planes():
             writer.add(write_plane(images, found.name, found.plane, found.axes), found.labels)
@@ -135,12 +154,12 @@ def export_project(
         if project.classes != classes:
             raise ValueError("the classes of the project were changed while it was exported: export it again")
         lists.update(_split(written, val_share))
-        writer.finish(lists)
+        notes = writer.finish(lists)
 
     with _telling(path):
         publish_folder(path, fill)
     n_train, n_val = len(lists["train"]), len(lists["val"])
-    return Exported(path, n_train, n_val, reading.n_planes - n_train - n_val)
+    return Exported(path, n_train, n_val, reading.n_planes - n_train - n_val, notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,11 +235,20 @@ class _PlainWriter:
         picture = Image.fromarray(labels) if is_wide else label_picture(labels, self._colors)
         picture.save(self._masks / f"{image.stem}.png", format="png")
 
-    def finish(self, lists: Mapping[str, Sequence[str]]) -> None:
+    def finish(self, lists: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         """Write the lists, also an empty one: without it `open_data_set` would choose some images itself."""
         for name, lines in {**lists, "classes": [spec.name for spec in self._classes]}.items():
             text = "".join(f"{line}\n" for line in lines)
             (self._folder / f"{name}.txt").write_text(text, encoding="utf-8", newline="\n")
+        if len(self._classes) <= MOST_CLASSES:
+            return ()
+        return (f"masks have 16 bits for {len(self._classes)} classes; train reads up to {MOST_CLASSES}",)
+
+
+_WRITERS: dict[Layout, Callable[[Path, Sequence[ClassSpec]], _Writer]] = {
+    "plain": _PlainWriter,
+    "coco": CocoWriter,
+}
 
 
 def _check(labels: str, val_share: float, layout: str) -> None:
