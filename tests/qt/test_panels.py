@@ -80,6 +80,13 @@ def test_a_button_that_cannot_be_pressed_says_why(qapp) -> None:
     assert panel.refine_view.toolTip() == "Segment the image first."
     panel.show_state(CorrectState())
     assert "(R)" in panel.refine_view.toolTip()
+    project, nothing = ProjectPanel(), Action(False, "There is nothing to export yet.")
+    project.show_state(ProjectState(export=nothing))
+    assert project.export.isEnabled()  # a model is there
+    assert {action.toolTip() for action in project.to_export.values()} == {nothing.why_not}
+    project.show_state(ProjectState(export=nothing, save_model=Action(False, "Choose a model first.")))
+    assert not project.export.isEnabled()
+    assert project.export.toolTip() == nothing.why_not
 
 
 def test_panels_tell_what_was_done_and_decide_nothing(qapp, qtbot) -> None:
@@ -125,6 +132,11 @@ def test_panels_tell_what_was_done_and_decide_nothing(qapp, qtbot) -> None:
     with qtbot.waitSignal(project.open_wanted) as opened:
         project.open.menu().actions()[-1].trigger()
     assert opened.args == ["/p"]
+    with qtbot.waitSignal(project.export_wanted) as exported:
+        project.export.menu().actions()[1].trigger()
+    assert exported.args == ["settled"]
+    with qtbot.waitSignal(project.save_model_wanted):
+        project.export.menu().actions()[-1].trigger()
     with qtbot.waitSignal(project.new_wanted):
         project.open.menu().actions()[0].trigger()
     with qtbot.waitSignal(project.item_wanted) as item:
@@ -227,6 +239,9 @@ def test_names_are_whole_or_end_in_an_ellipsis(user, photograph) -> None:
     combo.hidePopup()
 
     project, column = user.widget.project, user.widget.scroll.widget()
+    project.show_state(ProjectState(left=((3, "third"),)))
+    assert project.images.isVisible()
+    assert column.minimumSizeHint().width() <= 300  # all buttons are in the row
     project.show_state(ProjectState(title=f"Project: {long}", summary="12 images, saved as you go"))
     QTest.qWait(50)
     assert column.minimumSizeHint().width() <= 300

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import rmtree
 from threading import Event
+from time import sleep
 from typing import Any
 
 import numpy as np
 from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QFileDialog
 from window_user import User
 
 from napari_crfasrnn import Project
 from napari_crfasrnn._qt.layers import ImageInput, key_of
+from napari_crfasrnn._qt.state import storage
 from napari_crfasrnn._qt.state.keeper import Keeper
 from napari_crfasrnn._qt.state.recents import NAMED, data_dir, recent_projects
+from napari_crfasrnn.project import export_project
+from napari_crfasrnn.training import open_data_set
 
 
 def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, photograph, tmp_path) -> None:
@@ -215,6 +221,61 @@ def test_what_is_painted_while_a_project_is_copied_is_in_the_copy(
     user.settle()
     assert user.session.storage.keeper.path == tmp_path / "copy"
     assert [recent.path for recent in recent_projects()] == [tmp_path / "copy"]
+
+
+def test_a_project_is_exported_as_a_training_set(user, photograph, tmp_path, monkeypatch) -> None:
+    project, target = user.widget.project, tmp_path / "out" / "set"
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(target), ""))
+    assert not project.to_export["all"].isEnabled()
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.bench.paint_with(3)
+    user.drag((30, 30), (60, 60))
+    assert user.do(project.to_export["all"].trigger) == "export"  # what was just painted is in it
+    assert user.line("project") == "Exported to set: 1 image, 1 to train on and none to validate with."
+    read = open_data_set(target)
+    image, labels = read.load(read.train[0])
+    np.testing.assert_array_equal(image, np.moveaxis(photograph, -1, 0))
+    np.testing.assert_array_equal(labels, user.labels)
+
+    assert user.do(project.to_export["settled"].trigger) == "failed"
+    assert "must be a new or empty folder" in user.line("project")
+    rmtree(target)
+    assert user.do(project.to_export["settled"].trigger) == "export"
+    settled = read.labels(read.train[0])
+    assert set(np.unique(settled)) == {3, 255}
+    assert (settled == 3).sum() == user.session.numbers[user.bench.key].summary.n_labelled
+
+
+def test_an_export_is_cancelled_and_leaves_nothing(user, photograph, tmp_path, monkeypatch) -> None:
+    begun, ended = Event(), Event()
+
+    def slow(*args: Any, progress: Any, cancel: Any, **options: Any) -> Any:
+        progress(1, 4)
+        begun.set()
+        while not cancel():
+            sleep(0.01)
+        try:
+            return export_project(*args, **options)  # as if it had been too late
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(storage, "export_project", slow)
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    project = user.widget.project
+    target = tmp_path / "out" / "set"
+    user.session.storage.export(target, "all")
+    user.wait(begun.is_set)
+    user.wait(lambda: project.progress.bar.value() == 1)
+    assert project.progress.isVisible()
+    assert not project.export.isVisible()
+    assert user.do(lambda: user.click(project.progress.cancel)) == "cancelled"
+    assert project.export.isVisible()
+    user.wait(ended.is_set)
+    user.wait(lambda: not target.exists())
+    user.settle()
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_what_is_no_project_is_refused(user, tmp_path) -> None:

@@ -68,6 +68,7 @@ DOING = {
     "compare": "two models are being compared",
     "open": "a project is being opened",
     "save": "something is being saved",
+    "export": "a training set is being written",
     "load": "a model is being read",
 }
 
@@ -215,6 +216,7 @@ def project_state(bench: Workbench) -> ProjectState:
         title = "Project"
         summary = f"{images}, kept automatically" if n_images else ""
     nothing = "" if n_images or session.works else "There is nothing to save yet."
+    unlabelled = "There is nothing to export yet." if nothing else ""
     empty = "This project is new." if nothing and not session.rounds.all and not session.table.edited else ""
     no_model = _no_model(session)
     return ProjectState(
@@ -228,8 +230,9 @@ def project_state(bench: Workbench) -> ProjectState:
         new=Action(not (empty or busy), empty or busy),
         save=Action(not (nothing or busy), nothing or busy),
         save_model=Action(not (no_model or busy), no_model or busy),
+        export=Action(not (unlabelled or busy), unlabelled or busy),
         open=Action(not busy, busy),
-        progress=_progress(session.busy, "open", "save"),
+        progress=_progress(session.busy, "open", "export"),
         message=_message(session, "project"),
     )
 

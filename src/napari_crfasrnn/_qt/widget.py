@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from napari_crfasrnn._qt.state import Session
     from napari_crfasrnn.config import TrainConfig
+    from napari_crfasrnn.project import LabelChoice
 
 WIDTH, NARROWEST = 340, 300  # pixels
 SUFFIX = ".safetensors"
@@ -61,8 +62,8 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
     """
 
     finished = Signal(str)
-    """A task has ended: "segment", "refine", "learn", "compare", "save", "open", "load", or none did:
-    "cancelled", "failed"."""
+    """A task has ended: "segment", "refine", "learn", "compare", "save", "export", "open", "load", or none
+    did: "cancelled", "failed"."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         self._docked = False
@@ -207,6 +208,8 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         self.project.open_wanted.connect(self._open_project)
         self.project.save_as_wanted.connect(self._ask_save_as)
         self.project.save_model_wanted.connect(self._ask_save_model)
+        self.project.export_wanted.connect(self._ask_export)
+        self.project.cancelled.connect(self.cancel)
         self.project.item_wanted.connect(bench.projects.open_item)
         for panel in (start, classes, correct, self.learning, self.project):
             panel.cured.connect(self._cure)
@@ -307,6 +310,11 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         path, _ = QFileDialog.getSaveFileName(self, "Save the project as a folder", "project")
         if path:
             self.session.storage.save_as(Path(path))
+
+    def _ask_export(self, labels: LabelChoice) -> None:
+        path, _ = QFileDialog.getSaveFileName(self, "Export a training set as a folder", "training set")
+        if path:
+            self.session.storage.export(Path(path), labels)
 
     def _open_project(self, path: str) -> None:
         path = path or QFileDialog.getExistingDirectory(self, "Open a project: choose its folder")

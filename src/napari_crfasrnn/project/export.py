@@ -74,7 +74,7 @@ class Exported:
         others = f"{self.n_left_out} other{'s hold' if self.n_left_out != 1 else ' holds'}"
         left_out = f"; {others} no labels to export" if self.n_left_out else ""
         images = f"{self.n_images} image{'s' * (self.n_images != 1)}"
-        return f"{images}, {self.n_train} to train on and {self.n_val} to validate with{left_out}"
+        return f"{images}, {self.n_train} to train on and {self.n_val or 'none'} to validate with{left_out}"
 
 
 class _Writer(Protocol):

@@ -90,6 +90,30 @@ class MessageLine(QWidget):  # type: ignore[misc]
         self.cured.emit(name)
 
 
+class ProgressRow(QWidget):  # type: ignore[misc]
+    """How far a task is, and a button that stops it."""
+
+    cancelled = Signal()
+
+    def __init__(self, name: str, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.bar = QProgressBar()
+        self.bar.setMinimumWidth(LEAST_BAR)
+        self.bar.setAccessibleName(name)
+        self.cancel = button("Cancel", "Stop; everything stays as it was before.")
+        self.cancel.clicked.connect(self.cancelled)
+        layout = row(self.bar, self.cancel)
+        layout.setStretch(0, 1)
+        self.setLayout(layout)
+
+    def show_progress(self, progress: Progress) -> None:
+        """Draw."""
+        self.bar.setRange(0, progress.total)  # 0, 0 moves to and fro
+        self.bar.setValue(progress.done)
+        self.bar.setTextVisible(progress.total > 0)
+        self.bar.setFormat("%p %")
+
+
 class TaskButton(QWidget):  # type: ignore[misc]
     """A button that becomes a progress bar with Cancel while its task is at work."""
 
@@ -100,19 +124,13 @@ class TaskButton(QWidget):  # type: ignore[misc]
         super().__init__(parent)
         self.button = button(text, tooltip)
         self.button.clicked.connect(self.clicked)
-        self.bar = QProgressBar()
-        self.bar.setMinimumWidth(LEAST_BAR)
-        self.bar.setAccessibleName(f"Progress of {text.lower()}")
-        self.cancel = button("Cancel", "Stop; everything stays as it was before.")
-        self.cancel.clicked.connect(self.cancelled)
-        busy = QWidget()
-        layout = row(self.bar, self.cancel)
-        layout.setStretch(0, 1)
-        busy.setLayout(layout)
+        self._busy = ProgressRow(f"Progress of {text.lower()}")
+        self._busy.cancelled.connect(self.cancelled)
+        self.bar, self.cancel = self._busy.bar, self._busy.cancel
         self._stack = QStackedLayout(self)
         self._stack.setContentsMargins(0, 0, 0, 0)
         self._stack.addWidget(self.button)
-        self._stack.addWidget(busy)
+        self._stack.addWidget(self._busy)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
 
     def show_action(self, action: Action, progress: Progress | None) -> None:
@@ -120,10 +138,7 @@ class TaskButton(QWidget):  # type: ignore[misc]
         show_action(self.button, action)
         self._stack.setCurrentIndex(0 if progress is None else 1)
         if progress is not None:
-            self.bar.setRange(0, progress.total)  # 0, 0 moves to and fro
-            self.bar.setValue(progress.done)
-            self.bar.setTextVisible(progress.total > 0)
-            self.bar.setFormat("%p %")
+            self._busy.show_progress(progress)
 
 
 class ElidedLabel(QLabel):  # type: ignore[misc]

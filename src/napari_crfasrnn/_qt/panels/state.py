@@ -154,6 +154,7 @@ class ProjectState:
     new: Action = Action()
     save: Action = Action()
     save_model: Action = Action()
+    export: Action = Action()
     open: Action = Action()
     progress: Progress | None = None
     message: Message = Message()

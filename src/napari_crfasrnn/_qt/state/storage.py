@@ -22,6 +22,7 @@ from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.state.work import Labels, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.progress import raise_if_cancelled
+from napari_crfasrnn.project import Exported, LabelChoice, export_project
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
@@ -204,6 +205,32 @@ class Storage:
             start()
         else:
             self.when_saved(busy, start, instead=rescue)
+
+    def export(self, path: Path, labels: LabelChoice) -> None:
+        """Write the project to a folder as a training set; it stays where it is."""
+        busy = Busy("export", "Exporting…")
+
+        def run(task: Task, report: Report) -> Exported:
+            if keeper.project is None:
+                raise ValueError("there is nothing to export yet: open an image and label something")
+            return export_project(
+                keeper.project,
+                path,
+                labels=labels,
+                progress=lambda done, total: report((done, total)),
+                cancel=task.cancelled,
+            )
+
+        def done(exported: Exported) -> None:
+            notes = "".join(f" {note[:1].upper()}{note[1:]}." for note in exported.notes)
+            said = f"Exported to {path.name}: {exported.summary}.{notes}"
+            self._tasks.say("project", said, "plain" if notes else "good")
+
+        def drop(exported: Exported) -> None:
+            self.run("removing the training set", partial(rmtree, exported.path, ignore_errors=True))
+
+        keeper = self.keeper  # cannot become another one before the task has ended
+        self.when_saved(busy, lambda: self._tasks.start(busy, run, done, dropped=drop))
 
     def begin(self) -> None:
         """Close the project, which is kept, and begin a new one."""

@@ -31,7 +31,8 @@ class Line:
 class Busy:
     """The task at work, and how far it is.
 
-    It is called "segment", "refine", "learn", "compare", "open", "load" or "save".
+    It is called "segment", "refine", "learn", "compare", "open", "load", "save" or
+    "export".
     """
 
     what: str
