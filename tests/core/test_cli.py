@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -146,7 +147,7 @@ def test_a_stack_gives_a_tiff_with_its_axes_and_voxel_size(run, tmp_path):
         read = read_image(tmp_path / "out" / f"stack_{kind}.tif")
         assert (read.axes, read.array.dtype, read.array.shape[:3]) == (axes, dtype, stack.shape)
         assert read.spacing == (2.0, 0.25, 0.25)
-    done = run("segment", tmp_path / "stack.tif", *arguments, "--axes", "CYX")
+    done = run("segment", tmp_path / "stack.tif", *arguments, "--axes", "CYX", "--overwrite")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "stack_labels.png").exists()
 
@@ -165,7 +166,7 @@ def test_a_folder_skips_what_cannot_be_read_and_says_so(run, photo, tmp_path):
     (folder / ".hidden.png").write_bytes(b"")
     Image.fromarray(sample("chelsea")[:40, :40]).save(folder / "dog.jpg")
     for _ in range(2):  # its own output, in the same folder, is no input the second time
-        done = run("segment", folder, "-o", folder, "-m", "three", "--json", "--overlay")
+        done = run("segment", folder, "-o", folder, "-m", "three", "--json", "--overlay", "--overwrite")
         assert done.exit_code == 0
         said = json.loads(done.stdout)
         assert [Path(result["image"]).name for result in said["results"]] == ["cat.png", "dog.jpg"]
@@ -180,11 +181,103 @@ def test_images_of_one_name_get_different_files(run, photo, tmp_path):
     assert done.exit_code == 0, done.output
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["cat_jpg_labels.png", "cat_png_labels.png"]
+    tifffile.imwrite(photo.with_name("cat_png.tif"), sample("chelsea")[:40, :40])
+    done = run("segment", photo.parent, "-o", tmp_path / "three", "-m", "three")
+    assert done.exit_code == 0, done.output
+    names = sorted(path.name for path in (tmp_path / "three").iterdir())
+    assert names == ["cat_jpg_labels.png", "cat_png_labels.png", "cat_png_tif_labels.png"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "cat.png").write_bytes(photo.read_bytes())
     done = run("segment", photo, tmp_path / "other" / "cat.png", "-o", tmp_path / "out", "-m", "three")
     assert done.exit_code == 2
     assert "images must differ in name" in done.stderr
+
+
+def test_labels_that_are_there_are_not_written_over(run, photo, tmp_path):
+    """They may be corrected by hand: without being told what to do, the run refuses before any work."""
+    corrected = photo.with_name("cat_labels.png")
+    corrected.write_bytes(b"corrected by hand")
+    Image.fromarray(sample("chelsea")[:40, :40]).save(photo.with_name("dog.jpg"))
+    common = ("segment", photo.parent, "-o", photo.parent, "-m", "three")
+    for model in ("three", "no such model"):  # which is not even loaded
+        done = run(*common, "-m", model)
+        assert done.exit_code == 2
+        [line] = done.stderr.splitlines()
+        assert f"cat_labels.png would be written over in {photo.parent}: --overwrite does so" in line
+    assert not photo.with_name("dog_labels.png").exists()
+
+    said = json.loads(run(*common, "--skip-existing", "--json").stdout)
+    assert [Path(result["image"]).name for result in said["results"]] == ["dog.jpg"]
+    assert said["existing"] == [str(photo)]
+    done = run(*common, "--skip-existing", "--overlay")  # what is missing of it is written, and no more
+    assert done.exit_code == 0, done.output
+    assert photo.with_name("cat_overlay.png").exists()
+    assert corrected.read_bytes() == b"corrected by hand"
+    done = run(*common, "--skip-existing", "--overlay", "-m", "no such model")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr == "Note: 2 images passed over, whose output files are there already\n"
+
+    done = run(*common, "--overwrite", "--skip-existing")
+    assert done.exit_code == 2
+    assert "exclude each other" in done.stderr
+    assert run(*common, "--overwrite").exit_code == 0
+    assert corrected.read_bytes()[:4] == b"\x89PNG"
+    done = run(*common, "--overlay")
+    assert "cat_labels.png, cat_overlay.png, dog_labels.png and 1 more would be written" in done.stderr
+
+
+def test_labels_that_appear_during_a_run_are_not_written_over(run, photo, monkeypatch, tmp_path):
+    cli_segment = importlib.import_module("napari_crfasrnn.cli.segment")
+    load = cli_segment.new_segmenter
+
+    def meanwhile(*arguments):
+        photo.with_name("cat_labels.png").write_bytes(b"drawn by hand")
+        return load(*arguments)
+
+    monkeypatch.setattr(cli_segment, "new_segmenter", meanwhile)
+    done = run("segment", photo, "-o", photo.parent, "-m", "three")
+    assert done.exit_code == 2
+    assert photo.with_name("cat_labels.png").read_bytes() == b"drawn by hand"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_killed_run_leaves_nothing_that_skip_existing_trusts(photo, tmp_path, models, run):
+    code = (
+        "import os; os.fsync = lambda handle: os.kill(os.getpid(), 9);"
+        "from napari_crfasrnn.cli import app; app(prog_name='x')"
+    )
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "segment", photo, "-o", out, "-m", "three"],
+        env={**os.environ, "NAPARI_CRFASRNN_MODELS": str(models)},
+        check=False,
+    )
+    assert done.returncode == -9
+    assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == []
+    assert run("segment", photo, "-o", out, "-m", "three", "--skip-existing").exit_code == 0
+    assert read_image(out / "cat_labels.png").array.shape == (60, 91, 3)
+
+
+def test_an_image_given_twice_counts_once(run, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(photo.parent)
+    arguments = (photo.name, photo, photo.parent, Path("..") / photo.parent.name / photo.name)
+    said = json.loads(run("segment", *arguments, "-o", tmp_path / "out", "-m", "three", "--json").stdout)
+    assert [result["image"] for result in said["results"]] == ["cat.png"]
+
+
+def test_one_bad_entry_does_not_stop_the_others(run, photo, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = run("segment", tmp_path / "empty", photo, "-o", tmp_path / "a", "-m", "three", "--json")
+    assert done.exit_code == 2  # it was named
+    said = json.loads(done.stdout)
+    assert [result["image"] for result in said["results"]] == [str(photo)]
+    assert [skip["image"] for skip in said["skipped"]] == [str(tmp_path / "empty")]
+    assert "got a folder without one" in done.stderr
+
+    (photo.parent / "gone.png").symlink_to("nowhere.png")
+    done = run("segment", photo.parent, "-o", tmp_path / "b", "-m", "three")
+    assert done.exit_code == 0
+    assert "gone.png (a link that leads nowhere)" in done.stderr
 
 
 def test_an_input_is_never_overwritten(run, photo):
@@ -292,7 +385,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(photo, tmp_path, models):
         "from napari_crfasrnn.cli import app; app(prog_name='x')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "segment", photo, "-o", target.parent, "-m", "three"],
+        [sys.executable, "-c", code, "segment", photo, "-o", target.parent, "-m", "three", "--overwrite"],
         env={**os.environ, "NAPARI_CRFASRNN_MODELS": str(models)},
         capture_output=True,
         text=True,
@@ -466,8 +559,11 @@ def test_depth_beside_an_image(run, photo, tmp_path):
     expected = segmenter.predict(marginals=True).marginals
     segmenter.set_image(pixels)
     assert np.abs(segmenter.predict(marginals=True).marginals - expected).max() > 0.01
-    common = ("segment", photo, "-o", tmp_path / "out", "--probabilities", "--extra-width", 250)
-    for extra in (tmp_path / "depth" / "cat.tif", tmp_path / "depth"):
+    options = ("--probabilities", "--extra-width", 250, "--overwrite")
+    common = ("segment", photo, "-o", tmp_path / "out", *options)
+    (tmp_path / "capitals").mkdir()
+    tifffile.imwrite(tmp_path / "capitals" / "cat.TIF", depth)
+    for extra in (tmp_path / "depth" / "cat.tif", tmp_path / "depth", tmp_path / "capitals"):
         done = run(*common, "--extra", extra)
         assert done.exit_code == 0, done.output
         found = tifffile.imread(tmp_path / "out" / "cat_probabilities.tif")

@@ -100,13 +100,42 @@ def test_frames_appear_together_instead_of_those_of_an_earlier_run(video, model_
 
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(cli_video, "save_labels_png", interrupted)
-        assert run(video, "-o", tmp_path / "out", "-m", model_file, "--overlay").exit_code == 130
+        again = run(video, "-o", tmp_path / "out", "-m", model_file, "--overlay", "--overwrite")
+        assert again.exit_code == 130
     assert [path.name for path in folder.parent.iterdir()] == ["cat_labels"]
     assert (folder / "000000.png").read_text() == "earlier"
-    assert run(video, "-o", tmp_path / "out", "-m", model_file).exit_code == 0
+    refused = run(video, "-o", tmp_path / "out", "-m", model_file)
+    assert refused.exit_code == 2
+    assert "cat_labels would be written over in" in refused.stderr
+    assert run(video, "-o", tmp_path / "out", "-m", model_file, "--overwrite").exit_code == 0
     names = [*(f"{number:06d}.png" for number in range(N_FRAMES)), "notes.txt"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "000000.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_frames_are_skipped_only_if_all_of_them_are_there(video, model_file, tmp_path, monkeypatch):
+    """The first frame is put into its place last, so a run that was killed meanwhile is seen to be so."""
+    common = (video, "-o", tmp_path / "out", "-m", model_file, "--skip-existing")
+    moved = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if target.parent.name == "cat_labels" and target.name == "000000.png":
+            raise KeyboardInterrupt
+        return moved(path, target)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Path, "replace", killed)
+        assert run(*common).exit_code == 130
+    frames = tmp_path / "out" / "cat_labels"
+    assert len(list(frames.iterdir())) == N_FRAMES - 1
+    assert run(*common).exit_code == 0
+    assert len(list(frames.iterdir())) == N_FRAMES
+    (frames / "000001.png").write_text("corrected by hand")
+    done = run(*common)
+    assert "1 image passed over" in done.stderr
+    assert run(*common, "--overlay").exit_code == 0
+    assert (tmp_path / "out" / "cat_overlay.mp4").exists()
+    assert (frames / "000001.png").read_text() == "corrected by hand"
 
 
 def test_a_folder_may_hold_videos_and_images(video, model_file, tmp_path):

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from napari_crfasrnn.cli.jobs import Job, Wanted
 from napari_crfasrnn.cli.reporting import fail, one_sentence
-from napari_crfasrnn.cli.segment import Job, Wanted, new_segmenter, segment_file
+from napari_crfasrnn.cli.segment import new_segmenter, segment_file
 
 PHOTOGRAPH = "astronaut"
 WIDGET = "Segmentation"
@@ -23,7 +24,12 @@ WINDOW_SIZE = (1366, 768)  # pixels, a small laptop's
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the label files and the screenshot.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the label files and the screenshot, in place of those of an earlier demo.",
+        ),
     ] = Path("demo"),
     window: Annotated[bool, typer.Option(help="Show the result in a napari window.")] = True,
     keep_open: Annotated[
@@ -44,7 +50,7 @@ def demo(
         photograph = output / f"{PHOTOGRAPH}.png"
         save_picture(photograph, sample(PHOTOGRAPH))
         segmenter = new_segmenter(model, "auto", None)
-        wanted = Wanted(output, overlay=True, entropy=True)
+        wanted = Wanted(output, overlay=True, entropy=True, existing="overwrite")
         result = segment_file(segmenter, Job(photograph, PHOTOGRAPH, True), wanted, {photograph.resolve()})
     for kind in ("labels", "overlay", "entropy"):
         typer.echo(f"{kind}: {result[kind]}")

@@ -26,7 +26,7 @@ def save_labels_png(
     colors: Sequence[Color],
 ) -> None:
     """Write the labels of a plane as an indexed PNG, in the palette of the class table."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         label_picture(labels, colors).save(temporary, format="png")
 
 
@@ -45,7 +45,7 @@ def save_tiff(
         for letter, size in zip((a for a in axes if a in "ZYX"), spacing, strict=True):
             metadata |= {f"PhysicalSize{letter}": size, f"PhysicalSize{letter}Unit": "µm"}
     photometric = "rgb" if axes.endswith("S") else "minisblack"
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         tifffile.imwrite(
             temporary, array, ome=True, metadata=metadata, compression="zlib", photometric=photometric
         )
@@ -56,7 +56,7 @@ def save_picture(
     picture: NDArray[np.uint8],  # [H, W, 3]
 ) -> None:
     """Write an RGB picture as PNG."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         Image.fromarray(picture).save(temporary, format="png")
 
 
@@ -85,7 +85,7 @@ def overlay(
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary file in the same folder, which takes the place of ``path`` at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from napari_crfasrnn.cli.jobs import Existing, Job, Wanted, find_jobs, output_paths, outputs_there
 from napari_crfasrnn.cli.reporting import (
     BAD_INPUT,
     complain,
@@ -27,33 +27,8 @@ if TYPE_CHECKING:
     from napari_crfasrnn.progress import Progress
     from napari_crfasrnn.segmenter import Segmentation, Segmenter
 
-OUTPUT_KINDS = ("labels", "overlay", "entropy", "probabilities")
+SHOWN_FILES = 3  # of those in the way
 SHOWN_SHARE = 0.005  # classes below it are not worth a word on the terminal
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to segment."""
-
-    image: Path
-    name: str
-    """How its output files begin."""
-    named: bool
-    """Whether the user named it, rather than its folder."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the user wants of each image."""
-
-    output: Path
-    axes: str | None = None
-    crf: bool = True
-    overlay: bool = False
-    entropy: bool = False
-    probabilities: bool = False
-    extra: Path | None = None
-    extra_width: float = 1.0
 
 
 def segment(
@@ -99,6 +74,17 @@ def segment(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Use at most this many processors; all if not given.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write over output files that are there already.")
+    ] = False,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="Leave output files that are there already, and pass over images that have all of theirs: "
+            "goes on with a run that was interrupted.",
+        ),
+    ] = False,
 ) -> None:
     """Segment images and write their labels.
 
@@ -112,50 +98,116 @@ def segment(
     """
     if extra is not None and not crf:
         fail("--extra needs the CRF, which follows it: leave out --no-crf")
-    jobs = find_jobs(images)
-    _check_files(jobs, output, as_json, model)  # before torch and the model are loaded, which takes seconds
+    if overwrite and skip_existing:
+        fail("--overwrite and --skip-existing exclude each other: choose one")
+    if output.exists() and not output.is_dir():
+        fail(f"--output must be a folder, got the file {output}")
+    existing: Existing = "overwrite" if overwrite else "skip" if skip_existing else "refuse"
+    wanted = Wanted(output, axes, crf, overlay, entropy, probabilities, extra, extra_width, existing)
     with one_sentence():
-        segmenter = new_segmenter(model, device, threads, frame)
-    wanted = Wanted(output, axes, crf, overlay, entropy, probabilities, extra, extra_width)
-    inputs = {job.image.resolve() for job in jobs}
-    done: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
-    failed_named = False
+        found, fruitless = find_jobs(images)
+        inputs = {job.image.resolve() for job in found}
+        jobs = _without_existing(found, wanted, inputs)
+    told = _Told(model, as_json, [str(job.image) for job in found if job not in jobs])
+    for path, reason in fruitless.items():
+        told.skip(path, reason, named=True)
+    _run(jobs, wanted, inputs, told, lambda: new_segmenter(model, device, threads, frame))
+    told.end()
+
+
+@dataclass
+class _Told:
+    """What became of the images, as it is told at the end or as it happens."""
+
+    model: str
+    as_json: bool
+    existing: list[str]
+    done: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    failed_named: bool = False
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Take the result of an image."""
+        self.done.append(result)
+        if not self.as_json:
+            typer.echo(_sentence(result))
+
+    def skip(self, image: Path, reason: str, *, named: bool) -> None:
+        """Say why there is no result of an image."""
+        self.skipped.append({"image": str(image), "reason": reason})
+        self.failed_named |= named
+        complain(reason if str(image) in reason else f"{image}: {reason}")
+
+    def end(self) -> None:
+        """Print the results for machines, and leave with exit code 2 if the user is to look."""
+        if self.existing:
+            images = "1 image" if len(self.existing) == 1 else f"{len(self.existing)} images"
+            remark(f"{images} passed over, whose output files are there already")
+        if self.as_json:
+            print_json(
+                {
+                    "model": self.model,
+                    "results": self.done,
+                    "skipped": self.skipped,
+                    "existing": self.existing,
+                }
+            )
+        if self.failed_named or not (self.done or self.existing):
+            raise typer.Exit(BAD_INPUT)
+
+
+def _without_existing(jobs: Sequence[Job], wanted: Wanted, inputs: set[Path]) -> list[Job]:
+    """Return what is left to do, or refuse if files are there that nobody said to write over.
+
+    Files that are images themselves are not outputs: writing over them is refused one by one.
+    """
+    if wanted.existing == "overwrite":
+        return list(jobs)
+    left: list[Job] = []
+    in_the_way: list[Path] = []
+    for job in jobs:
+        there = outputs_there(job, wanted, inputs)
+        in_the_way += there.values()
+        if wanted.existing == "refuse" or len(there) < len(wanted.kinds):
+            left.append(job)
+    if in_the_way and wanted.existing == "refuse":
+        raise FileExistsError(_in_the_way(in_the_way))
+    return left
+
+
+def _in_the_way(paths: Sequence[Path]) -> str:
+    names = [path.name for path in paths[:SHOWN_FILES]]
+    if len(paths) > SHOWN_FILES:
+        names.append(f"{len(paths) - SHOWN_FILES} more")
+    shown = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return (
+        f"{shown} would be written over in {paths[0].parent}: --overwrite does so, --skip-existing leaves "
+        "what is there and does the rest; or choose another folder"
+    )
+
+
+def _run(
+    jobs: Sequence[Job],
+    wanted: Wanted,
+    inputs: set[Path],
+    told: _Told,
+    new: Callable[[], Segmenter],
+) -> None:
+    """Segment the images one by one; torch and the model, which take seconds, only if one is there."""
+    if not any(job.image.exists() for job in jobs):
+        for job in jobs:
+            kind = "video" if job.is_video else "image"
+            told.skip(job.image, f"{kind} file not found: {job.image}", named=job.named)
+        return
+    with one_sentence():
+        segmenter = new()
     with progress_bar(len(jobs), "Segmenting") as bar:
         for job in jobs:
             try:
-                done.append(segment_file(segmenter, job, wanted, inputs, bar.within))
+                told.add(segment_file(segmenter, job, wanted, inputs, bar.within))
             except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
-                reason = describe(error)
-                skipped.append({"image": str(job.image), "reason": reason})
-                failed_named |= job.named
-                complain(reason if str(job.image) in reason else f"{job.image}: {reason}")
-            else:
-                if not as_json:
-                    typer.echo(_sentence(done[-1]))
+                told.skip(job.image, describe(error), named=job.named)
             bar.next()
-    if as_json:
-        print_json({"model": model, "results": done, "skipped": skipped})
-    if failed_named or not done:
-        raise typer.Exit(BAD_INPUT)
-
-
-def _check_files(jobs: Sequence[Job], output: Path, as_json: bool, model: str) -> None:
-    """Leave if the output can be no folder, or if none of the images is there."""
-    if output.exists() and not output.is_dir():
-        fail(f"--output must be a folder, got the file {output}")
-    if any(job.image.exists() for job in jobs):
-        return
-    from napari_crfasrnn.cli.video import VIDEO_SUFFIXES
-
-    skipped = []
-    for job in jobs:
-        kind = "video" if job.image.suffix.lower() in VIDEO_SUFFIXES else "image"
-        skipped.append({"image": str(job.image), "reason": f"{kind} file not found: {job.image}"})
-        complain(skipped[-1]["reason"])
-    if as_json:
-        print_json({"model": model, "results": [], "skipped": skipped})
-    raise typer.Exit(BAD_INPUT)
 
 
 def new_segmenter(
@@ -190,64 +242,25 @@ def use_threads(threads: int | None) -> None:
         set_num_threads(threads)
 
 
-def find_jobs(images: Sequence[Path]) -> list[Job]:
-    """List the images of files and folders, each once, folders by their image files.
-
-    In folders, what an earlier run wrote (``..._labels.png`` and so on) is no image.
-    """
-    from napari_crfasrnn.cli.video import VIDEO_SUFFIXES
-    from napari_crfasrnn.imaging import IMAGE_SUFFIXES
-
-    found: dict[Path, bool] = {}
-    for path in images:
-        if path.is_dir():
-            inside = [
-                file
-                for file in sorted(path.iterdir())
-                if file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-                and not file.name.startswith(".")
-                and not file.stem.endswith(tuple(f"_{kind}" for kind in OUTPUT_KINDS))
-                and file.is_file()
-            ]
-            if not inside:
-                fail(f"images must hold an image file, got a folder without one: {path}")
-            for file in inside:
-                found.setdefault(file, False)
-        else:
-            found[path] = True
-    stems = Counter(path.stem for path in found)
-    names = {path: path.stem if stems[path.stem] == 1 else path.name.replace(".", "_") for path in found}
-    for name, count in Counter(names.values()).items():
-        if count > 1:
-            same = [str(path) for path in found if names[path] == name]
-            fail(f"images must differ in name, since their labels go to one folder, got {' and '.join(same)}")
-    return [Job(path, names[path], named) for path, named in found.items()]
-
-
 def segment_file(
     segmenter: Segmenter, job: Job, wanted: Wanted, inputs: set[Path], progress: Progress | None = None
 ) -> dict[str, Any]:
     """Segment one image, write its files, and return what is to be told about it."""
-    from napari_crfasrnn.cli.video import VIDEO_SUFFIXES
     from napari_crfasrnn.imaging import open_image, read_image
 
-    if job.image.suffix.lower() in VIDEO_SUFFIXES:
+    if job.is_video:
         return _segment_video(segmenter, job, wanted, inputs, progress)
     started = time.perf_counter()
     read = read_image(job.image)
     spacing = read.spacing if wanted.axes in (None, read.axes) else None
     source = open_image(read.array, wanted.axes or read.axes, spacing)
-    paths = _output_paths(job, wanted, bool(source.stack_shape), segmenter.model.n_labels)
-    for path in paths.values():
-        if path.resolve() in inputs:
-            raise ValueError(
-                f"{path} is one of the images and must not be overwritten: choose another folder"
-            )
+    paths = output_paths(job, wanted, bool(source.stack_shape), segmenter.model.n_labels)
+    missing = _to_write(job, wanted, paths, inputs)
     shape = (*source.stack_shape, *source.plane_shape)
     segmenter.set_image(source, extra_features=_extra_features(job, wanted, shape))
-    result = segmenter.predict(crf=wanted.crf, marginals=wanted.probabilities, progress=progress)
+    result = segmenter.predict(crf=wanted.crf, marginals="probabilities" in missing, progress=progress)
     try:
-        _write(result, source, paths)
+        _write(result, source, missing)
     except OSError as error:
         raise ValueError(
             f"{job.image}: its files could not be written to {wanted.output}: {error.strerror}"
@@ -271,6 +284,22 @@ def segment_file(
     }
 
 
+def _to_write(job: Job, wanted: Wanted, paths: dict[str, Path], inputs: set[Path]) -> dict[str, Path]:
+    """Return those of the paths that are to be written.
+
+    What is there is looked for once more: a run takes hours, in which people correct labels.
+    """
+    for path in paths.values():
+        if path.resolve() in inputs:
+            raise ValueError(
+                f"{path} is one of the images and must not be overwritten: choose another folder"
+            )
+    there = {} if wanted.existing == "overwrite" else outputs_there(job, wanted, inputs)
+    if there and wanted.existing == "refuse":
+        raise FileExistsError(_in_the_way(list(there.values())))
+    return {kind: path for kind, path in paths.items() if kind not in there}
+
+
 def _extra_features(job: Job, wanted: Wanted, shape: tuple[int, ...]) -> Any:
     """Read what goes with an image, in widths, ``[E, *stack, H, W]``; None if there is to be nothing."""
     import numpy as np
@@ -281,11 +310,14 @@ def _extra_features(job: Job, wanted: Wanted, shape: tuple[int, ...]) -> Any:
     if path is None:
         return None
     if path.is_dir():
-        same = [path / f"{job.image.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
-        found = next((file for file in same if file.is_file()), None)
-        if found is None:
+        same = [
+            file
+            for file in sorted(path.iterdir())
+            if file.stem == job.image.stem and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+        ]
+        if not same:
             raise ValueError(f"--extra must hold a file for each image, got none for {job.image} in {path}")
-        path = found
+        path = min(same, key=lambda file: IMAGE_SUFFIXES.index(file.suffix.lower()))
     array = np.asarray(read_image(path).array)
     if array.shape[:-1] == shape:  # channels come last in a picture
         array = np.moveaxis(array, -1, 0)
@@ -307,32 +339,17 @@ def _segment_video(
             raise ValueError(f"--{kind} is for images, not for a video: {job.image}")
     if wanted.axes is not None:
         raise ValueError(f"--axes is for images; those of a video are known: {job.image}")
-    pictures = wanted.output / f"{job.name}_overlay.mp4" if wanted.overlay else None
-    if pictures is not None and pictures.resolve() in inputs:
-        raise ValueError(
-            f"{pictures} is one of the images and must not be overwritten: choose another folder"
-        )
-    folder = wanted.output / f"{job.name}_labels"
-    return segment_video(segmenter, job.image, folder, pictures, crf=wanted.crf, progress=progress)
-
-
-def _output_paths(job: Job, wanted: Wanted, is_stack: bool, n_labels: int) -> dict[str, Path]:
-    picture = "tif" if is_stack else "png"
-    suffixes = {
-        "labels": "tif" if n_labels > 256 else picture,
-        "overlay": picture,
-        "entropy": "tif",
-        "probabilities": "tif",
-    }
-    asked = {
-        "labels": True,
-        "overlay": wanted.overlay,
-        "entropy": wanted.entropy,
-        "probabilities": wanted.probabilities,
-    }
-    return {
-        kind: wanted.output / f"{job.name}_{kind}.{suffixes[kind]}" for kind in OUTPUT_KINDS if asked[kind]
-    }
+    paths = output_paths(job, wanted, is_stack=True, n_labels=segmenter.model.n_labels)
+    missing = _to_write(job, wanted, paths, inputs)
+    told = segment_video(
+        segmenter,
+        job.image,
+        missing.get("labels"),
+        missing.get("overlay"),
+        crf=wanted.crf,
+        progress=progress,
+    )
+    return told | {kind: str(path) for kind, path in paths.items()}
 
 
 def _write(result: Segmentation, source: ImageSource, paths: dict[str, Path]) -> None:
@@ -343,9 +360,9 @@ def _write(result: Segmentation, source: ImageSource, paths: dict[str, Path]) ->
     colors = [spec.color for spec in result.classes]
     axes = "".join(letter for letter in source.axes if letter in "TZ") + "YX"
     spacing = _in_order(source, axes)
-    if paths["labels"].suffix == ".png":
+    if "labels" in paths and paths["labels"].suffix == ".png":
         save_labels_png(paths["labels"], result.labels, colors)
-    else:
+    elif "labels" in paths:
         save_tiff(paths["labels"], result.labels, axes, spacing)
     if "entropy" in paths:
         save_tiff(paths["entropy"], result.entropy, axes, spacing)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_crfasrnn.cli.output import overlay, save_labels_png
+from napari_crfasrnn.cli.output import overlay, replacing, save_labels_png
 
 if TYPE_CHECKING:
     from napari_crfasrnn.progress import Progress
@@ -27,7 +27,7 @@ _QUALITY = "20"  # of H.264, lower is better; 18 looks like the original
 def segment_video(
     segmenter: Segmenter,
     video: Path,
-    labels_folder: Path,
+    labels_folder: Path | None,
     overlay_file: Path | None,
     *,
     crf: bool,
@@ -43,7 +43,8 @@ def segment_video(
         The file.
     labels_folder
         Gets ``000000.png``, ``000001.png``, …: indexed, of the size of the frames; when all are there, and
-        instead of those of an earlier run.
+        instead of those of an earlier run. The first comes last, so that a folder with it is whole.
+        None: none.
     overlay_file
         A video of the frames with the classes' colours over them; None: none.
     crf
@@ -75,7 +76,8 @@ def segment_video(
         for number, frame in enumerate(frames, start=1):
             segmenter.set_image(frame, "YXC")
             labels = segmenter.predict(crf=crf).labels
-            save_labels_png(gathered / f"{number - 1:06d}.png", labels, colors)
+            if gathered is not None:
+                save_labels_png(gathered / f"{number - 1:06d}.png", labels, colors)
             plane = np.moveaxis(frame, -1, 0).astype(np.float32)
             write(overlay(plane, labels, colors, background=background))
             counts += np.bincount(labels.reshape(-1), minlength=256)
@@ -89,8 +91,6 @@ def segment_video(
         "image": str(video),
         "axes": "TYXC",
         "shape": [number, *shape],
-        "labels": str(labels_folder),
-        **({} if overlay_file is None else {"overlay": str(overlay_file)}),
         "classes": [
             {"value": value, "name": spec.name, "share": float(shares[value])}
             for value, spec in enumerate(classes)
@@ -135,15 +135,19 @@ def _reading(path: Path) -> Iterator[tuple[Iterator[NDArray[np.uint8]], int, Fra
 
 
 @contextmanager
-def _gathering(folder: Path) -> Iterator[Path]:
+def _gathering(folder: Path | None) -> Iterator[Path | None]:
     """Give a folder for frames, which go to the one named when all of them are there."""
+    if folder is None:
+        yield None
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-part-") as gathered:
         yield Path(gathered)
         folder.mkdir(exist_ok=True)
-        for old in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].png"):
+        # The first frame goes first and comes last: whatever is interrupted here is seen to be so.
+        for old in sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].png")):
             old.unlink()
-        for frame in sorted(Path(gathered).iterdir()):
+        for frame in sorted(Path(gathered).iterdir(), reverse=True):
             frame.replace(folder / frame.name)
 
 
@@ -154,26 +158,20 @@ def _writing(path: Path | None, rate: Fraction) -> Iterator[Any]:
         yield lambda picture: None
         return
     av = _pyav()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-part{path.suffix}")
     stream: Any = None
-    try:
-        with av.open(str(temporary), "w") as container:
+    with replacing(path) as temporary, av.open(str(temporary), "w") as container:
 
-            def write(picture: NDArray[np.uint8]) -> None:
-                nonlocal stream
-                height, width = (side - side % 2 for side in picture.shape[:2])  # H.264 takes even sides
-                if stream is None:
-                    stream = container.add_stream(_CODEC, rate=rate, options={"crf": _QUALITY})
-                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                even = np.ascontiguousarray(picture[:height, :width])
-                for packet in stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")):
-                    container.mux(packet)
+        def write(picture: NDArray[np.uint8]) -> None:
+            nonlocal stream
+            height, width = (side - side % 2 for side in picture.shape[:2])  # H.264 takes even sides
+            if stream is None:
+                stream = container.add_stream(_CODEC, rate=rate, options={"crf": _QUALITY})
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            even = np.ascontiguousarray(picture[:height, :width])
+            for packet in stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")):
+                container.mux(packet)
 
-            yield write
-            if stream is not None:
-                for packet in stream.encode(None):
-                    container.mux(packet)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield write
+        if stream is not None:
+            for packet in stream.encode(None):
+                container.mux(packet)

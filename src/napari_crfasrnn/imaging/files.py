@@ -79,7 +79,8 @@ def read_image(path: str | Path) -> ReadImage:
         with path.open("rb") as file:
             start = file.read(4)
     except FileNotFoundError:
-        raise FileNotFoundError(f"image file not found: {path}") from None
+        why = " (a link that leads nowhere)" if path.is_symlink() else ""
+        raise FileNotFoundError(f"image file not found: {path}{why}") from None
     except PermissionError:
         raise PermissionError(f"image file must be readable, got no permission for {path}") from None
     if not start:
