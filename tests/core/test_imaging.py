@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
 import warnings
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from napari_crfasrnn.imaging import guess_axes, open_image, parse_axes, read_image
+from napari_crfasrnn.imaging import files, guess_axes, open_image, parse_axes, read_image
 from napari_crfasrnn.samples import sample
 
 # ---------------------------------------------------------------------------------------------- axes
@@ -388,6 +391,62 @@ def test_modes_of_png(tmp_path):
     read = read_image(path)
     assert read.array.dtype == np.uint16
     np.testing.assert_array_equal(read, wide)
+
+
+def write_deep_png(path: Path, pixels: np.ndarray, extra: bytes = b"") -> None:
+    """Write ``[H, W, C]`` of 16 bits, each other row with a filter, in two pieces; Pillow writes none."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    height, width, channels = pixels.shape
+    rows = pixels.astype(">u2").view(np.uint8).reshape(height, -1)
+    rows[1::2, 2 * channels :] -= rows[1::2, : -2 * channels].copy()  # 1, "Sub": less the pixel to the left
+    filters = (np.arange(height) % 2).astype(np.uint8)[:, None]
+    packed = zlib.compress(np.concatenate([filters, rows], axis=1).tobytes())
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    middle = len(packed) // 2
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + (chunk(b"eXIf", extra) if extra else b"")
+        + chunk(b"IDAT", packed[:middle])
+        + chunk(b"IDAT", packed[middle:])
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bits_of_a_png_are_all_read(tmp_path, channels):
+    """Pillow keeps the upper eight, in which a 10-bit picture is black."""
+    path = tmp_path / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 1024, (30, 40, channels)).astype(np.uint16)
+    write_deep_png(path, pixels)
+    read = read_image(path)
+    assert (read.array.dtype, read.axes) == (np.uint16, "YX" if channels == 2 else "YXC")
+    np.testing.assert_array_equal(read.array, pixels[..., 0] if channels == 2 else pixels)
+    exif = Image.Exif()
+    exif[274] = 3
+    write_deep_png(path, pixels, exif.tobytes().removeprefix(b"Exif\0\0"))
+    np.testing.assert_array_equal(read_image(path).array, read.array[::-1, ::-1])
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="damaged"):
+        read_image(path)
+
+
+def test_sixteen_bits_of_a_tiff_are_not_cut_to_eight(tmp_path, monkeypatch):
+    """Through Pillow, which decodes LZW where imagecodecs is not installed."""
+    monkeypatch.setattr(files, "find_spec", lambda package: None)
+    path = tmp_path / "a.tif"
+    pixels = np.random.default_rng(0).integers(0, 1024, (30, 40, 3)).astype(np.uint16)
+    bytes_of_it = pixels.view(np.uint8).reshape(30, 80, 3)
+    Image.fromarray(bytes_of_it).save(path, compression="tiff_lzw")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages.first.tags["ImageWidth"].overwrite(40)
+        tiff.pages.first.tags["BitsPerSample"].overwrite((16, 16, 16))
+    with pytest.raises(ValueError, match="would be cut to 8: save it as RGB without compression"):
+        read_image(path)
 
 
 def test_cmyk_becomes_rgb(tmp_path):

@@ -16,9 +16,10 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from napari_crfasrnn.imaging.axes import AXES
+from napari_crfasrnn.imaging.deep_png import is_deep_png, read_deep_png
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".jp2",
@@ -102,6 +103,11 @@ def _read_photograph(path: Path) -> ReadImage:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path) as image:
             image.load()
+            if is_deep_png(path):
+                deep = read_deep_png(path)
+                axes = "YXC" if deep.ndim == 3 else "YX"
+                orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+                return ReadImage(np.ascontiguousarray(_turn_upright(deep, axes, orientation)), axes)
             upright = ImageOps.exif_transpose(image)
             return _from_pillow(upright)
 
@@ -128,6 +134,11 @@ def _read_tiff(path: Path) -> ReadImage:
             raise ValueError(f"its header promises {series.nbytes / 2**30:.0f} GiB, which are not there")
         if page.photometric in (_CMYK, _YCBCR) or not _can_decompress(page.compression):
             array, axes = _name_axes(*_tiff_pages(path, tuple(series.shape), series.axes))
+            if page.dtype is not None and array.dtype.itemsize < page.dtype.itemsize:
+                raise ValueError(
+                    f"its colours of {page.bitspersample} bits would be cut to 8: save it as RGB without "
+                    "compression, or pip install imagecodecs"
+                )
         else:
             array, axes = _name_axes(series.asarray(), series.axes)
             if page.photometric == _WHITE_IS_ZERO and array.dtype.kind in "bu":
