@@ -588,6 +588,37 @@ def test_a_network_that_holds_it_can_be_compiled() -> None:
         torch.testing.assert_close(mine, other)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace.:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_what_cannot_look_into_it_is_refused() -> None:
+    """A trace would repeat the answer for its own image, whatever it is given, without an error."""
+    layer, unary, image = CrfRnn(2), logits_like(1, 2, 5, 6), photo_like(1, 3, 5, 6)
+    for call in (
+        lambda: torch.jit.trace(layer, (unary, image), check_trace=False),
+        lambda: torch.jit.trace(lambda image: layer.eval()(unary, image), (image,), check_trace=False),
+    ):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record a CRF"):
+            call()
+    parameters = dict(layer.named_parameters())
+    for call in (
+        lambda: torch.vmap(lambda u, i: layer(u[None], i[None]))(unary, image),
+        lambda: torch.func.grad(lambda u: layer(u, image).sum())(unary),
+        lambda: torch.func.grad(lambda p: torch.func.functional_call(layer, p, (unary, image)).sum())(
+            parameters
+        ),
+    ):
+        with pytest.raises(RuntimeError, match=r"torch\.func and torch\.vmap cannot transform a CRF"):
+            call()
+    expected = layer(unary, image)
+    assert torch.equal(torch.func.functional_call(layer, parameters, (unary, image)), expected)
+    for call in (
+        lambda: layer(unary.to("meta"), image.to("meta")),
+        lambda: layer.prepare(image.to("meta")),
+        lambda: torch.export.export(layer, (unary, image), strict=False),
+    ):
+        with pytest.raises(RuntimeError, match="a CRF takes tensors with values"):
+            call()
+
+
 def test_it_works_while_the_compiler_is_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, unary, image = CrfRnn(2), logits_like(1, 2, 5, 6), photo_like(1, 3, 5, 6)
     expected = layer(unary, image)
