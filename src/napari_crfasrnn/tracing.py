@@ -40,7 +40,7 @@ def not_traced(function: _Method) -> _Method:
 
 def _refuse_tracing(arguments: Iterable[object]) -> None:
     """Raise a RuntimeError where torch does not compute with values, or wants to follow what is computed."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise RuntimeError(
             f"torch.jit.trace cannot record a CRF, it would repeat the answer for this one image: {_REASON}; "
             "trace the network alone and call the CRF on what it gives"

@@ -297,7 +297,12 @@ def test_values_that_are_no_numbers_are_remarked_on(run, tmp_path):
     tifffile.imwrite(tmp_path / "holes.tif", image)
     done = run("segment", tmp_path / "holes.tif", "-o", tmp_path / "out", "-m", "three")
     assert done.exit_code == 0
-    assert "6 values were NaN or infinite" in done.stderr
+    assert ": 6 values were NaN or infinite" in done.stderr
+    stack = np.zeros((17, 8, 9), np.float32)
+    stack[:, 0, 0] = np.nan
+    tifffile.imwrite(tmp_path / "stack.tif", stack)  # of which 16 planes are looked at
+    done = run("segment", tmp_path / "stack.tif", "-o", tmp_path / "out", "-m", "three", "--no-crf")
+    assert ": at least 16 values were NaN or infinite" in done.stderr
 
 
 @pytest.mark.parametrize(

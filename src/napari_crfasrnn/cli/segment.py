@@ -266,8 +266,9 @@ def segment_file(
             f"{job.image}: its files could not be written to {wanted.output}: {error.strerror}"
         ) from None
     if source.n_nonfinite:
+        at_least = "" if source.is_counted else "at least "
         remark(
-            f"{job.image}: {source.n_nonfinite} values were NaN or infinite; "
+            f"{job.image}: {at_least}{source.n_nonfinite} values were NaN or infinite; "
             "the least finite one was taken for them"
         )
     return {

@@ -76,7 +76,7 @@ class ImageSource:
     spacing
         Size of a voxel along the Z (if any), Y and X axis, in the array's order, or None.
     n_nonfinite
-        Values that were NaN or infinite in the planes looked at (all of them, up to 16).
+        Values that were NaN or infinite in the planes looked at (all of them, up to 16; see `is_counted`).
     """
 
     axes: str
@@ -87,6 +87,11 @@ class ImageSource:
     n_nonfinite: int
     _array: ArrayLike
     _range: _Range | None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether ``n_nonfinite`` is of all planes; else there may be more in those not looked at."""
+        return math.prod(self.stack_shape) <= SAMPLE_PLANES
 
     def indices(self) -> Iterator[tuple[int, ...]]:
         """Yield the index of every plane, the last axis of the stack running fastest."""
