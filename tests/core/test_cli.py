@@ -306,6 +306,19 @@ def test_values_that_are_no_numbers_are_remarked_on(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "error", [MemoryError("std::bad_alloc"), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")]
+)
+def test_a_lack_of_memory_says_what_to_do(run, photo, tmp_path, monkeypatch, error):
+    def predict(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Segmenter, "predict", predict)
+    done = run("segment", photo, "-o", tmp_path / "out", "-m", "three")
+    assert done.exit_code == 2
+    assert "not enough memory for an image of this size and so many classes: cut it into parts" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["segment", "none.png", "-o", "out"], "image file not found: none.png"),

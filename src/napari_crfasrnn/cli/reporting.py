@@ -44,8 +44,12 @@ def one_sentence() -> Iterator[None]:
 
 def describe(error: Exception) -> str:
     """Return an error as one sentence on one line."""
-    if isinstance(error, MemoryError):
-        return f"there is not enough memory for this image ({error or 'out of memory'})"
+    # torch has no exception of its own for the memory of the processor
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return (
+            "there is not enough memory for an image of this size and so many classes: cut it into parts, "
+            "make it smaller, or take a model of fewer classes"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
