@@ -9,6 +9,7 @@ Letters: B batch, K cuts into superpixels, L labels, N pixels, D detections, S t
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,7 +204,7 @@ class Detection:
     score
         0..1, how probable it is.
     mask
-        Boolean, the space axes of the image: the pixels of the object.
+        Boolean, the space axes of the image: the pixels of the object; anything NumPy makes an array of.
     """
 
     label: int | str
@@ -213,8 +214,17 @@ class Detection:
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1:
             raise ValueError(f"score must be from 0 to 1, got {self.score}")
-        if np.asarray(self.mask).dtype != bool:
-            raise ValueError(f"mask must be boolean, got {np.asarray(self.mask).dtype}")
+        mask = np.asarray(self.mask)
+        if mask.dtype != bool:
+            raise ValueError(f"mask must be boolean, got {mask.dtype}")
+        object.__setattr__(self, "mask", mask)
+        if not isinstance(self.label, str):
+            try:
+                object.__setattr__(self, "label", operator.index(self.label))
+            except TypeError:
+                raise TypeError(
+                    f"label must be the name of a class or its place in the class table, got {self.label!r}"
+                ) from None
 
     @classmethod
     def box(cls, label: int | str, score: float, corners: Sequence[float], shape: tuple[int, ...]) -> Self:

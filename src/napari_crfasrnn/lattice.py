@@ -9,6 +9,7 @@ Letters: N points, d feature dimensions, M vertices, V values per point.
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -62,6 +63,10 @@ def set_num_threads(n_threads: int) -> None:
     The default is ``OMP_NUM_THREADS`` where it is set, else the processors this process may use.
     Results are the same bits for every number of threads.
     """
+    try:
+        n_threads = operator.index(n_threads)
+    except TypeError:
+        raise TypeError(f"n_threads must be an integer, got {n_threads!r}") from None
     if n_threads < 0:
         raise ValueError(f"n_threads must be 0 or more, got {n_threads}")
     _lattice.set_n_threads(n_threads)
@@ -173,6 +178,13 @@ class Lattice:
         lattice._n_points = len(order)
         lattice._n_dims = n_dims
         return lattice
+
+    def __getstate__(self) -> object:
+        """Refuse to be pickled or copied, for the sake of those who hold one, such as a prepared image."""
+        raise TypeError(
+            "a lattice cannot be pickled or copied, nor can a prepared image, which holds some: "
+            "give the image to the other process and prepare it there, or use the same object"
+        )
 
     def __repr__(self) -> str:
         return (

@@ -324,6 +324,11 @@ def test_a_lack_of_memory_says_what_to_do(run, photo, tmp_path, monkeypatch, err
         (["segment", "none.png", "-o", "out"], "image file not found: none.png"),
         (["segment", "none.mp4", "-o", "out"], "video file not found: none.mp4"),
         (["segment", "here.png", "-o", "here.png"], "--output must be a folder, got the file here.png"),
+        (
+            ["evaluate", "starter", "-d", ".", "--errors", "here.png"],
+            "--errors must be a folder, got the file",
+        ),
+        (["train", "-d", ".", "-o", "here.png"], "--output must be a folder, got the file here.png"),
         (["evaluate", "starter", "-d", "none"], "--data must be a folder, but there is none at none"),
         (["train", "-d", "none", "-o", "out"], "--data must be a folder, but there is none at none"),
     ],
@@ -503,11 +508,17 @@ def test_info(run, models):
 
 def test_models_list(run, models):
     (models / "broken.safetensors").write_bytes(b"cut short")
+    (models / "starter.safetensors").write_bytes(b"a name that is taken")
     try:
-        shown = run("models", "list").stdout
+        done = run("models", "list")
+        shown = done.stdout
+        facts = json.loads(run("info", "--json").stdout)
         listed = json.loads(run("models", "list", "--json").stdout)
     finally:
         (models / "broken.safetensors").unlink()
+        (models / "starter.safetensors").unlink()
+    assert "starter.safetensors is not used: the name starter is taken" in done.stderr
+    assert facts["folders"]["not used, names taken"] == ["starter.safetensors"]
     assert "three" in shown
     assert "starter: everyday photographs, the 21 PASCAL VOC classes\n" in shown
     assert "3 classes: background, kind 1, kind 2" in shown

@@ -588,6 +588,12 @@ def test_a_network_that_holds_it_can_be_compiled() -> None:
         torch.testing.assert_close(mine, other)
 
 
+def test_a_prepared_image_cannot_be_copied() -> None:
+    prepared = CrfRnn(2).prepare(photo_like(1, 3, 5, 6))
+    with pytest.raises(TypeError, match="prepare it there"):
+        copy.deepcopy(prepared)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace.:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_what_cannot_look_into_it_is_refused() -> None:
     """A trace would repeat the answer for its own image, whatever it is given, without an error."""

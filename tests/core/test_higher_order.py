@@ -417,6 +417,11 @@ def test_values_that_do_not_fit() -> None:
         Detection(0, 1.2, np.zeros((2, 2), bool))
     with pytest.raises(ValueError, match="mask must be boolean"):
         Detection(0, 0.5, np.zeros((2, 2)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"label must be the name of a class or its place .*, got 8\.7"):
+        Detection(8.7, 0.5, np.zeros((2, 2), bool))  # type: ignore[arg-type]
+    listed = Detection(np.int64(8), 0.5, [[True, False]])  # type: ignore[arg-type]
+    assert listed.mask.shape == (1, 2)
+    assert type(listed.label) is int
     with pytest.raises(ValueError, match="corners must be 4 finite numbers"):
         Detection.box(0, 0.5, (0, 0, 1), (4, 4))
     with pytest.raises(ValueError, match="label of a detection must be from 0 to 2"):

@@ -566,6 +566,20 @@ class TestBadFiles:
             file["x"] = [1]
         with pytest.raises(CheckpointError, match="none that Keras 1 or 2 wrote"):
             import_model(tmp_path / "m.h5")
+        with h5py.File(tmp_path / "m.caffemodel.h5", "w") as file:
+            file["data/conv1_1/0"] = [1.0]
+            file.create_group("data/relu1_1")
+        with pytest.raises(CheckpointError, match=r"a snapshot of Caffe in HDF5, .*net\.save"):
+            import_model(tmp_path / "m.caffemodel.h5")
+        with h5py.File(tmp_path / "m.weights.h5", "w") as file:
+            file["layers/conv2d/vars/0"] = [1.0]
+        with pytest.raises(CheckpointError, match=r"a weights file of Keras 3, .*model\.save\('model\.h5'\)"):
+            import_model(tmp_path / "m.weights.h5")
+        with h5py.File(tmp_path / "matlab.h5", "w") as file:
+            file["net"] = [1.0]
+            file["net"].attrs["MATLAB_class"] = np.bytes_("double")
+        with pytest.raises(CheckpointError, match=r"a MATLAB 7\.3 file, .*'-v7'"):
+            import_model(tmp_path / "matlab.h5")
         scipy.io.savemat(tmp_path / "m.mat", {"x": [1]})
         with pytest.raises(CheckpointError, match="no variable 'params'"):
             import_model(tmp_path / "m.mat")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -605,6 +607,15 @@ def test_build_config_tells_what_is_needed() -> None:
     assert build_config()["threads"] == 3
     with pytest.raises(ValueError, match="n_threads must be 0 or more"):
         set_num_threads(-1)
+    with pytest.raises(TypeError, match=r"n_threads must be an integer, got 2\.5"):
+        set_num_threads(2.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy])
+def test_a_copy_is_refused_in_a_sentence(copied: Callable[[object], object]) -> None:
+    lattice = Lattice(np.zeros((3, 2), np.float32), backend="cpu")
+    with pytest.raises(TypeError, match="a lattice cannot be pickled or copied, nor can a prepared image"):
+        copied([lattice])
 
 
 def test_automatic_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

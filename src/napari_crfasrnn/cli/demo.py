@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from napari_crfasrnn.cli.jobs import Job, Wanted
-from napari_crfasrnn.cli.reporting import fail, one_sentence
+from napari_crfasrnn.cli.reporting import check_output, fail, one_sentence
 from napari_crfasrnn.cli.segment import new_segmenter, segment_file
 
 PHOTOGRAPH = "astronaut"
@@ -46,6 +46,7 @@ def demo(
     from napari_crfasrnn.cli.output import save_picture
     from napari_crfasrnn.samples import sample
 
+    check_output("--output", output)
     with one_sentence():
         photograph = output / f"{PHOTOGRAPH}.png"
         save_picture(photograph, sample(PHOTOGRAPH))

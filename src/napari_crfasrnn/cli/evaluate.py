@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_crfasrnn.cli.reporting import fail, one_sentence, print_json, progress_bar
+from napari_crfasrnn.cli.reporting import check_output, fail, one_sentence, print_json, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,7 @@ def evaluate(
     if split not in SPLITS:
         fail(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, got {split!r}")
     check_folder(data)
+    check_output("--errors", errors)
     with one_sentence():
         result = _evaluate(model, data, classes, others, split, device, picture, errors, threads)
     if as_json:

@@ -44,7 +44,7 @@ def _facts() -> dict[str, Any]:
 
     from napari_crfasrnn import __version__
     from napari_crfasrnn.lattice import build_config
-    from napari_crfasrnn.zoo import user_models_dir
+    from napari_crfasrnn.zoo import unreachable_models, user_models_dir
 
     cuda = range(torch.cuda.device_count())
     return {
@@ -61,7 +61,10 @@ def _facts() -> dict[str, Any]:
             "torch built for CUDA": torch.version.cuda,
             "CUDA devices": [torch.cuda.get_device_name(number) for number in cuda],
         },
-        "folders": {"your models": str(user_models_dir())},
+        "folders": {
+            "your models": str(user_models_dir()),
+            "not used, names taken": [path.name for path in unreachable_models()],
+        },
         "models": model_facts(),
     }
 

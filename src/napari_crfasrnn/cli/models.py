@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_crfasrnn.cli.reporting import complain, describe, one_sentence, print_json
+from napari_crfasrnn.cli.reporting import complain, describe, one_sentence, print_json, remark
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print for machines.")]
 
@@ -17,8 +17,15 @@ models = typer.Typer(help="The models that can be named.", no_args_is_help=True)
 @models.command("list")
 def models_list(as_json: AsJson = False) -> None:
     """List the models that --model takes by name, and those that can be downloaded."""
+    from napari_crfasrnn.zoo import unreachable_models
+
     with one_sentence():
         entries = model_facts(downloadable=True)
+        for path in unreachable_models():
+            remark(
+                f"{path} is not used: the name {path.stem} is taken by a model of the package; rename "
+                "the file, or give its path as --model"
+            )
     if as_json:
         print_json(entries)
         return

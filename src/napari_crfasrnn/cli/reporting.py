@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -21,6 +22,12 @@ def fail(sentence: str) -> NoReturn:
 def complain(sentence: str) -> None:
     """Say on standard error what is wrong, and go on."""
     typer.echo(f"Error: {sentence}", err=True)
+
+
+def check_output(option: str, folder: Path | None) -> None:
+    """Leave if a folder to write to is a file: before torch and the model are loaded, which takes seconds."""
+    if folder is not None and folder.exists() and not folder.is_dir():
+        fail(f"{option} must be a folder, got the file {folder}")
 
 
 def remark(sentence: str) -> None:

@@ -13,6 +13,7 @@ import typer
 from napari_crfasrnn.cli.jobs import Existing, Job, Wanted, find_jobs, output_paths, outputs_there
 from napari_crfasrnn.cli.reporting import (
     BAD_INPUT,
+    check_output,
     complain,
     describe,
     fail,
@@ -100,8 +101,7 @@ def segment(
         fail("--extra needs the CRF, which follows it: leave out --no-crf")
     if overwrite and skip_existing:
         fail("--overwrite and --skip-existing exclude each other: choose one")
-    if output.exists() and not output.is_dir():
-        fail(f"--output must be a folder, got the file {output}")
+    check_output("--output", output)
     existing: Existing = "overwrite" if overwrite else "skip" if skip_existing else "refuse"
     wanted = Wanted(output, axes, crf, overlay, entropy, probabilities, extra, extra_width, existing)
     with one_sentence():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_crfasrnn.cli.evaluate import check_folder, check_others, parse_classes
-from napari_crfasrnn.cli.reporting import one_sentence, print_json, remark
+from napari_crfasrnn.cli.reporting import check_output, one_sentence, print_json, remark
 
 if TYPE_CHECKING:
     from napari_crfasrnn.config import Recipe
@@ -69,6 +69,7 @@ def train(
         "learning_rate": learning_rate,
     }
     check_folder(data)
+    check_output("--output", output)
     speaks = os.environ.get("RANK", "0") == "0"
     with one_sentence():
         settings = _settings(recipe, {name: value for name, value in changes.items() if value is not None})

@@ -35,14 +35,35 @@ def read_keras(path: Path) -> Source:
     with damaged_if(path, "Keras weights", *errors), h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
         if not _has(root, "layer_names"):
-            raise CheckpointError(
-                f"{path} is an HDF5 file, but none that Keras 1 or 2 wrote: it does not say layer_names"
-            )
+            raise CheckpointError(f"{path} is {_kind(root)}")
         tensors = [t for name in _attribute(root, "layer_names") for t in _layer(root[name], name)]
     notes: tuple[str, ...] = ()
     if tensors and not any(is_known_layer(tensor.layer) for tensor in tensors):
         tensors, notes = _recognised(tensors), (_RECOGNISED,)
     return Source("keras", tuple(tensors), notes=notes)
+
+
+def _kind(file: Any) -> str:
+    """Say what another HDF5 file is, and the way out where there is one."""
+    names = set(file)
+    if "data" in names and hasattr(file["data"], "values") and all(map(_is_blob, file["data"].values())):
+        return (
+            "a snapshot of Caffe in HDF5, which is not read: write a .caffemodel with net.save(...) in "
+            "pycaffe, or with snapshot_format: BINARYPROTO in the solver"
+        )
+    if {"layers", "_layer_checkpoint_dependencies"} & names:
+        return (
+            "a weights file of Keras 3, which does not name its layers: load it there and write the "
+            "whole model with model.save('model.h5')"
+        )
+    if any("MATLAB_class" in file[name].attrs for name in names):
+        return "a MATLAB 7.3 file, which is not read: save it in MATLAB with save(..., '-v7')"
+    return "an HDF5 file, but none that Keras 1 or 2 wrote: it does not say layer_names"
+
+
+def _is_blob(layer: Any) -> bool:
+    """Tell whether a group is a layer of Caffe: its blobs are numbered."""
+    return hasattr(layer, "keys") and all(name.isdigit() for name in layer)
 
 
 def _layer(group: Any, layer: str) -> list[SourceTensor]:

@@ -1,6 +1,6 @@
 """Models by name: the starter in the package, the user's own in a folder, and published ones to download."""
 
-from napari_crfasrnn.zoo.catalogue import STARTER, ModelEntry, list_models, load_model
+from napari_crfasrnn.zoo.catalogue import STARTER, ModelEntry, list_models, load_model, unreachable_models
 from napari_crfasrnn.zoo.downloads import (
     MIRROR_VARIABLE,
     Download,
@@ -30,6 +30,7 @@ __all__ = [
     "load_model",
     "published_dir",
     "published_model",
+    "unreachable_models",
     "user_models_dir",
     "verify_download",
 ]

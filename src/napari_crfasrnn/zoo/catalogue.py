@@ -57,15 +57,20 @@ def list_models(*, downloadable: bool = False) -> tuple[ModelEntry, ...]:
     downloadable
         Whether to list published models that are not on this computer yet, too.
     """
-    shipped = sorted(_shipped_dir().glob(f"*{SUFFIX}"), key=lambda path: (path.stem != STARTER, path.stem))
-    folder = user_models_dir()
-    own = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
-    taken = {path.stem for path in shipped} | {model.name for model in PUBLISHED}
-    entries = [_entry(path, shipped=True) for path in shipped]
-    # the package's names keep their meaning: a file of the same name is reached by its path
-    entries += [_entry(path, shipped=False) for path in own if path.stem not in taken]
+    entries = [_entry(path, shipped=True) for path in _shipped_files()]
+    taken = _taken_names()
+    entries += [_entry(path, shipped=False) for path in _own_files() if path.stem not in taken]
     entries += [entry for entry in _published_entries() if downloadable or entry.is_here]
     return tuple(entries)
+
+
+def unreachable_models() -> tuple[Path, ...]:
+    """Return the files in the user's folder whose names mean other models.
+
+    The package's names keep their meaning: such a file is reached by its path, or by another name.
+    """
+    taken = _taken_names()
+    return tuple(path for path in _own_files() if path.stem in taken)
 
 
 def load_model(
@@ -137,6 +142,19 @@ def _published_entries() -> list[ModelEntry]:
         )
         for model in PUBLISHED
     ]
+
+
+def _shipped_files() -> list[Path]:
+    return sorted(_shipped_dir().glob(f"*{SUFFIX}"), key=lambda path: (path.stem != STARTER, path.stem))
+
+
+def _own_files() -> list[Path]:
+    folder = user_models_dir()
+    return sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+
+
+def _taken_names() -> set[str]:
+    return {path.stem for path in _shipped_files()} | {model.name for model in PUBLISHED}
 
 
 def _shipped_dir() -> Path:
