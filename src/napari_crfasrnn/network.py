@@ -37,6 +37,8 @@ __all__ = [
 
 EXPERT_SIDE = 2048
 """Images with a longer side are shrunk to it for new experts."""
+CRF_CHANNELS = 8
+"""More channels are merged for the CRF: in ever more dimensions every pixel is alone with its colour."""
 _PERCENTILE_PIXELS = 1 << 16  # about so many pixels of an image tell its range of values
 _LEAST_RANGE = 20.0  # of 0..255: an image with less contrast holds noise, or nothing
 
@@ -272,13 +274,22 @@ class SegmentationModel:
         return wide.clamp(0, 255)
 
     def crf_image(self, image: Tensor) -> Tensor:  # [B, C, H, W], 0..255
-        """Return the image as the bilateral kernel of the CRF sees it, [B, C, H, W].
+        """Return the image as the bilateral kernel of the CRF sees it, [B, c, H, W].
 
-        Squared colour distances grow with the number of channels; more than three are scaled by
-        sqrt(3 / C), so that ``theta_beta`` keeps its meaning. Grey stays one channel: repeating it
-        would stretch its distances by sqrt(3), so three equal channels become one. Cut it after this, not
-        before: the range of values that is stretched is that of the whole image.
+        More than `CRF_CHANNELS` become the means of so many runs of neighbouring channels: a lattice takes
+        no more, beside the place. Squared colour distances grow with the number of channels; more than
+        three are scaled by sqrt(3 / c), so that ``theta_beta`` keeps its meaning. Grey stays one channel:
+        repeating it would stretch its distances by sqrt(3), so three equal channels become one. Cut it after
+        this, not before: the range of values that is stretched is that of the whole image.
+
+        Raises
+        ------
+        ValueError
+            If ``image`` is not [B, C, H, W] with at least one channel and one pixel.
         """
+        _check_image(image)
+        if image.shape[1] > CRF_CHANNELS:
+            image = _means_of_runs(image.to(self.device, torch.float32), CRF_CHANNELS)
         x = self.stretched(image)
         channels = x.shape[1]
         if channels == 3 and _is_grey(x):
@@ -402,7 +413,11 @@ def _three_channels(x: Tensor) -> Tensor:
         return x.expand(-1, 3, -1, -1)
     if channels == 2:
         return torch.cat([x, x.mean(1, keepdim=True)], 1)
-    return torch.cat([run.mean(1, keepdim=True) for run in x.tensor_split(3, dim=1)], 1)
+    return _means_of_runs(x, 3)
+
+
+def _means_of_runs(x: Tensor, count: int) -> Tensor:  # [B, C, H, W] → [B, count, H, W]
+    return torch.cat([run.mean(1, keepdim=True) for run in x.tensor_split(count, dim=1)], 1)
 
 
 def _is_grey(x: Tensor) -> bool:  # [B, 3, H, W]

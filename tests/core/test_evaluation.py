@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from skimage import data
@@ -123,6 +124,28 @@ def test_a_model_in_the_frame_of_a_demo_is_judged_there(model, folder):
         said = segmenter.predict()
         np.testing.assert_array_equal(judged.after, said.labels)
         np.testing.assert_array_equal(judged.before, said.before_crf)
+
+
+@pytest.mark.parametrize("n_channels", [12, 20])
+def test_images_of_many_channels_are_judged_as_they_are_segmented(model, tmp_path, n_channels):
+    rng = np.random.default_rng(n_channels)
+    pixels = rng.integers(0, 256, (n_channels, 40, 44), dtype=np.uint8)
+    pixels[:, 10:30, 10:30] //= 3
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    tifffile.imwrite(
+        tmp_path / "images" / "a.ome.tif", pixels, metadata={"axes": "CYX"}, photometric="minisblack"
+    )
+    Image.fromarray((pixels.mean(0) < 90).astype(np.uint8)).save(tmp_path / "masks" / "a.ome.png")
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    (tmp_path / "val.txt").write_text("a.ome")
+    images = open_data_set(tmp_path)
+    segmenter = Segmenter(model, "cpu")
+    segmenter.set_image(pixels, axes="CYX")
+    (judged,) = judge(model, images, images.val)
+    assert judged.image.shape[0] == n_channels
+    np.testing.assert_array_equal(judged.after, segmenter.predict().labels)
+    assert (judged.after != judged.before).any()
 
 
 def test_masks_without_labels_measure_nothing(model, folder, tmp_path):

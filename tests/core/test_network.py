@@ -397,8 +397,13 @@ class TestPreprocess:
         assert torch.equal(lite.crf_image(grey.expand(-1, 3, -1, -1)), grey)
         three = torch.rand(1, 3, 4, 5) * 255
         assert torch.equal(lite.crf_image(three), three)
-        twelve = lite.crf_image(three.repeat_interleave(4, 1))
-        torch.testing.assert_close(three.square().sum(1), twelve.square().sum(1))
+        six = lite.crf_image(three.repeat_interleave(2, 1))
+        torch.testing.assert_close(three.square().sum(1), six.square().sum(1))
+
+    def test_very_many_channels_become_some_for_the_crf(self, lite: SegmentationModel) -> None:
+        eight = torch.rand(1, 8, 4, 5) * 255
+        torch.testing.assert_close(lite.crf_image(eight.repeat_interleave(4, 1)), lite.crf_image(eight))
+        assert lite.crf_image(torch.rand(2, 20, 4, 5)).shape == (2, 8, 4, 5)
 
     def test_a_coloured_spot_makes_a_grey_image_coloured(self, lite: SegmentationModel) -> None:
         image = torch.rand(1, 1, 100, 90).expand(-1, 3, -1, -1).clone()

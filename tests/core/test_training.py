@@ -317,9 +317,11 @@ class TestLearning:
         stack = np.stack([data.coins()[:64, :64].astype(np.uint16) * 40] * 3)
         item = project.add(stack, axes="ZYX")
         project.set_labels(item, strokes, index=(1,))
-        project.add(np.random.default_rng(0).random((5, 64, 64)), axes="CYX", labels=strokes)
+        for n_channels in (5, 20):
+            many = np.random.default_rng(0).random((n_channels, 64, 64))
+            project.add(many, axes="CYX", labels=strokes)
         report = fine_tune(model, project, QUICK)
-        assert report.n_planes == 2
+        assert report.n_planes == 3
         assert report.stopped_by == "iterations"
 
     def test_the_original_architecture_learns_too(self, coins_project: Project) -> None:

@@ -31,7 +31,6 @@ from napari_crfasrnn.segmenter.refining import (
     HALO_WIDTHS,
     Box,
     check_region,
-    crf_plane,
     evaluating,
     grown,
     hold,
@@ -127,7 +126,7 @@ class LiveRefinement:
         extra: Tensor | None = None,
     ) -> None:
         self._model, self._logits, self._whole = model, logits, whole
-        self._seen, self._extra = crf_plane(model, image), extra
+        self._seen, self._extra = model.crf_image(image), extra
         self._state: _State | None = None  # of the whole plane, where there are kernels of it
         self._sketches: OrderedDict[Box, _Sketched] = OrderedDict()
         self._iterations = min(model.crf.config.n_iterations, PREVIEW_ITERATIONS)

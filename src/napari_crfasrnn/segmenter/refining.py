@@ -23,7 +23,6 @@ CONFIDENCE = 0.9  # probability of a label that differs from the network's opini
 HALO_WIDTHS = 2.0  # how far around a region the CRF looks, in theta_alpha: 2 holds 86 % of the kernel
 HALO_GRID = 32  # pixels; the borders of such crops lie on it, so that neighbouring strokes share one
 MOST_EXTRA_FEATURES = 6  # with the channels and both places in the image that is all a lattice takes
-CRF_CHANNELS = 8  # beyond it, in ever more dimensions, every pixel would be alone with its colour
 _CLAMPED = 1e4  # logit of a held label: above what all messages add up to
 _HALF_TRUST = 3.0  # held pixels around that contradict the network and halve its say
 
@@ -80,17 +79,6 @@ def hold(
     return unary
 
 
-def crf_plane(
-    model: SegmentationModel,
-    image: Tensor,  # [1, C, H, W]
-) -> Tensor:  # [1, c, H, W]
-    """Return a plane as the CRF sees it; very many channels become some that a lattice can take."""
-    if image.shape[1] > CRF_CHANNELS:
-        runs = image.tensor_split(CRF_CHANNELS, dim=1)
-        image = torch.cat([run.mean(1, keepdim=True) for run in runs], dim=1)
-    return model.crf_image(image)
-
-
 def prepare_part(
     model: SegmentationModel,
     plane: Tensor,  # [1, c, H, W]
@@ -98,7 +86,7 @@ def prepare_part(
     extra: Tensor | None = None,  # [1, E, H, W]
     cancel: Cancel | None = None,
 ) -> PreparedImage:
-    """Build the kernels of a part of a plane, of which `crf_plane` is given."""
+    """Build the kernels of a part of a plane, of which ``model.crf_image`` is given."""
     y0, x0, y1, x1 = window
     features = None if extra is None else extra[..., y0:y1, x0:x1]
     return model.crf.prepare(plane[..., y0:y1, x0:x1], features, on_step=stop_if(cancel))

@@ -28,7 +28,6 @@ from napari_crfasrnn.segmenter.refining import (
     check_extra_features,
     check_given,
     check_region,
-    crf_plane,
     evaluating,
     hold,
     prepare_part,
@@ -409,7 +408,7 @@ class Segmenter:
         if plane.crop is not None and plane.crop[0] == window:
             return plane, plane.crop[1]
         if plane.seen is None:
-            plane = replace(plane, seen=crf_plane(self.model, plane.image))
+            plane = replace(plane, seen=self.model.crf_image(plane.image))
         assert plane.seen is not None
         prepared = prepare_part(self.model, plane.seen, window, plane.extra, cancel)
         if window == whole:

@@ -27,7 +27,7 @@ from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.segmenter.live import Refined, Strokes, checked_strokes, labels_of
-from napari_crfasrnn.segmenter.refining import Box, crf_plane, hold, run_crf
+from napari_crfasrnn.segmenter.refining import Box, hold, run_crf
 from napari_crfasrnn.training.growing import Pixels
 from napari_crfasrnn.training.panel_learner import PanelLearner
 from napari_crfasrnn.training.panel_tiles import cautious_crf, is_kind, wide_crf
@@ -160,7 +160,7 @@ class LiveClassifier:
         plane = torch.from_numpy(image)[None].to(model.device)
         self._elsewhere = tuple(elsewhere)
         self._last: _Answer | None = None
-        self._model, self._plane = model, crf_plane(model, plane)[..., y0:y1, x0:x1]
+        self._model, self._plane = model, model.crf_image(plane)[..., y0:y1, x0:x1]
         self._maps = FeatureMaps(model.network, model.expert_input(plane), size, cancel, box)
         self._models = [
             model.with_crf(crf(model.n_labels).to(model.device)) for crf in (wide_crf, cautious_crf)
