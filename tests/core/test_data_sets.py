@@ -122,6 +122,21 @@ def test_bad_folders_are_one_sentence(plain, tmp_path_factory):
         open_data_set(plain)
 
 
+def test_a_blank_line_does_not_shift_the_classes(plain):
+    (plain / "classes.txt").write_text("sky\nroad\ncar\n\n \n")
+    assert [spec.name for spec in open_data_set(plain).classes] == ["sky", "road", "car"]
+    (plain / "classes.txt").write_text("sky\n\ncar\n")
+    with pytest.raises(ValueError, match=r"line 2 is blank: take it out, or name the class of value 1"):
+        open_data_set(plain)
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "train.txt"])
+def test_a_text_in_another_encoding_is_named(plain, name):
+    (plain / name).write_bytes("fenêtre\nporte\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name} must be a text file in UTF-8"):
+        open_data_set(plain)
+
+
 def test_bad_masks_are_one_sentence(plain):
     (plain / "classes.txt").write_text("sky\nroad\n")
     data = open_data_set(plain)

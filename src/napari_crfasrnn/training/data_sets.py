@@ -220,8 +220,13 @@ def _layout(folder: Path) -> tuple[Path, Path, Path]:
 def _classes(folder: Path, *, is_voc: bool) -> tuple[ClassSpec, ...]:
     path = folder / "classes.txt"
     if path.is_file():
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        table = class_table([name for name in names if name])
+        names = _read_lines(path)
+        if "" in names:
+            raise ValueError(
+                f"each line of {path} must name a class, whose label value is its place, but line "
+                f"{names.index('') + 1} is blank: take it out, or name the class of value {names.index('')}"
+            )
+        table = class_table(names)
         if len(table) > MAX_CLASSES:
             raise ValueError(f"8-bit masks hold at most {MAX_CLASSES} classes, got {len(table)} in {path}")
         return table
@@ -230,6 +235,17 @@ def _classes(folder: Path, *, is_voc: bool) -> tuple[ClassSpec, ...]:
     raise ValueError(
         f"data must hold a file classes.txt with the name of a class on each line, got none in {folder}"
     )
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file without what is blank around them and at the end of the file."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path} must be a text file in UTF-8, got another encoding: save it as UTF-8"
+        ) from None
+    return [line.strip() for line in lines]
 
 
 def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -257,7 +273,7 @@ def _read_list(path: Path) -> list[str] | None:
     """Read the names of a list, or None if there is none; VOC's lists per class have a second column."""
     if not path.is_file():
         return None
-    lines = (line.split() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    lines = (line.split() for line in _read_lines(path))
     return [line[0] for line in lines if line]
 
 
