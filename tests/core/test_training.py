@@ -681,6 +681,8 @@ class TestStopping:
         project.add(data.coins()[:32, :32], labels=baseline, baseline=baseline)
         with pytest.raises(ValueError, match="paint or accept some first"):
             fine_tune(starter, project, QUICK)
+        with pytest.raises(TypeError, match=r"got 'folder': open its folder with Project\.open"):
+            fine_tune(starter, "folder", QUICK)
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (17, 23)])
     def test_tiny_and_constant_images(

@@ -90,9 +90,13 @@ def fine_tune(
 
     Raises
     ------
+    TypeError
+        If ``project`` is none, but perhaps its folder.
     ValueError
         If nothing in the project is labelled.
     """
+    if not isinstance(project, Project):
+        raise TypeError(f"project must be a Project, got {project!r}: open its folder with Project.open")
     return _Round(model, project, config or TrainConfig(), progress, cancel, base).run()
 
 
