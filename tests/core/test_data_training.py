@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -139,6 +140,37 @@ def test_the_scale_of_large_images_is_the_models(folder):
     counts = [int((window.labels == value).sum()) for value in range(4)]
     assert counts == [25 * 50] * 4  # the whole image at half its size, the rest unlabelled
     assert int((window.labels == 255).sum()) == 100 * 50
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
+def test_windows_are_drawn_where_labels_are(scale):
+    image = np.random.default_rng(1).uniform(0, 255, (3, 90, 70)).astype(np.float32)
+    dense, sparse = np.ones((90, 70), np.uint8), np.full((90, 70), 255, np.uint8)
+    sparse[0, 69], sparse[51, 7] = 0, 1
+    augmentation = Augmentation(crop=20, scale=(scale, scale))
+    found, moved = set(), 0
+    for seed in range(40):
+        first, drawn, again = (
+            draw_window(image, labels, augmentation, np.random.default_rng(seed))
+            for labels in (dense, sparse, sparse)
+        )
+        assert torch.equal(drawn.image, again.image)
+        found |= set(drawn.labels.unique().tolist())
+        assert bool((drawn.labels != 255).any())
+        moved += not torch.equal(drawn.image, first.image)
+    assert found == {0, 1, 255}
+    assert (moved > 0) == (scale >= 1)  # what shows a label already is drawn as ever
+
+
+def test_a_window_of_an_image_without_labels_stays_where_it_was():
+    image = np.random.default_rng(1).uniform(0, 255, (3, 90, 70)).astype(np.float32)
+    dense, nothing = np.ones((90, 70), np.uint8), np.full((90, 70), 255, np.uint8)
+    first, drawn = (
+        draw_window(image, labels, Augmentation(crop=20), np.random.default_rng(0))
+        for labels in (dense, nothing)
+    )
+    assert torch.equal(first.image, drawn.image)
+    assert bool((drawn.labels == 255).all())
 
 
 def test_grey_and_colour_can_be_mixed_but_not_others():
@@ -399,6 +431,23 @@ def test_a_loss_that_is_no_number_stops(folder, tmp_path):
         train(folder, tmp_path, recipe)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state["network"].values())
+
+
+def test_a_few_labelled_pixels_are_learnt_in_every_iteration(folder, tmp_path):
+    data = open_data_set(shutil.copytree(folder, tmp_path / "data"))
+    for place, sample in enumerate(data.train):
+        mask = np.full((40, 48), 255, np.uint8)
+        if place:  # the first image shows no label at all
+            mask[0, 0], mask[-1, -1] = 1, 2
+        Image.fromarray(mask).save(sample.mask_path)
+    recipe = TINY.model_copy(update={"batch": 1, "crf_batch": 1, "augmentation": Augmentation(crop=16)})
+    before = starting_model(recipe, data.classes).network.state_dict()
+    told = []
+    result = train(data, tmp_path / "run", recipe, progress=told.append)
+    assert all(math.isfinite(iteration.loss) for iteration in told)
+    first = load_file(tmp_path / "run" / "fcn.safetensors")
+    assert any(not torch.equal(value, first[f"network.{name}"]) for name, value in before.items())
+    assert len(set(result.history.losses["fcn"])) == recipe.fcn_iterations
 
 
 def test_a_folder_in_use_is_not_overwritten(folder, whole):

@@ -31,7 +31,7 @@ from napari_crfasrnn.progress import Cancel, Cancelled
 from napari_crfasrnn.training.data_sets import IGNORE, DataSet, Sample, open_data_set
 from napari_crfasrnn.training.evaluation import Score, judge
 from napari_crfasrnn.training.history import STAGES, History, ScoreEntry, Stage
-from napari_crfasrnn.training.material import class_weights, count_labels, divide, fingerprint, spread
+from napari_crfasrnn.training.material import Material, fingerprint, spread
 from napari_crfasrnn.training.memory_limits import Portions
 from napari_crfasrnn.training.optimizers import StageOptimizer
 from napari_crfasrnn.training.pipeline import Pipeline, half_precision
@@ -41,9 +41,6 @@ from napari_crfasrnn.training.starts import starting_model
 from napari_crfasrnn.training.widths import search_widths
 from napari_crfasrnn.training.windows import draw_window, stack
 
-_ENOUGH_IMAGES = (
-    4  # a class in fewer of the images keeps its common weight in the CRF: nothing is known of it
-)
 _READERS = 2  # threads that read the next batch while this one is learnt
 _DRAW, _ORDER, _DROPOUT = range(3)  # what a generator is for
 
@@ -161,11 +158,9 @@ class _Training:
         for name, count in (("batch", recipe.batch), ("crf_batch", recipe.crf_batch)):
             if count % processes.size:
                 raise ValueError(f"{name} must be a multiple of the {processes.size} processes, got {count}")
-        if not data.train:
-            raise ValueError(f"there must be images to train on, got none in {data.folder}")
         self._data, self._folder, self._recipe = data, folder, recipe
         self._processes, self._progress, self._cancel = processes, progress, cancel
-        self._fit, self._held = divide(data.train, recipe.held_out)
+        self._material = Material(data, recipe.held_out, cancel)
         self._uses_crf = recipe.crf_iterations + recipe.joint_iterations > 0
         self._half = half_precision(recipe.precision, processes.device)
         self._history = History()
@@ -175,18 +170,7 @@ class _Training:
         self._optimizer_state: dict[str, Any] | None = None
         # Several processes wait for each other's gradients: one cannot take its part in more pieces.
         self._portions = Portions(may_halve=processes.size == 1)
-        self._counts = np.stack([count_labels(data, sample) for sample in data.train])  # [images, L]
-        if not self._counts.any():
-            raise ValueError(f"the masks to train on must hold labelled pixels, got none in {data.folder}")
-        shown = np.flatnonzero(self._counts.sum(0))
-        if len(shown) < 2 and data.n_labels > 1:
-            name = data.classes[shown[0]].name
-            raise ValueError(
-                f"the masks to train on must show two classes at least, got {name!r} alone in {data.folder}: "
-                "in masks of 0 and 255, 255 stands for unlabelled; write the place of the class in the class "
-                "table instead"
-            )
-        self._weight = class_weights(self._counts.sum(0), recipe.class_balance).to(processes.device)
+        self._weight = self._material.weights(recipe.class_balance).to(processes.device)
 
     def run(self, *, resume: bool) -> DataTraining:
         """Do what is left to do."""
@@ -228,7 +212,7 @@ class _Training:
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
         pipeline = self._processes.parallel(Pipeline(self._model, stage, self._half))
-        known = self._known_pairs() if stage != "fcn" else None
+        known = self._material.known_pairs(self._samples()).to(self._processes.device)
         with ThreadPoolExecutor(_READERS) as readers:
             coming = self._read(readers, self._done)
             while self._done < total:
@@ -256,9 +240,9 @@ class _Training:
 
     def _samples(self) -> tuple[Sample, ...]:
         """Return what the present stage learns from."""
-        if self._stage == "joint" or not self._uses_crf or not self._held:
-            return self._data.train
-        return self._fit if self._stage == "fcn" else self._held
+        if self._stage == "joint" or not self._uses_crf or not self._material.held:
+            return self._material.train
+        return self._material.fit if self._stage == "fcn" else self._material.held
 
     def _batch(self) -> int:
         return self._recipe.batch if self._stage == "fcn" else self._recipe.crf_batch
@@ -293,7 +277,7 @@ class _Training:
         optimizer: StageOptimizer,
         images: Tensor,
         labels: Tensor,
-        known: Tensor | None,
+        known: Tensor,
         total: int,
     ) -> float:
         """Do one iteration and return its loss, a mean over the labelled pixels of the whole batch."""
@@ -303,10 +287,6 @@ class _Training:
         self._model.crf.train()
         pixels = self._weight[labels[labels != IGNORE]].sum()
         weight = float(self._processes.total(pixels))
-        if weight == 0:
-            return (
-                math.nan if not self._history.losses[self._stage] else self._history.losses[self._stage][-1]
-            )
         losses: list[Tensor] = []
         seed = int(self._rng(_DROPOUT, self._done, self._processes.rank).integers(2**31))
 
@@ -328,10 +308,9 @@ class _Training:
         value = float(self._processes.total(torch.stack(losses).sum()))
         stays_finite = math.isfinite(value)
         if stays_finite:
-            if known is not None:
-                for matrix in self._model.crf.parameters():
-                    if matrix.grad is not None and matrix.ndim >= 2:
-                        matrix.grad *= known
+            for matrix in self._model.crf.parameters():
+                if matrix.grad is not None and matrix.ndim >= 2:
+                    matrix.grad *= known
             progress = self._done / total
             warm = min(1.0, (self._done + 1) / max(self._recipe.warm_up, 1))
             stays_finite = optimizer.step(warm * (1 - progress) ** 0.9)
@@ -354,17 +333,9 @@ class _Training:
             if self._progress is not None:
                 self._progress(Iteration(stage, self._done, total, loss, self._portions.limit))
 
-    def _known_pairs(self) -> Tensor:  # [L, L], 0 or 1
-        """Mark the pairs of classes of which enough images of this stage tell something."""
-        chosen = {sample.name for sample in self._samples()}
-        rows = [place for place, sample in enumerate(self._data.train) if sample.name in chosen]
-        known = (self._counts[rows] > 0).sum(0) >= min(_ENOUGH_IMAGES, len(rows))
-        pairs = torch.from_numpy(np.outer(known, known).astype(np.float32))
-        return pairs.to(self._processes.device)
-
     def _choose_crf(self) -> None:
         """Give the model a new CRF with the widths that help most on some held-out images."""
-        pool = self._held or self._data.train
+        pool = self._material.held or self._material.train
         samples = spread(pool, self._recipe.search_images)
         self._model.network.eval()
         found = search_widths(self._model, self._data, samples, self._recipe.crf, self._cancel)

@@ -45,7 +45,7 @@ def draw_window(
     largest: int | None = None,
     keep_scale: bool = False,
 ) -> Window:
-    """Cut a window out of a sample.
+    """Cut a window out of a sample; one that shows a label, if the sample has any.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def draw_window(
     augmentation
         Size of the window, and how much is varied.
     rng
-        Makes all choices, always the same number of them.
+        Makes all choices; the same ones for all images but those whose first window shows no label.
     largest
         The longer side, in pixels, to which the model shrinks larger images; None: it does not.
     keep_scale
@@ -72,12 +72,19 @@ def draw_window(
         scale *= min(1.0, largest / max(height, width))
     side = max(1, round(augmentation.crop / scale))  # of the window, in pixels of the sample
     top, left = (int(u * (max(0, n - side) + 1)) for u, n in zip(place, (height, width), strict=True))
+    if (labels[top : top + side, left : left + side] == IGNORE).all():
+        top, left = _around_a_label(labels, side, rng) or (top, left)
     part = np.ascontiguousarray(image[:, top : top + side, left : left + side])
     marks = labels[top : top + side, left : left + side]
     pixels = _resized(torch.from_numpy(part)[None], scale, augmentation.crop, nearest=False)[0]
     classes = _resized(
         torch.from_numpy(marks.astype(np.float32))[None, None], scale, augmentation.crop, nearest=True
     )[0, 0]
+    if bool((classes == IGNORE).all()):  # single pixels fall between those that a small window keeps
+        y, x = np.nonzero(marks != IGNORE)
+        classes[y * classes.shape[0] // marks.shape[0], x * classes.shape[1] // marks.shape[1]] = (
+            torch.from_numpy(marks[y, x].astype(np.float32))
+        )
     if augmentation.flip and mirrored:
         pixels, classes = pixels.flip(-1), classes.flip(-1)
     if augmentation.colour > 0:
@@ -107,6 +114,23 @@ def stack(windows: list[Window]) -> tuple[Tensor, Tensor]:  # [B, C, s, s], [B, 
         numbers = " and ".join(map(str, sorted(channels)))
         raise ValueError(f"all images must have the same number of channels, got {numbers}")
     return torch.stack(images), torch.stack([window.labels for window in windows])
+
+
+def _around_a_label(
+    labels: NDArray[np.uint8],  # [H, W]
+    side: int,
+    rng: np.random.Generator,
+) -> tuple[int, int] | None:
+    """Draw the top and left of a window that holds a drawn labelled pixel; None if there is no such pixel."""
+    y, x = np.nonzero(labels != IGNORE)
+    if not y.size:
+        return None
+    chosen = int(rng.integers(y.size))
+    top, left = (
+        int(rng.integers(max(0, at - side + 1), min(at, max(0, size - side)) + 1))
+        for at, size in zip((int(y[chosen]), int(x[chosen])), labels.shape, strict=True)
+    )
+    return top, left
 
 
 def _resized(x: Tensor, scale: float, crop: int, *, nearest: bool) -> Tensor:  # [1, C, h, w]
