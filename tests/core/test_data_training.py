@@ -23,6 +23,7 @@ from napari_crfasrnn.config import Augmentation, Recipe
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.training import DataSet, DivergedError, open_data_set, train
+from napari_crfasrnn.training.history import History
 from napari_crfasrnn.training.pipeline import Pipeline
 from napari_crfasrnn.training.starts import starting_model
 from napari_crfasrnn.training.windows import draw_window, stack
@@ -448,6 +449,26 @@ def test_a_few_labelled_pixels_are_learnt_in_every_iteration(folder, tmp_path):
     first = load_file(tmp_path / "run" / "fcn.safetensors")
     assert any(not torch.equal(value, first[f"network.{name}"]) for name, value in before.items())
     assert len(set(result.history.losses["fcn"])) == recipe.fcn_iterations
+
+
+def test_scores_of_unlabelled_images_are_null_in_json(folder, tmp_path):
+    data = open_data_set(shutil.copytree(folder, tmp_path / "data"))
+    for sample in data.val:
+        Image.fromarray(np.full((40, 48), 255, np.uint8)).save(sample.mask_path)
+    (tmp_path / "r.toml").write_text(
+        'architecture = "fcn-8s"\nwidth = 0.02\nbatch = 1\nfcn_iterations = 2\ncrf_iterations = 0\n'
+        "joint_iterations = 0\n[augmentation]\ncrop = 32\n"
+    )
+    common = ["train", "--data", data.folder, "-o", tmp_path / "run", "--recipe", tmp_path / "r.toml"]
+    for options, shows in ((["--json"], '"mean IoU": null'), (["--resume"], "last.safetensors")):
+        done = CliRunner().invoke(app, [str(word) for word in (*common, *options)])
+        assert done.exit_code == 0, done.stderr
+        assert shows in done.stdout
+        assert "nan" not in done.stdout.lower().replace(str(tmp_path).lower(), "")
+    written = (tmp_path / "run" / "history.json").read_text()
+    assert "NaN" not in written
+    told = History.from_dict(json.loads(written))
+    assert math.isnan(told.scores[0].after["mean IoU"])
 
 
 def test_a_folder_in_use_is_not_overwritten(folder, whole):

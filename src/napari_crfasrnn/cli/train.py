@@ -128,7 +128,7 @@ def _say_what_is_missing() -> None:
 
 
 def _report(result: DataTraining, as_json: bool) -> None:
-    scores = result.history.scores
+    scores = result.history.as_dict()["scores"]
     last = scores[-1] if scores else None
     if as_json:
         print_json(
@@ -136,14 +136,14 @@ def _report(result: DataTraining, as_json: bool) -> None:
                 "model": str(result.folder / "last.safetensors"),
                 "best": str(result.folder / "best.safetensors") if result.best is not None else None,
                 "best mean IoU": result.best,
-                "before": last.before if last else None,
-                "after": last.after if last else None,
+                "before": last["before"] if last else None,
+                "after": last["after"] if last else None,
             }
         )
         return
     typer.echo(result.folder / "last.safetensors")
-    if last is not None:
-        before, after = last.before["mean IoU"], last.after["mean IoU"]
+    before, after = (last[when]["mean IoU"] for when in ("before", "after")) if last else (None, None)
+    if before is not None and after is not None:
         typer.echo(f"validation images: mean IoU {before:.4f} network alone, {after:.4f} with CRF")
     if result.best is not None:
         typer.echo(f"{result.folder / 'best.safetensors'}: mean IoU {result.best:.4f}")

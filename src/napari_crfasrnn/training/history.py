@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -42,10 +43,23 @@ class History:
         return sum(len(self.losses[name]) for name in earlier) + iteration
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything in JSON values."""
-        return {"losses": dict(self.losses), "scores": [asdict(entry) for entry in self.scores]}
+        """Return everything in JSON values; what cannot be told is None."""
+        return {"losses": dict(self.losses), "scores": [_in_json(asdict(entry)) for entry in self.scores]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
         """Return what `as_dict` was made of."""
-        return cls(values["losses"], [ScoreEntry(**entry) for entry in values["scores"]])
+        return cls(values["losses"], [ScoreEntry(**_from_json(entry)) for entry in values["scores"]])
+
+
+def _in_json(value: Any) -> Any:
+    """Return nested values with None in place of NaN, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: _in_json(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _from_json(inner) for name, inner in value.items()}
+    return math.nan if value is None else value
