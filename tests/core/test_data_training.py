@@ -22,7 +22,7 @@ from napari_crfasrnn.cli import app
 from napari_crfasrnn.config import Augmentation, Recipe
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancelled
-from napari_crfasrnn.training import DataSet, DivergedError, open_data_set, train
+from napari_crfasrnn.training import DataSet, DivergedError, Iteration, open_data_set, train
 from napari_crfasrnn.training.history import History
 from napari_crfasrnn.training.pipeline import Pipeline
 from napari_crfasrnn.training.starts import starting_model
@@ -479,6 +479,20 @@ def test_a_folder_in_use_is_not_overwritten(folder, whole):
     some = open_data_set(folder).with_classes(["red"])
     with pytest.raises(ValueError, match="is on other data"):
         train(some, whole, TINY, resume=True)
+
+
+def test_two_trainings_do_not_share_a_folder(folder, tmp_path):
+    told = []
+
+    def another(_: Iteration) -> None:
+        with pytest.raises(ValueError, match=r"this training alone writes to.*open in another") as error:
+            train(folder, tmp_path, TINY, resume=True)
+        told.append(error)
+
+    short = TINY.model_copy(update={"fcn_iterations": 1, "crf_iterations": 0, "joint_iterations": 0})
+    train(folder, tmp_path, short, progress=another)
+    assert len(told) == 1
+    train(folder, tmp_path, short, resume=True)  # afterwards it is free
 
 
 def test_a_damaged_state_is_one_sentence(folder, whole, tmp_path):

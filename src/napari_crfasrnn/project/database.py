@@ -198,22 +198,22 @@ class Database:
 
 
 class WriterLock:
-    """The right to write to a project, held by one `Project` at a time, in any process.
+    """The right to write to a folder, a project's above all, held by one at a time, in any process.
 
     It is the exclusive lock that SQLite takes on an otherwise empty database. The operating system gives
-    it back when the process ends, however it ends, so a crash never leaves a project locked.
+    it back when the process ends, however it ends, so a crash never leaves a folder locked.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     @classmethod
-    def acquire(cls, folder: Path) -> tuple[WriterLock | None, str | None]:
-        """Take the lock, or return None and the reason why it cannot be had."""
+    def acquire(cls, folder: Path, name: str = LOCK) -> tuple[WriterLock | None, str | None]:
+        """Take the lock that a file of the folder stands for, or return None and why it cannot be had."""
         connection: sqlite3.Connection | None = None
         try:
             connection = sqlite3.connect(
-                folder / LOCK, isolation_level=None, timeout=0, check_same_thread=False
+                folder / name, isolation_level=None, timeout=0, check_same_thread=False
             )
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:

@@ -127,7 +127,8 @@ def train(
     Raises
     ------
     ValueError
-        If data or recipe are not fit for training, ``output`` holds another training, or a file is damaged.
+        If data or recipe are not fit for training, ``output`` holds another training or one is writing
+        there, or a file is damaged.
     DivergedError
         If the loss is no longer a number.
     Cancelled
@@ -174,23 +175,29 @@ class _Training:
 
     def run(self, *, resume: bool) -> DataTraining:
         """Do what is left to do."""
+        self._model = starting_model(self._recipe, self._data.classes).to(self._processes.device)
+        try:
+            if self._processes.is_first:
+                self._folder.claim()
+            self._begin(resume=resume)
+            for stage in STAGES[STAGES.index(self._stage) :]:
+                self._run_stage(stage)
+            if self._processes.is_first:
+                self._folder.write_model("last", self._described())
+        finally:
+            self._folder.close()
+        return DataTraining(self._model, self._folder.path, self._history, self._best)
+
+    def _begin(self, *, resume: bool) -> None:
+        """Go on from the state in the folder, if there is one and that was asked for."""
         if self._folder.has_state and not resume:
             raise ValueError(
                 f"the folder {self._folder.path} holds a training already: resume it, or choose another one"
             )
-        self._model = starting_model(self._recipe, self._data.classes).to(self._processes.device)
         if self._folder.has_state:
             self._load(self._folder.read_state())
         elif self._processes.is_first:
             self._folder.write_recipe(self._recipe)
-        try:
-            for stage in STAGES[STAGES.index(self._stage) :]:
-                self._run_stage(stage)
-        finally:
-            self._folder.close()
-        if self._processes.is_first:
-            self._folder.write_model("last", self._described())
-        return DataTraining(self._model, self._folder.path, self._history, self._best)
 
     def _run_stage(self, stage: Stage) -> None:
         total = self._iterations(stage)

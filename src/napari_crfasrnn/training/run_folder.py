@@ -9,6 +9,7 @@
 ``history.json``        losses and scores
 ``curves.png``          the same, drawn (with matplotlib)
 ``tensorboard/``        the same for TensorBoard (with tensorboardX)
+``training.lock``       empty; locked while a training writes here
 ======================  =====================================================================================
 """
 
@@ -28,6 +29,7 @@ import torch
 from napari_crfasrnn.checkpoint import save_checkpoint
 from napari_crfasrnn.config import Recipe
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.project.database import WriterLock
 from napari_crfasrnn.training.figures import new_figure, save_figure
 from napari_crfasrnn.training.history import STAGES, History
 
@@ -46,6 +48,23 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._writer: Any = None
+        self._lock: WriterLock | None = None
+
+    def claim(self) -> None:
+        """Keep other trainings from writing here until `close`; the folder is made if it is not there.
+
+        Raises
+        ------
+        ValueError
+            If another training writes here, or nobody can.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock, reason = WriterLock.acquire(self.path, "training.lock")
+        if reason is not None:
+            raise ValueError(
+                f"output must be a folder that this training alone writes to, but for {self.path} {reason}: "
+                "wait for the other training, or choose another folder"
+            )
 
     @property
     def has_state(self) -> bool:
@@ -121,10 +140,13 @@ class RunFolder:
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Finish the logs."""
+        """Finish the logs, and let others write here."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _write_text(self, name: str, text: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
