@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.training import DataSet, DivergedError, Iteration, open_data_set, train
 from napari_crfasrnn.training.history import History
 from napari_crfasrnn.training.pipeline import Pipeline
+from napari_crfasrnn.training.run_folder import RunFolder
 from napari_crfasrnn.training.starts import starting_model
 from napari_crfasrnn.training.windows import draw_window, stack
 from napari_crfasrnn.zoo import load_model
@@ -597,6 +599,27 @@ def test_the_command(folder, whole, tmp_path):
         assert done.exit_code == 2, options
         assert says in done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_ctrl_c_saves_and_the_command_goes_on(folder, whole, tmp_path, monkeypatch):
+    log = RunFolder.log
+
+    def press(self: RunFolder, step: int, values: dict[str, float]) -> None:
+        log(self, step, values)
+        if step == 1:  # the state would be written after the second
+            os.kill(os.getpid(), signal.SIGINT)
+
+    common = ["train", "--data", str(folder), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    common += ["--recipe", str(whole / "recipe.toml")]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", press)
+        stopped = CliRunner().invoke(app, common)
+    assert stopped.exit_code == 130
+    assert "stopped; the same command with --resume goes on" in stopped.stderr
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["done"] == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert CliRunner().invoke(app, [*common, "--resume"]).exit_code == 0
+    assert_same(weights(tmp_path / "run"), weights(whole))
 
 
 class TestMemory:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-BAD_INPUT = 2  # exit code
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 
 
 def fail(sentence: str) -> NoReturn:

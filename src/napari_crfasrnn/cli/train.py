@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_crfasrnn.cli.evaluate import check_folder, check_others, parse_classes
-from napari_crfasrnn.cli.reporting import check_output, one_sentence, print_json, remark
+from napari_crfasrnn.cli.reporting import INTERRUPTED, check_output, one_sentence, print_json, remark
+from napari_crfasrnn.progress import Cancel, Cancelled
 
 if TYPE_CHECKING:
     from napari_crfasrnn.config import Recipe
@@ -56,6 +58,7 @@ def train(
     """Train a model on images with masks: the network alone, then its CRF, then both end to end.
 
     Whatever interrupts it, the same command with --resume goes on, and the final weights are the same.
+    Ctrl-C saves what was reached and stops; a second one stops at once.
     For several GPUs: torchrun --nproc-per-node N --no-python napari-crfasrnn train ...
     """
     changes = {
@@ -76,10 +79,18 @@ def train(
         if speaks:
             _say_what_is_missing()
         names = parse_classes(classes)
-        with _bar(settings, speaks) as show:
+        with _bar(settings, speaks) as show, _stoppable() as cancel:
             result = _train(
-                data, names, check_others(others), output, settings, resume, device, threads, show
+                data, names, check_others(others), output, settings, resume, device, threads, show, cancel
             )
+    if result is None:
+        saved = (output / "state.pt").exists()
+        remark(
+            "stopped; the same command with --resume goes on"
+            if saved
+            else "stopped before there was anything to save"
+        )
+        raise typer.Exit(INTERRUPTED)
     if speaks:
         _report(result, as_json)
 
@@ -107,7 +118,9 @@ def _train(
     device: str,
     threads: int | None,
     show: Callable[[Iteration], None],
-) -> DataTraining:
+    cancel: Cancel | None,
+) -> DataTraining | None:
+    """Return what the training gave; None if it was stopped."""
     from napari_crfasrnn.cli.segment import use_threads
     from napari_crfasrnn.segmenter import choose_device
     from napari_crfasrnn.training import open_data_set, train
@@ -116,7 +129,44 @@ def _train(
     found = open_data_set(data)
     if names is not None:
         found = found.with_classes(names, others)
-    return train(found, output, settings, resume=resume, device=choose_device(device), progress=show)
+    try:
+        return train(
+            found,
+            output,
+            settings,
+            resume=resume,
+            device=choose_device(device),
+            progress=show,
+            cancel=cancel,
+        )
+    except Cancelled:
+        return None
+
+
+@contextmanager
+def _stoppable() -> Iterator[Cancel | None]:
+    """Yield what tells whether Ctrl-C was pressed; from then on it interrupts as ever.
+
+    A training can be saved between iterations only. Several processes would stop at different ones and wait
+    for each other, so there nothing changes; nor where Ctrl-C is another's, or ignored.
+    """
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if not is_alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield None
+        return
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        remark("stopping after this iteration, or evaluation; Ctrl-C again stops at once, without saving")
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _say_what_is_missing() -> None:
