@@ -122,6 +122,30 @@ def test_bad_folders_are_one_sentence(plain, tmp_path_factory):
         open_data_set(plain)
 
 
+def test_names_in_lists_may_have_blanks_suffixes_and_a_second_column(plain):
+    for name in ("cell 1", "cell 2", "x.y"):
+        write_image(plain / "images" / f"{name}.png")
+        write_mask(plain / "masks" / f"{name}.tif", MASK)
+    (plain / "train.txt").write_text("cell 1\ncell 2.png\na -1\nb.png  1\nx.y\n")
+    (plain / "val.txt").write_text("c  0\ncell 1.tif\n")
+    with pytest.raises(ValueError, match=r"both train\.txt and val\.txt, got 'cell 1'"):
+        open_data_set(plain)
+    (plain / "val.txt").write_text("c  0\nd.png\n")
+    data = open_data_set(plain)
+    assert [s.name for s in data.train] == ["cell 1", "cell 2", "a", "b", "x.y"]
+    assert [s.name for s in data.val] == ["c", "d"]
+    (plain / "val.txt").write_text("images/c.png\n")
+    with pytest.raises(FileNotFoundError, match=r"'images/c\.png': write one name a line, without folders"):
+        open_data_set(plain)
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_two_files_of_one_name_are_refused(plain, kind):
+    write_mask(plain / kind / "a.bmp", MASK)
+    with pytest.raises(ValueError, match=rf"{kind} holds both a\.bmp and a\.png"):
+        open_data_set(plain)
+
+
 def test_a_blank_line_does_not_shift_the_classes(plain):
     (plain / "classes.txt").write_text("sky\nroad\ncar\n\n \n")
     assert [spec.name for spec in open_data_set(plain).classes] == ["sky", "road", "car"]

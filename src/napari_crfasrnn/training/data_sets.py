@@ -5,7 +5,8 @@ Two layouts are known by their folders:
 - **VOC**: ``JPEGImages/``, ``SegmentationClass/``, lists in ``ImageSets/Segmentation/``.
 - **plain**: ``images/``, ``masks/``, lists beside them.
 
-The lists are ``train.txt`` and ``val.txt``, one name without suffix per line. Without ``val.txt`` about every
+The lists are ``train.txt`` and ``val.txt``, one name per line, with or without suffix; a second column of -1, 0
+or 1, as in VOC's lists of one class, is passed over. Without ``val.txt`` about every
 tenth image, chosen by its name, is held for validation; without ``train.txt`` all others are trained on.
 Masks hold label values (indexed or grey PNG), 255 where nobody labelled, or the colours of the classes.
 ``classes.txt`` names the classes, one a line, from value 0; a VOC folder without it has VOC's 21.
@@ -13,7 +14,8 @@ Masks hold label values (indexed or grey PNG), 255 where nobody labelled, or the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -183,7 +185,7 @@ def open_data_set(folder: str | Path) -> DataSet:
     images, masks, lists = _layout(folder)
     classes = _classes(folder, is_voc=images.name == "JPEGImages")
     image_files, mask_files = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, _MASK_SUFFIXES)
-    train, val = _split(lists, sorted(set(image_files) & set(mask_files)))
+    train, val = _split(lists, image_files, mask_files)
     if not train and not val:
         raise ValueError(f"data must hold images with masks of the same name, got none in {folder}")
 
@@ -193,7 +195,7 @@ def open_data_set(folder: str | Path) -> DataSet:
             if missing:
                 raise FileNotFoundError(
                     f"{len(missing)} of the {kind}s in the lists of {folder} are not there, "
-                    f"the first is {missing[0]!r}"
+                    f"the first is {missing[0]!r}: write one name a line, without folders"
                 )
         return tuple(Sample(name, image_files[name], mask_files[name]) for name in names)
 
@@ -249,13 +251,23 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
-    return {path.stem: path for path in files if not path.name.startswith(".")}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise ValueError(
+                f"an image and its mask are matched by their name without suffix, but {folder} holds both "
+                f"{found[path.stem].name} and {path.name}: rename or remove one of them"
+            )
+        found[path.stem] = path
+    return found
 
 
-def _split(lists: Path, both: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the names to train on and those to validate with; ``both`` have an image and a mask."""
-    read = {name: _read_list(lists / f"{name}.txt") for name in ("train", "val")}
+def _split(lists: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    """Return the names to train on and those to validate with."""
+    read = {name: _read_list(lists / f"{name}.txt", images, masks) for name in ("train", "val")}
+    both = sorted(set(images) & set(masks))
     val = read["val"]
     if val is None:
         pool = both if read["train"] is None else read["train"]
@@ -269,12 +281,20 @@ def _split(lists: Path, both: Sequence[str]) -> tuple[list[str], list[str]]:
     return [name for name in train if name not in held], val
 
 
-def _read_list(path: Path) -> list[str] | None:
-    """Read the names of a list, or None if there is none; VOC's lists per class have a second column."""
+def _read_list(path: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[str] | None:
+    """Read the names of a list, or None if there is none."""
     if not path.is_file():
         return None
-    lines = (line.split() for line in _read_lines(path))
-    return [line[0] for line in lines if line]
+    stems = {file.name: stem for files in (masks, images) for stem, file in files.items()}
+
+    def name_of(line: str) -> str:
+        first_column = re.sub(r"\s+(-1|0|1)$", "", line)
+        for name in (line, first_column):  # what is a name as it stands may hold blanks and points
+            if name in images:
+                return name
+        return stems.get(line, stems.get(first_column, first_column))
+
+    return [name_of(line) for line in _read_lines(path) if line]
 
 
 def _read_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
