@@ -26,7 +26,7 @@ from napari_crfasrnn.config import CrfConfig, HigherOrderConfig, Recipe
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.training import DataSet, Iteration, Score, open_data_set, train
-from napari_crfasrnn.training.data_sets import IGNORE
+from napari_crfasrnn.training.mask_files import IGNORE
 from napari_crfasrnn.training.material import divide, spread
 
 MEASURES = ("mean IoU", "mean band IoU", "mean boundary IoU")

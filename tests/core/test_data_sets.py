@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from napari_crfasrnn.classes import VOC_CLASSES
@@ -179,3 +180,104 @@ def test_bad_masks_are_one_sentence(plain):
         data.with_classes(["boat"])
     with pytest.raises(ValueError, match="at least two classes"):
         data.with_classes(["sky"], "ignore")
+
+
+class TestMaskFiles:
+    """What is read of a mask's file, and what is refused."""
+
+    @staticmethod
+    def labels(plain: Path, mask: str = "a.tif") -> np.ndarray:
+        (plain / "masks" / "a.png").unlink(missing_ok=True)
+        data = open_data_set(plain)
+        assert data.train[0].mask_path.name == mask
+        return data.labels(data.train[0])
+
+    @pytest.mark.parametrize("dtype", ["int8", "uint16", ">u2", "int32", "uint32", "int64", ">i8"])
+    def test_integers_of_any_width_and_order(self, plain, dtype):
+        values = np.where(MASK == 255, 2, MASK)
+        order = ">" if dtype.startswith(">") else "<"
+        tifffile.imwrite(plain / "masks" / "a.tif", values.astype(dtype), byteorder=order)
+        np.testing.assert_array_equal(self.labels(plain), values)
+
+    @pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate"])
+    def test_compressed(self, plain, compression):
+        Image.fromarray(MASK).save(plain / "masks" / "a.tif", compression=compression)
+        np.testing.assert_array_equal(self.labels(plain), MASK)
+
+    def test_indices_and_colours(self, plain):
+        colors = [spec.color for spec in open_data_set(plain).classes] + [(255, 255, 255)]
+        values = np.where(MASK == 255, 3, MASK)
+        path = plain / "masks" / "a.tif"
+        tifffile.imwrite(path, np.array(colors, np.uint8)[values], photometric="rgb")
+        np.testing.assert_array_equal(self.labels(plain), MASK)
+        planes = np.moveaxis(np.array(colors, np.uint8)[values], -1, 0).copy()
+        tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate")
+        np.testing.assert_array_equal(self.labels(plain), MASK)
+        table = np.zeros((3, 256), np.uint16)
+        tifffile.imwrite(path, MASK, photometric="palette", colormap=table)
+        np.testing.assert_array_equal(self.labels(plain), MASK)
+
+    @pytest.mark.parametrize(
+        ("values", "options", "says"),
+        [
+            (MASK.astype(np.int32) - 1, {}, r"values of 0 to 255, got -1 in .*a\.tif: write 255"),
+            (MASK.astype(np.int64) + 255, {}, "values of 0 to 255, got 510"),
+            (MASK.astype(np.float32), {}, "got float32 in"),
+            (np.stack([MASK, MASK]), {"photometric": "minisblack"}, "holds 2 planes; save one"),
+            (MASK, {"photometric": "miniswhite"}, "save it as BlackIsZero"),
+            (np.stack([MASK] * 3, -1).astype(np.uint16), {"photometric": "rgb"}, "save 8-bit RGB"),
+        ],
+    )
+    def test_what_is_no_mask_is_named(self, plain, values, options, says):
+        tifffile.imwrite(plain / "masks" / "a.tif", values, **options)
+        with pytest.raises(ValueError, match=says):
+            self.labels(plain)
+
+    def test_pages_of_two_sizes_and_frames(self, plain):
+        with tifffile.TiffWriter(plain / "masks" / "a.tif") as writer:
+            writer.write(MASK)
+            writer.write(MASK[:1])
+        with pytest.raises(ValueError, match="holds 2 planes"):
+            self.labels(plain)
+        (plain / "masks" / "a.tif").unlink()
+        pages = [Image.fromarray(MASK), Image.fromarray(MASK[::-1].copy())]
+        pages[0].save(plain / "masks" / "a.gif", save_all=True, append_images=pages[1:])
+        with pytest.raises(ValueError, match="holds 2 frames"):
+            self.labels(plain, "a.gif")
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+    def test_a_mask_of_an_image_that_is_turned(self, plain, orientation, suffix):
+        pixels = np.zeros((16, 32), np.uint8)
+        pixels[:8, :16] = 250  # one corner
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        (plain / "images" / "a.png").unlink()
+        Image.fromarray(pixels).save(plain / "images" / f"a.{suffix}", exif=exif)
+        write_mask(plain / "masks" / "a.png", (pixels > 0).astype(np.uint8))  # drawn on what is stored
+        data = open_data_set(plain)
+        if 2 <= orientation <= 4:
+            with pytest.raises(ValueError, match=rf"EXIF orientation, {orientation}.*save the image upright"):
+                data.labels(data.train[0])
+            return
+        image, labels = data.load(data.train[0])
+        np.testing.assert_array_equal(labels, image[0] > 125)
+        upright = np.zeros(image.shape[1:], np.uint8)
+        upright[0, -1] = 2
+        write_mask(plain / "masks" / "a.png", upright)  # drawn on what is seen
+        np.testing.assert_array_equal(data.labels(data.train[0]), upright)
+
+    @pytest.mark.parametrize("orientation", [3, 6])
+    def test_a_mask_that_is_turned_itself(self, plain, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind, values in (("images", np.stack([MASK * 20] * 3, -1)), ("masks", MASK)):
+            Image.fromarray(values).save(plain / kind / "a.png", exif=exif)
+        image, labels = (data := open_data_set(plain)).load(data.train[0])
+        np.testing.assert_array_equal(labels * np.uint8(20), image[0])
+
+    def test_a_size_that_differs_is_told_by_the_header(self, plain):
+        write_mask(plain / "masks" / "a.png", np.zeros((3, 3), np.uint8))
+        data = open_data_set(plain)
+        with pytest.raises(ValueError, match=r"size of its image, \(2, 4\), got \(3, 3\)"):
+            data.labels(data.train[0])

@@ -453,6 +453,22 @@ def test_a_few_labelled_pixels_are_learnt_in_every_iteration(folder, tmp_path):
     assert len(set(result.history.losses["fcn"])) == recipe.fcn_iterations
 
 
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (np.full((40, 48), 7, np.uint8), r"values below 3.*got 7 in .*n9\.png"),
+        (np.zeros((40, 50), np.uint8), r"size of its image, \(40, 48\), got \(40, 50\) in .*n9\.png"),
+    ],
+)
+def test_masks_for_validation_are_looked_at_before_the_first_iteration(folder, tmp_path, mask, says):
+    data = open_data_set(shutil.copytree(folder, tmp_path / "data"))
+    Image.fromarray(mask).save(data.val[-1].mask_path)
+    told = []
+    with pytest.raises(ValueError, match=says):
+        train(data, tmp_path / "run", TINY, progress=told.append)
+    assert told == []
+
+
 def test_scores_of_unlabelled_images_are_null_in_json(folder, tmp_path):
     data = open_data_set(shutil.copytree(folder, tmp_path / "data"))
     for sample in data.val:

@@ -24,11 +24,11 @@ from napari_crfasrnn.imaging.deep_png import is_deep_png, read_deep_png
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".jp2",
 )  # fmt: skip
-_WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6  # photometric interpretations, TIFF 6.0
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6  # photometric interpretations, TIFF 6.0
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # What the two libraries raise on files that are cut short or damaged.
-_DAMAGED = (
+DAMAGED = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError,
     RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, tifffile.TiffFileError,
 )  # fmt: skip
@@ -87,12 +87,12 @@ def read_image(path: str | Path) -> ReadImage:
     if not start:
         raise ValueError(f"image must be a file with contents, got an empty one: {path}")
     try:
-        return _read_tiff(path) if start in _TIFF_STARTS else _read_photograph(path)
+        return _read_tiff(path) if start in TIFF_STARTS else _read_photograph(path)
     except UnidentifiedImageError:
         raise ValueError(
             f"image must be a PNG, JPEG, TIFF, BMP, GIF or WebP file, got something else: {path}"
         ) from None
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"image file is damaged or of an unknown kind: {path} ({reason})") from error
 
@@ -129,10 +129,8 @@ def _read_tiff(path: Path) -> ReadImage:
             raise ValueError("it holds no image")
         series = tiff.series[0]
         page = series.keyframe
-        # Deflate packs 1:1032 at best, so a header that promises more than this is a damaged one.
-        if series.nbytes > max(2**30, 1100 * path.stat().st_size):
-            raise ValueError(f"its header promises {series.nbytes / 2**30:.0f} GiB, which are not there")
-        if page.photometric in (_CMYK, _YCBCR) or not _can_decompress(page.compression):
+        check_promise(series.nbytes, path)
+        if page.photometric in (_CMYK, _YCBCR) or not can_decompress(page.compression):
             array, axes = _name_axes(*_tiff_pages(path, tuple(series.shape), series.axes))
             if page.dtype is not None and array.dtype.itemsize < page.dtype.itemsize:
                 raise ValueError(
@@ -141,20 +139,26 @@ def _read_tiff(path: Path) -> ReadImage:
                 )
         else:
             array, axes = _name_axes(series.asarray(), series.axes)
-            if page.photometric == _WHITE_IS_ZERO and array.dtype.kind in "bu":
+            if page.photometric == WHITE_IS_ZERO and array.dtype.kind in "bu":
                 array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
             elif page.photometric == _PALETTE and page.colormap is not None and "C" not in axes:
                 colors = (page.colormap >> 8).astype(np.uint8)  # [3, entries]
                 array, axes = np.moveaxis(colors[:, array], 0, -1), axes + "C"
             orientation = page.tags.get("Orientation")
             if orientation is not None:  # Pillow does this by itself
-                array = _turn_upright(array, axes, int(orientation.value))
+                array = turn_upright(array, axes, int(orientation.value))
         if array.size == 0:
             raise ValueError("it holds no pixels")
         return ReadImage(np.ascontiguousarray(array), axes, _spacing(tiff, axes))
 
 
-def _can_decompress(compression: int) -> bool:
+def check_promise(n_bytes: int, path: Path) -> None:
+    """Refuse a header that promises more than deflate, which packs 1:1032 at best, makes of the file."""
+    if n_bytes > max(2**30, 1100 * path.stat().st_size):
+        raise ValueError(f"its header promises {n_bytes / 2**30:.0f} GiB, which are not there")
+
+
+def can_decompress(compression: int) -> bool:
     """Tell whether tifffile decodes it: more than deflate takes a package that we do not ask for."""
     return compression in (1, 8, 32946) or find_spec("imagecodecs") is not None
 
@@ -204,7 +208,7 @@ def _name_axes(array: NDArray[Any], axes: str) -> tuple[NDArray[Any], str]:
     return array, axes
 
 
-def _turn_upright(array: NDArray[Any], axes: str, orientation: int) -> NDArray[Any]:
+def turn_upright(array: NDArray[Any], axes: str, orientation: int) -> NDArray[Any]:
     """Undo an orientation of TIFF 6.0 (page 36): 1 is upright, 5 to 8 have rows and columns swapped."""
     y, x = axes.index("Y"), axes.index("X")
     if orientation >= 5:

@@ -5,9 +5,9 @@ Two layouts are known by their folders:
 - **VOC**: ``JPEGImages/``, ``SegmentationClass/``, lists in ``ImageSets/Segmentation/``.
 - **plain**: ``images/``, ``masks/``, lists beside them.
 
-The lists are ``train.txt`` and ``val.txt``, one name per line, with or without suffix; a second column of -1, 0
-or 1, as in VOC's lists of one class, is passed over. Without ``val.txt`` about every
-tenth image, chosen by its name, is held for validation; without ``train.txt`` all others are trained on.
+The lists are ``train.txt`` and ``val.txt``, one name per line, with or without suffix; a second column of
+-1, 0 or 1, as in VOC's lists of one class, is passed over. Without ``val.txt`` about every tenth image,
+chosen by its name, is held for validation; without ``train.txt`` all others are trained on.
 Masks hold label values (indexed or grey PNG), 255 where nobody labelled, or the colours of the classes.
 ``classes.txt`` names the classes, one a line, from value 0; a VOC folder without it has VOC's 21.
 """
@@ -18,17 +18,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table
 from napari_crfasrnn.imaging import IMAGE_SUFFIXES, open_image, read_image
+from napari_crfasrnn.training.mask_files import IGNORE, check_size, read_mask
 
-IGNORE = 255
 BACKGROUND = "background"
 MAX_CLASSES = 255  # in 8-bit masks
 
@@ -103,9 +102,9 @@ class DataSet:
         Raises
         ------
         ValueError
-            If the file is no mask, or holds a value or colour that is no class.
+            If the file is no mask, holds a value or colour that is no class, or does not lie on the image.
         """
-        raw = _read_mask(sample.mask_path, self.file_colors)
+        raw = read_mask(sample.mask_path, sample.image_path, self.file_colors)
         unknown = np.unique(raw)
         unknown = unknown[(unknown >= len(self.file_colors)) & (unknown != IGNORE)]
         if unknown.size:
@@ -124,11 +123,7 @@ class DataSet:
             If a file is damaged, or the sizes differ.
         """
         image, labels = sample.image(), self.labels(sample)
-        if image.shape[1:] != labels.shape:
-            raise ValueError(
-                f"a mask must have the size of its image, {image.shape[1:]}, "
-                f"got {labels.shape} in {sample.mask_path}"
-            )
+        check_size(labels.shape, image.shape[1:], sample.mask_path)  # of the image as it was read
         return image, labels
 
     def with_classes(self, names: Sequence[str], others: Others = "background") -> DataSet:
@@ -295,48 +290,3 @@ def _read_list(path: Path, images: Mapping[str, Path], masks: Mapping[str, Path]
         return stems.get(line, stems.get(first_column, first_column))
 
     return [name_of(line) for line in _read_lines(path) if line]
-
-
-def _read_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
-    """Read the label values of a mask file, [H, W]."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode = image.mode
-            if mode in ("RGB", "RGBA"):
-                return _values_of_colors(np.asarray(image.convert("RGB")), colors, path)
-            values: NDArray[Any] = np.asarray(image)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        if isinstance(error, FileNotFoundError) or "must hold" in str(error):
-            raise
-        raise ValueError(f"the mask {path} cannot be read: {' '.join(str(error).split())}") from None
-    if mode not in ("P", "L", "I;16", "I"):
-        raise ValueError(f"a mask must hold label values or the colours of its classes, got {mode} in {path}")
-    if values.size and int(values.max()) > IGNORE:
-        raise ValueError(f"a mask must hold values up to {IGNORE}, got {int(values.max())} in {path}")
-    return values.astype(np.uint8)
-
-
-def _some(colors: Sequence[tuple[int, int, int]]) -> str:
-    shown = ", ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colors[:5])
-    return shown if len(colors) <= 5 else f"{shown} and {len(colors) - 5} others"
-
-
-def _values_of_colors(
-    pixels: NDArray[np.uint8],  # [H, W, 3]
-    colors: Sequence[tuple[int, int, int]],
-    path: Path,
-) -> NDArray[np.uint8]:
-    """Find the class of each colour; VOC's pale border colour and white are unlabelled."""
-    packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    value_of = {(224 << 16) + (224 << 8) + 192: IGNORE, 0xFFFFFF: IGNORE}
-    value_of |= {(r << 16) + (g << 8) + b: value for value, (r, g, b) in enumerate(colors)}
-    present, where = np.unique(packed, return_inverse=True)
-    for color in present.tolist():
-        if color not in value_of:
-            raise ValueError(
-                f"a mask in colours must hold those of its classes ({_some(colors)}), got #{color:06x} in "
-                f"{path}: save label values instead"
-            )
-    table = np.array([value_of[color] for color in present.tolist()], np.uint8)
-    return table[where].reshape(packed.shape)

@@ -28,9 +28,10 @@ from napari_crfasrnn.config import CrfConfig, Recipe
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, Cancelled
-from napari_crfasrnn.training.data_sets import IGNORE, DataSet, Sample, open_data_set
+from napari_crfasrnn.training.data_sets import DataSet, Sample, open_data_set
 from napari_crfasrnn.training.evaluation import Score, judge
 from napari_crfasrnn.training.history import STAGES, History, ScoreEntry, Stage
+from napari_crfasrnn.training.mask_files import IGNORE
 from napari_crfasrnn.training.material import Material, fingerprint, spread
 from napari_crfasrnn.training.memory_limits import Portions
 from napari_crfasrnn.training.optimizers import StageOptimizer

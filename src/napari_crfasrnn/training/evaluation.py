@@ -15,7 +15,8 @@ from napari_crfasrnn import metrics
 from napari_crfasrnn.classes import ClassSpec
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
-from napari_crfasrnn.training.data_sets import IGNORE, DataSet, Sample
+from napari_crfasrnn.training.data_sets import DataSet, Sample
+from napari_crfasrnn.training.mask_files import IGNORE
 
 BAND = 5  # pixels on each side of a true edge
 

@@ -13,8 +13,9 @@ from napari_crfasrnn.config import CrfConfig
 from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
-from napari_crfasrnn.training.data_sets import IGNORE, DataSet, Sample
+from napari_crfasrnn.training.data_sets import DataSet, Sample
 from napari_crfasrnn.training.evaluation import BAND
+from napari_crfasrnn.training.mask_files import IGNORE
 
 # theta_alpha, theta_beta: from the reach of one cell of stride 8 to what the original took.
 WIDTHS = ((10.0, 5.0), (10.0, 8.0), (20.0, 8.0), (40.0, 5.0), (80.0, 5.0), (160.0, 3.0))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.config import Augmentation
-from napari_crfasrnn.training.data_sets import IGNORE
+from napari_crfasrnn.training.mask_files import IGNORE
 
 _MID_GREY = 127.0
 
