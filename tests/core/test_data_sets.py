@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -203,6 +205,19 @@ class TestMaskFiles:
     def test_compressed(self, plain, compression):
         Image.fromarray(MASK).save(plain / "masks" / "a.tif", compression=compression)
         np.testing.assert_array_equal(self.labels(plain), MASK)
+
+    def test_grey_of_four_bits(self, plain):
+        def chunk(kind: bytes, content: bytes) -> bytes:
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc32(kind + content))
+
+        packed = (MASK[:, ::2] % 16) << 4 | (MASK[:, 1::2] % 16)  # 255 becomes 15
+        rows = b"".join(b"\0" + row.tobytes() for row in packed)
+        header = struct.pack(">IIBBBBB", 4, 2, 4, 0, 0, 0, 0)
+        parts = (chunk(b"IHDR", header), chunk(b"IDAT", compress(rows)), chunk(b"IEND", b""))
+        (plain / "masks" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        (plain / "classes.txt").write_text("\n".join(f"class {value}" for value in range(16)))
+        data = open_data_set(plain)
+        np.testing.assert_array_equal(data.labels(data.train[1]), np.minimum(MASK, 15))
 
     def test_indices_and_colours(self, plain):
         colors = [spec.color for spec in open_data_set(plain).classes] + [(255, 255, 255)]

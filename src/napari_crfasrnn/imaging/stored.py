@@ -24,6 +24,7 @@ from napari_crfasrnn.imaging.files import (
 )
 
 _ORIENTATION = 0x0112  # the tag, in TIFF as in EXIF
+_GREY_FACTORS = {"L;2": 85, "L;4": 17}  # by which Pillow stretches grey PNG of so many bits to 0..255
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ def _read_tiff(path: Path) -> StoredPixels:
 def _read_with_pillow(path: Path) -> StoredPixels:
     with Image.open(path) as image:
         orientation = _orientation_of(image)
+        factor = _GREY_FACTORS.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
         image.load()  # which turns a TIFF file
         n_frames = getattr(image, "n_frames", 1)
         if n_frames > 1:
@@ -154,7 +156,7 @@ def _read_with_pillow(path: Path) -> StoredPixels:
             upright = upright.convert("RGB")
         elif upright.mode not in ("P", "L") and not upright.mode.startswith("I"):
             raise ValueError(f"its pixels are of the kind {upright.mode}; save 8-bit values, or RGB")
-        return StoredPixels(np.array(upright), orientation)
+        return StoredPixels(np.array(upright) // factor, orientation)
 
 
 def _orientation_of(image: Image.Image) -> int:
