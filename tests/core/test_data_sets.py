@@ -206,6 +206,12 @@ class TestMaskFiles:
         Image.fromarray(MASK).save(plain / "masks" / "a.tif", compression=compression)
         np.testing.assert_array_equal(self.labels(plain), MASK)
 
+    def test_a_compression_that_nothing_here_knows(self, plain, monkeypatch):
+        monkeypatch.setattr("napari_crfasrnn.imaging.stored.can_decompress", lambda _: False)
+        tifffile.imwrite(plain / "masks" / "a.tif", MASK.astype(np.int64))  # which Pillow does not know
+        with pytest.raises(ValueError, match=r"a\.tif cannot be read: its compression takes .* imagecodecs"):
+            self.labels(plain)
+
     def test_grey_of_four_bits(self, plain):
         def chunk(kind: bytes, content: bytes) -> bytes:
             return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc32(kind + content))

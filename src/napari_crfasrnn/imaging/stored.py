@@ -131,7 +131,10 @@ def _read_tiff(path: Path) -> StoredPixels:
         if page.photometric == WHITE_IS_ZERO:
             raise ValueError("its values are stored inverted (WhiteIsZero); save it as BlackIsZero")
         if not can_decompress(page.compression):
-            return _read_with_pillow(path)
+            try:
+                return _read_with_pillow(path)
+            except UnidentifiedImageError:
+                raise ValueError("its compression takes the package imagecodecs: pip install it") from None
         axes = "".join(letter for letter in series.axes if letter in "YXS")
         values = series.asarray().reshape([series.shape[series.axes.index(letter)] for letter in axes])
         if "S" in axes:
