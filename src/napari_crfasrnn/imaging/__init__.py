@@ -1,8 +1,8 @@
 """Images as viewers and files hold them, turned into planes of channels with values 0..255.
 
 `open_image` takes any numeric array, whatever its axes, and hands out one plane at a time;
-`read_image` reads a file, `read_stored` the label values that one stores; `write_plane` and `label_picture` are
-for those that are written.
+`read_image` reads a file, `read_stored` the label values that one stores; `write_plane` and `label_picture`
+are for those that are written.
 """
 
 from __future__ import annotations

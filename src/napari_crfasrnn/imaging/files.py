@@ -107,7 +107,7 @@ def _read_photograph(path: Path) -> ReadImage:
                 deep = read_deep_png(path)
                 axes = "YXC" if deep.ndim == 3 else "YX"
                 orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-                return ReadImage(np.ascontiguousarray(_turn_upright(deep, axes, orientation)), axes)
+                return ReadImage(np.ascontiguousarray(turn_upright(deep, axes, orientation)), axes)
             upright = ImageOps.exif_transpose(image)
             return _from_pillow(upright)
 
