@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.layers import (
     LabelGroup,
     are_same,
-    batched,
     forget_mark,
     image_arguments,
     image_layers,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
 
     from napari_crfasrnn._qt.state import Session
-    from napari_crfasrnn.classes import ClassSpec
 
 
 class Labelling:
@@ -145,13 +143,7 @@ class Labelling:
             work = self._session.works.get(key)
             if work is not None and not (group.classes == classes and group.labels is work.labels):
                 changed.append((key, group, work))
-        if changed:
-            with batched(self._viewer):
-                self._follow_table(changed, classes)
-
-    def _follow_table(
-        self, changed: Sequence[tuple[str, LabelGroup, Work]], classes: tuple[ClassSpec, ...]
-    ) -> None:
+        self._remove_class_layers([group for _, group, work in changed if group.labels is not work.labels])
         for key, group, work in changed:
             if group.labels.shape != work.labels.shape:
                 self.groups.pop(key).close(remove=True)
@@ -190,9 +182,20 @@ class Labelling:
     def set_per_class(self, per_class: bool) -> None:
         """Show a layer per class, or the combined layers alone."""
         self.per_class = per_class
-        with batched(self._viewer):
+        if not per_class:
             for group in self.groups.values():
-                group.set_per_class(per_class)
+                group.leave_class_layers()
+            self._remove_class_layers([group for group in self.groups.values() if group.class_layers.enabled])
+        for group in self.groups.values():
+            group.set_per_class(per_class)
+
+    def _remove_class_layers(self, groups: Sequence[LabelGroup]) -> None:
+        """Remove the class layers of all these images at once, which takes as long as of a single one."""
+        with ExitStack() as quiet:
+            for group in groups:
+                group.flush()
+                quiet.enter_context(group.silently())
+            remove_layers(self._viewer, [layer for group in groups for layer in group.class_layers])
 
     def when_grown(self, key: str | None, then: Callable[[], None]) -> None:
         """Do something when every label layer of an image is there: now, or soon."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_crfasrnn._qt.layers import batched, image_layers, key_of, mark_of, read_image_layer, says_channels
+from napari_crfasrnn._qt.layers import image_layers, key_of, mark_of, read_image_layer, says_channels
 from napari_crfasrnn._qt.state import Opened
 
 if TYPE_CHECKING:
@@ -91,10 +91,9 @@ class Projects:
         if left is not None:  # another project; what was there is in the one before
             self._on_left()
             self.closed_items = list(left)
-        with batched(bench.viewer):
-            for one in opened:
-                bench.channels[one.key] = one.item.axes.startswith("C")
-                bench.labelling.restore(one)
+        for one in opened:
+            bench.channels[one.key] = one.item.axes.startswith("C")
+            bench.labelling.restore(one)
         for one in opened:
             if one.key != bench.key:
                 bench.session.count(one.key, (0,) * len(bench.session.works[one.key].image.stack_shape))

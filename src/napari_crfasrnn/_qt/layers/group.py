@@ -270,12 +270,17 @@ class LabelGroup:
         if per_class == self.class_layers.enabled:
             return
         self.flush()
-        active = self.viewer.layers.selection.active
-        if not per_class and active in self.class_layers:
-            _hand_brush(active, self.combined)
-            self.viewer.layers.selection.active = self.combined
+        if not per_class:
+            self.leave_class_layers()
         self.class_layers.set_enabled(per_class)
         self.dress()
+
+    def leave_class_layers(self) -> None:
+        """Go on in the combined layer, with the same brush, where a class layer is selected."""
+        active = self.viewer.layers.selection.active
+        if active in self.class_layers:
+            _hand_brush(active, self.combined)
+            self.viewer.layers.selection.active = self.combined
 
     def set_visible(self, value: int, visible: bool) -> None:
         """Show or hide a class."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -250,33 +249,17 @@ def are_same(one: Any, other: Any) -> bool:
     return bool(np.array_equal(one, other, equal_nan=np.issubdtype(one.dtype, np.inexact)))
 
 
-_batched: set[int] = set()  # viewers whose list of layers is being changed
-
-
-@contextmanager
-def batched(viewer: ViewerModel) -> Iterator[None]:
-    """Let napari take up what is added and removed within all at once; unlike napari's own, may be nested.
-
-    For each removal on its own, napari lets Python look through all objects there are for unreachable ones,
-    a fifth of a second in which the window stands still.
-    """
-    if id(viewer) in _batched:
-        yield
-        return
-    _batched.add(id(viewer))
-    try:
-        with viewer.layers.batched_update():
-            yield
-    finally:
-        _batched.discard(id(viewer))
-
-
 def remove_layers(viewer: ViewerModel, layers: Iterable[Any]) -> None:
-    """Remove layers, also locked ones, as far as they are in the viewer."""
+    """Remove layers, also locked ones, as far as they are in the viewer.
+
+    All at once: for each removal on its own, napari lets Python look through all objects there are for
+    unreachable ones, a fifth of a second in which the window stands still.
+    """
     there = [layer for layer in layers if layer in viewer.layers]
     if not there:
         return
-    with batched(viewer):
+    # Nothing else within: what is drawn before its end is not there any more.
+    with viewer.layers.batched_update():
         for layer in there:
             layer.locked = False
             viewer.layers.remove(layer)
