@@ -121,6 +121,7 @@ RECIPES = {
         preprocessing=_MICROGRAPH,
         scale=(0.7, 1.5),
         turns=True,
+        iterations=8000,
         crf={"widths": _WIDE_SEARCH},
     ),
     "road-scenes": Recipe(
