@@ -311,6 +311,12 @@ def test_an_image_that_was_removed_has_its_labels_when_it_is_here_again(user, ph
         np.testing.assert_array_equal(user.labels, labels)
         assert user.bench.projects.closed_items == []
         assert len(user.session.storage.keeper.project.items) == 1
+    user.viewer.layers.remove("photo")  # and at once, as a script would
+    user.viewer.add_image(photograph.copy(), name="photo")
+    user.settle()
+    np.testing.assert_array_equal(user.labels, labels)
+    assert user.bench.group is not None
+    assert user.bench.group.combined in user.viewer.layers
     user.viewer.add_image(photograph[::-1].copy(), name="photo")  # of that name, but another
     user.settle()
     assert user.bench.work is None

@@ -278,6 +278,13 @@ def test_before_crf_and_uncertainty_are_shown_on_request(user, photograph) -> No
     ]
     assert user.session.table.names.index("person") in user.bench.group.hidden
 
+    # What is hidden is not that of a former class table when it is seen again.
+    user.bench.show_before(True)
+    user.bench.show_before(False)
+    user.session.classes.delete(20)
+    user.settle()
+    assert "photo · before CRF" not in user.viewer.layers
+
 
 def test_a_shown_uncertainty_is_that_of_the_last_segmentation(user, photograph) -> None:
     user.viewer.add_image(photograph, name="photo")

@@ -199,6 +199,11 @@ def test_a_micrograph_is_asked_about_before_it_is_segmented(user: Any, photograp
     user.viewer.layers.selection.active = user.viewer.layers["photograph"]
     user.wait(lambda: not user.session._looker.busy)
     assert user.line("start") == ""
+    user.viewer.add_image(photograph[..., 1])  # two files at once: it is not the one that is worked on
+    user.viewer.add_image(photograph[::-1])
+    user.wait(lambda: not user.session._looker.busy)
+    QTest.qWait(20)
+    assert user.line("start") == ""
 
 
 def test_it_is_said_that_nothing_was_found(user: Any, photograph: np.ndarray) -> None:

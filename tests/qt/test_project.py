@@ -363,6 +363,29 @@ def test_a_new_project_begins_with_the_images_that_are_open(user, photograph) ->
     assert user.session.table.names[21] == "flag"
 
 
+def test_what_a_project_says_of_an_image_stays_where_nobody_changed_it(user, photograph, tmp_path) -> None:
+    grey = photograph[:60, :80, 0]
+    with Project.create(tmp_path / "made in Python", ["background", "face"]) as project:
+        project.add(grey, name="photo", spacing=(0.5, 0.1), units=("um", "um"), metadata={"patient": 7})
+    user.viewer.add_image(photograph, name="photo")  # so napari calls the other one "photo [1]"
+    assert user.do(lambda: user.session.storage.open(tmp_path / "made in Python")) == "open"
+    layer = user.viewer.layers["photo [1]"]
+    np.testing.assert_array_equal(layer.scale, (0.5, 0.1))
+    user.bench.choose_image(key_of(layer))
+    labels = user.labels.copy()
+    labels[2:9, 2:9] = 1
+    user.bench.group.write(labels)
+    user.settle()
+    (item,) = user.session.storage.keeper.project.items
+    assert (item.labels() == 1).any()
+    assert (item.name, item.spacing, item.units) == ("photo", (0.5, 0.1), ("um", "um"))
+    assert item.metadata["patient"] == 7
+    layer.name = "face"
+    user.settle()
+    (item,) = user.session.storage.keeper.project.items
+    assert (item.name, item.spacing, item.metadata["patient"]) == ("face", (0.5, 0.1), 7)
+
+
 def test_an_image_is_known_by_its_name_and_pixels(tmp_path) -> None:
     class Gone:
         """An array whose file is no longer there."""

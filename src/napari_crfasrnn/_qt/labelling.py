@@ -12,14 +12,17 @@ from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.layers import (
+    MARK,
     LabelGroup,
     are_same,
+    axes_of,
     forget_mark,
     image_arguments,
     image_layers,
     key_of,
     level_0,
     mark_of,
+    placement_of,
     read_image_layer,
     remove_layers,
     set_mark,
@@ -112,7 +115,11 @@ class Labelling:
         for key, work in self._session.works.items():
             there = key in self.groups or self.image_layer(key) is not None
             if not there and work.image.name == layer.name and are_same(level_0(layer), work.image.array):
+                first_is_channels = work.image.axes.startswith("C")
+                if not _has_axes(layer, work.image.axes, first_is_channels):
+                    continue
                 set_mark(layer, image=key)
+                work.image = read_image_layer(layer, first_is_channels)
                 is_predicted = (work.baseline != ignore_value(work.baseline.dtype)).any()
                 (self.make if is_predicted else self.begin)(key)
                 return key
@@ -123,10 +130,13 @@ class Labelling:
         item = opened.item
         layer = self.image_layer(opened.key)
         if layer is None:
-            arguments = image_arguments(item.metadata)
-            layer = self._viewer.add_image(opened.array, name=item.name, **arguments)
-            set_mark(layer, image=opened.key)
+            placed = placement_of(item.axes, item.spacing, item.units)
+            arguments = image_arguments(item.metadata) or placed
+            # Marked from the beginning: it is nobody else's.
+            metadata = {MARK: {"image": opened.key}}
+            layer = self._viewer.add_image(opened.array, name=item.name, metadata=metadata, **arguments)
         image = read_image_layer(layer, item.axes.startswith("C"))
+        self._session.storage.keeper.note_shown(image)
         n_classes = len(self._session.table.classes)
         self._session.works[opened.key] = Work.restored(
             image, opened.labels, opened.baseline, opened.verified, n_classes
@@ -149,8 +159,7 @@ class Labelling:
                 self.groups.pop(key).close(remove=True)
             elif group.labels is not work.labels:
                 group.replace(work.labels, classes)
-                group.show_before(None)  # in colours of the former table
-                self.follow_predictions(key)
+                group.follow(work.entropy, None)  # what was before the CRF has colours of the former table
             else:
                 group.restyle(classes)
 
@@ -238,7 +247,8 @@ class Labelling:
             image = read_image_layer(layer, work.image.axes.startswith("C"))
             if image.axes == work.image.axes:
                 work.image = image
-                self._session.touch(key)
+                self._session.storage.touch(key)
+                self._session.touched.emit(key)
 
     def _on_covered(self, key: str, part: tuple[slice, ...], mask: Mask, value: int) -> None:
         group, work = self.groups.get(key), self._session.works.get(key)
@@ -318,6 +328,8 @@ class Labelling:
         if role in ("labels", "image", "shape", "pixels") and group is not None:
             group.flush()
             del self.groups[key]
+            for output in group.outputs:  # nobody takes them for those of the same image, here again at once
+                forget_mark(output)
             # Not from within napari's own removal, which may go on to the next selected layer.
             QTimer.singleShot(0, lambda: group.close(remove=True))
         self.lost.emit(key, role, name)
@@ -326,3 +338,10 @@ class Labelling:
         layer = self.image_layer(key)
         if layer is not None:
             set_mark(layer, project=str(path), item=number)
+
+
+def _has_axes(layer: Any, axes: str, first_is_channels: bool) -> bool:
+    try:
+        return axes_of(layer, first_is_channels) == axes
+    except ValueError:
+        return False

@@ -216,7 +216,7 @@ def project_state(bench: Workbench) -> ProjectState:
         title = "Project"
         summary = f"{images}, kept automatically" if n_images else ""
     nothing = "" if n_images or session.works else "There is nothing to save yet."
-    unlabelled = "There is nothing to export yet." if nothing else ""
+    nothing_out = "There is nothing to export yet." if nothing else ""
     empty = "This project is new." if nothing and not session.rounds.all and not session.table.edited else ""
     no_model = _no_model(session)
     return ProjectState(
@@ -230,7 +230,7 @@ def project_state(bench: Workbench) -> ProjectState:
         new=Action(not (empty or busy), empty or busy),
         save=Action(not (nothing or busy), nothing or busy),
         save_model=Action(not (no_model or busy), no_model or busy),
-        export=Action(not (unlabelled or busy), unlabelled or busy),
+        export=Action(not (nothing_out or busy), nothing_out or busy),
         open=Action(not busy, busy),
         progress=_progress(session.busy, "open", "export"),
         message=_message(session, "project"),

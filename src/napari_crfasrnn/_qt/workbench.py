@@ -489,7 +489,8 @@ class Workbench:
         if self.image is not None and self.work is None:
             with suppress(ValueError):  # what cannot be read is told when it is asked for
                 image = self.read_image()
-                self.session.hint(image, plane_index(self.viewer, self.image, image.stack_shape))
+                index = plane_index(self.viewer, self.image, image.stack_shape)
+                self.session.hint(image, index, lambda: self.key == image.key)
 
 
 def _timer(interval: int, then: Any) -> QTimer:

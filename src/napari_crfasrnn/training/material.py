@@ -15,9 +15,8 @@ from torch import Tensor
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.data_sets import DataSet, Sample
 
-_ENOUGH_IMAGES = (
-    4  # a class in fewer of the images keeps its common weight in the CRF: nothing is known of it
-)
+# A class in fewer of the images keeps its common weight in the CRF: nothing is known of it.
+_ENOUGH_IMAGES = 4
 
 
 class Material:

@@ -9,6 +9,7 @@ from napari_crfasrnn._qt.layers.extras import BEFORE, UNCERTAINTY
 from napari_crfasrnn._qt.layers.frame import Frame
 from napari_crfasrnn._qt.layers.group import LabelGroup
 from napari_crfasrnn._qt.layers.images import (
+    MARK,
     ImageInput,
     are_same,
     axes_of,
@@ -20,6 +21,7 @@ from napari_crfasrnn._qt.layers.images import (
     mark_of,
     may_be_channels,
     placement,
+    placement_of,
     plane_index,
     read_image_layer,
     remove_layers,
@@ -35,6 +37,7 @@ from napari_crfasrnn._qt.layers.view import fit, is_lost, raise_above
 
 __all__ = [
     "BEFORE",
+    "MARK",
     "UNCERTAINTY",
     "ClassLayer",
     "ClassLayers",
@@ -59,6 +62,7 @@ __all__ = [
     "mark_of",
     "may_be_channels",
     "placement",
+    "placement_of",
     "plane_index",
     "raise_above",
     "read_image_layer",

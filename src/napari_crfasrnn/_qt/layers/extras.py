@@ -114,7 +114,7 @@ class ExtraLayers:
         for role, data in ((UNCERTAINTY, entropy), (BEFORE, before)):
             if data is None:
                 self._remove(role)
-            elif self.shows(role):
+            elif role in self.layers:
                 self._set_data(role, data)
 
     def forget(self, layer: Any) -> str | None:

@@ -240,6 +240,20 @@ def placement(layer: Any, ndim: int) -> dict[str, Any]:
     }
 
 
+def placement_of(
+    axes: str, spacing: Sequence[float] | None, units: Sequence[str | None] | None
+) -> dict[str, Any]:
+    """Return scale and units for the layer of an image that was never in napari."""
+    letters = axes.removesuffix("C")
+    arguments: dict[str, Any] = {}
+    if spacing is not None:
+        sizes = iter(spacing)
+        arguments["scale"] = [next(sizes) if letter in "ZYX" else 1.0 for letter in letters]
+    if units is not None:
+        arguments["units"] = [unit or "pixel" for unit in units[: len(letters)]]
+    return arguments
+
+
 def are_same(one: Any, other: Any) -> bool:
     """Whether two arrays are one, or hold the same; lazy ones are not read for that."""
     if one is other:

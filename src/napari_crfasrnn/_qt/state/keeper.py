@@ -7,7 +7,7 @@ import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -73,6 +73,7 @@ class Keeper:
     def __init__(self, project: Project | None = None, items: Mapping[str, Item] | None = None) -> None:
         self.project = project
         self._items = dict(items or {})
+        self._shown: dict[str, ImageInput] = {}  # how images were in the viewer when that was noted last
         self._making = Lock()
 
     @classmethod
@@ -170,14 +171,17 @@ class Keeper:
                 verified=snapshot.verified,
             )
         else:
-            said = image.name, image.spacing or None, image.units, image.settings
-            if said != (item.name, item.spacing, item.units, dict(item.metadata)):
-                item = project.describe(item, name=said[0], spacing=said[1], units=said[2], metadata=said[3])
+            item = _described(project, item, self._shown.get(image.key, image), image)
             item = project.set_labels(
                 item, snapshot.labels, baseline=snapshot.baseline, verified=snapshot.verified
             )
         self._items[image.key] = item
+        self.note_shown(image)
         return item
+
+    def note_shown(self, image: ImageInput) -> None:
+        """Note how an image is in the viewer: what is changed there from now on is changed in the project."""
+        self._shown[image.key] = replace(image, array=None)
 
     def set_classes(self, classes: Sequence[ClassSpec], mapping: Mapping[str, str | None]) -> None:
         """Change the class table of the project, if there is one."""
@@ -232,3 +236,18 @@ class Keeper:
                 data_dir().mkdir(parents=True, exist_ok=True)
                 self.project = Project.create(data_dir() / name, classes)
             return self.project
+
+
+def _described(project: Project, item: Item, before: ImageInput, now: ImageInput) -> Item:
+    """Bring what was changed of an image in the viewer into the project; all else there stays as it is."""
+    changed = {name: value for name, value in now.settings.items() if value != before.settings.get(name)}
+    said = (before.name, before.spacing, before.units) != (now.name, now.spacing, now.units)
+    if not (changed or said):
+        return item
+    return project.describe(
+        item,
+        name=item.name if now.name == before.name else now.name,
+        spacing=item.spacing if now.spacing == before.spacing else now.spacing or None,
+        units=item.units if now.units == before.units else now.units,
+        metadata={**item.metadata, **changed},
+    )

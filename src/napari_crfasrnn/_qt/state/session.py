@@ -79,6 +79,7 @@ class Session:
         )
         self._write = write
         self._closed = False
+        self._tried_again: set[str] = set()  # images that could not be saved at first
         self.shelf.chosen.connect(self._on_model_chosen)
         self.classes.remapped.connect(self.touched)
         self.classes.began.connect(self._on_classes_began)
@@ -87,6 +88,7 @@ class Session:
         self.storage.replaced.connect(self._on_project_replaced)
         self.storage.copied.connect(self.rounds.list_again)
         self.storage.refused.connect(self._on_refused)
+        self.storage.saved.connect(lambda key, path, number: self._tried_again.discard(key))
         self.storage.taught.connect(self._on_taught)
 
     @property
@@ -196,14 +198,14 @@ class Session:
         if line is not None:
             self.tasks.say("start", line.text, line.tone, *line.cures)
 
-    def hint(self, image: ImageInput, index: PlaneIndex) -> None:
+    def hint(self, image: ImageInput, index: PlaneIndex, is_current: Callable[[], bool]) -> None:
         """Ask whether an image that nobody worked on is a micrograph, where the model is none for these."""
         if not self._may_hint(image.key):
             return
 
         def done(kind: Kind | None) -> None:
             text, cures = hint_at(kind, [choice.name for choice in self.shelf.models])
-            if text and self._may_hint(image.key) and "start" not in self.tasks.lines:
+            if text and is_current() and self._may_hint(image.key) and "start" not in self.tasks.lines:
                 self.tasks.say("start", text, "quiet", *cures)
 
         self._looker.start(
@@ -418,6 +420,9 @@ class Session:
             return
         where = work.is_no_class(len(self.table.classes))
         if not where.any():
+            if key not in self._tried_again:  # it held a class that the project did not know yet
+                self._tried_again.add(key)
+                self.storage.save()
             return
         values = ", ".join(str(value) for value in np.unique(work.labels[where])[:5])
         labels = np.where(where, work.labels.dtype.type(ignore_value(work.labels.dtype)), work.labels)
