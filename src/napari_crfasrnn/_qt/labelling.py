@@ -329,7 +329,7 @@ class Labelling:
             group.flush()
             del self.groups[key]
             for output in group.outputs:  # nobody takes them for those of the same image, here again at once
-                forget_mark(output)
+                forget_mark(output, "image")
             # Not from within napari's own removal, which may go on to the next selected layer.
             QTimer.singleShot(0, lambda: group.close(remove=True))
         self.lost.emit(key, role, name)
