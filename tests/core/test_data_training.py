@@ -617,6 +617,16 @@ def test_the_command(folder, whole, tmp_path):
         assert done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.fixture
+def usual_ctrl_c():
+    """Let Ctrl-C be Python's own, whatever a window did to it earlier in this process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    if before is not None:  # one that is not Python's cannot be put back
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_ctrl_c_saves_and_the_command_goes_on(folder, whole, tmp_path, monkeypatch):
     log = RunFolder.log
 
