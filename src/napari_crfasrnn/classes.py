@@ -7,13 +7,14 @@ never trained on, and never the same as background.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from napari_crfasrnn.palette import Color, Palette
 
+BACKGROUND = "background"  # what the first class is called that stands for everything else
 MAX_CLASSES = 65535  # the largest uint16 value is the ignore label
 
 
@@ -72,6 +73,11 @@ _VOC_NAMES = (
 VOC_CLASSES: tuple[ClassSpec, ...] = tuple(
     ClassSpec(name=name, color=voc_color(value)) for value, name in enumerate(_VOC_NAMES)
 )
+
+
+def has_background(classes: Sequence[ClassSpec]) -> bool:
+    """Whether the first class is the background, and no thing of its own."""
+    return classes[0].name.lower() == BACKGROUND
 
 
 def class_table(classes: Iterable[str | ClassSpec]) -> tuple[ClassSpec, ...]:

@@ -333,7 +333,7 @@ def test_what_is_refused_at_first_is_saved_before_anything_goes_on(user, photogr
 def test_a_label_that_is_no_class_leaves_the_brush_as_it_was(user, photograph) -> None:
     user.viewer.add_image(photograph, name="photo")
     user.do(user.widget.segment)
-    user.bench.set_per_class(False)
+    user.bench.labelling.set_per_class(False)
     labels = user.viewer.layers["photo · labels"]
     user.viewer.layers.selection.active = labels
     for chosen in (3, 5):

@@ -245,12 +245,17 @@ def test_two_models_are_compared_where_the_image_lies(user, photograph) -> None:
     assert seen(user, viewer.layers["photo"]) == 1
 
 
-def test_an_image_of_another_shape_begins_anew_and_its_labels_are_kept(user, photograph) -> None:
+def painted(user: Any, photograph: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Segment a photograph and paint a stroke; return its layer and the labels then."""
     layer = user.viewer.add_image(photograph, name="photo")
     user.do(user.widget.segment)
     user.bench.paint_with(3)
     user.drag((30, 30), (60, 60))
-    labels = user.labels.copy()
+    return layer, user.labels.copy()
+
+
+def test_an_image_of_another_shape_begins_anew_and_its_labels_are_kept(user, photograph) -> None:
+    layer, labels = painted(user, photograph)
     layer.data = photograph.copy()  # the same pixels: labels stay
     user.settle()
     np.testing.assert_array_equal(user.labels, labels)
@@ -274,11 +279,7 @@ def test_an_image_of_another_shape_begins_anew_and_its_labels_are_kept(user, pho
 
 def test_another_image_in_the_same_layer_begins_anew_and_the_first_can_be_opened(user, photograph) -> None:
     """A script that goes through images must not put the labels of one onto the next."""
-    layer = user.viewer.add_image(photograph, name="photo")
-    user.do(user.widget.segment)
-    user.bench.paint_with(3)
-    user.drag((30, 30), (60, 60))
-    labels = user.labels.copy()
+    layer, labels = painted(user, photograph)
     layer.data = photograph[::-1].copy()
     user.settle()
     assert "another image" in user.line("classes")
@@ -293,11 +294,7 @@ def test_another_image_in_the_same_layer_begins_anew_and_the_first_can_be_opened
 
 
 def test_an_image_that_was_removed_has_its_labels_when_it_is_here_again(user, photograph) -> None:
-    user.viewer.add_image(photograph, name="photo")
-    user.do(user.widget.segment)
-    user.bench.paint_with(3)
-    user.drag((30, 30), (60, 60))
-    labels = user.labels.copy()
+    _, labels = painted(user, photograph)
     for again in ("opened from the project", "added as it was"):
         user.viewer.layers.remove("photo")
         user.settle()
@@ -326,11 +323,7 @@ def test_an_image_that_was_removed_has_its_labels_when_it_is_here_again(user, ph
 def test_what_comes_out_for_an_image_that_was_replaced_meanwhile_is_not_taken(
     user, photograph, what, monkeypatch
 ) -> None:
-    layer = user.viewer.add_image(photograph, name="photo")
-    user.do(user.widget.segment)
-    user.bench.paint_with(3)
-    user.drag((30, 30), (60, 60))
-    labels = user.labels.copy()
+    layer, labels = painted(user, photograph)
     replaced, real = threading.Event(), getattr(user.session.engine, what)
 
     def slowly(*arguments: Any) -> Any:

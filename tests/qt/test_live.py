@@ -126,7 +126,7 @@ def test_a_stroke_from_pen_down_to_two_undos(painter, photograph) -> None:
 
 
 def test_class_layers_outlines_and_erasers_are_refined_alike(painter) -> None:
-    painter.bench.toggle_contour()
+    painter.bench.labelling.toggle_contour()
     painter.bench.paint_with(15)
     layer = painter.viewer.layers.selection.active
     assert layer is painter.bench.group.class_layers[15]

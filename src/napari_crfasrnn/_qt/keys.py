@@ -68,7 +68,7 @@ class Keys:
         bench = self._bench
         for digit in range(10):
             layer.bind_key(str(digit), lambda _, digit=digit: self._choose(digit), overwrite=True)
-        layer.bind_key("C", lambda _: bench.toggle_contour(), overwrite=True)
+        layer.bind_key("C", lambda _: bench.labelling.toggle_contour(), overwrite=True)
         layer.bind_key("G", _polygon, overwrite=True)
 
     def unbind(self) -> None:

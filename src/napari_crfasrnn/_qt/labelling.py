@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,9 @@ from qtpy.QtCore import QTimer
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.layers import (
     MARK,
+    ImageInput,
     LabelGroup,
     are_same,
-    axes_of,
     forget_mark,
     image_arguments,
     image_layers,
@@ -115,11 +116,11 @@ class Labelling:
         for key, work in self._session.works.items():
             there = key in self.groups or self.image_layer(key) is not None
             if not there and work.image.name == layer.name and are_same(level_0(layer), work.image.array):
-                first_is_channels = work.image.axes.startswith("C")
-                if not _has_axes(layer, work.image.axes, first_is_channels):
+                image = _read_as(layer, work.image.axes)
+                if image is None:
                     continue
                 set_mark(layer, image=key)
-                work.image = read_image_layer(layer, first_is_channels)
+                work.image = replace(image, key=key)
                 is_predicted = (work.baseline != ignore_value(work.baseline.dtype)).any()
                 (self.make if is_predicted else self.begin)(key)
                 return key
@@ -197,6 +198,18 @@ class Labelling:
             self._remove_class_layers([group for group in self.groups.values() if group.class_layers.enabled])
         for group in self.groups.values():
             group.set_per_class(per_class)
+        self.shown.emit()
+
+    def set_visible(self, value: int, visible: bool) -> None:
+        """Show or hide a class in every image."""
+        for group in self.groups.values():
+            group.set_visible(value, visible)
+        self.shown.emit()
+
+    def toggle_contour(self) -> None:
+        """Draw outlines instead of regions, or regions again."""
+        for group in self.groups.values():
+            group.set_contour(0 if group.combined.contour else 2)
 
     def _remove_class_layers(self, groups: Sequence[LabelGroup]) -> None:
         """Remove the class layers of all these images at once, which takes as long as of a single one."""
@@ -222,10 +235,7 @@ class Labelling:
 
     def clear(self, *, remove: bool) -> None:
         """Let go of all layers; remove all if asked to, else those that only show something."""
-        groups = self.groups.values()
-        gone = [layer for g in groups for layer in (g.outputs if remove else g.extras.layers.values())]
-        for group in groups:
-            group.let_go()
+        gone = [layer for group in self.groups.values() for layer in group.let_go(remove=remove)]
         remove_layers(self._viewer, gone)
         self.groups.clear()
         self._sketches.clear()
@@ -243,12 +253,11 @@ class Labelling:
         work, layer = self._session.works.get(key), self.image_layer(key)
         if work is None or layer is None:
             return
-        with suppress(ValueError):  # axes that cannot be segmented: what was read before stands
-            image = read_image_layer(layer, work.image.axes.startswith("C"))
-            if image.axes == work.image.axes:
-                work.image = image
-                self._session.storage.touch(key)
-                self._session.touched.emit(key)
+        image = _read_as(layer, work.image.axes)
+        if image is not None:  # else what was read before stands
+            work.image = image
+            self._session.storage.touch(key)
+            self._session.touched.emit(key)
 
     def _on_covered(self, key: str, part: tuple[slice, ...], mask: Mask, value: int) -> None:
         group, work = self.groups.get(key), self._session.works.get(key)
@@ -340,8 +349,10 @@ class Labelling:
             set_mark(layer, project=str(path), item=number)
 
 
-def _has_axes(layer: Any, axes: str, first_is_channels: bool) -> bool:
+def _read_as(layer: Any, axes: str) -> ImageInput | None:
+    """Read an image layer whose axes are these; None if they are others."""
     try:
-        return axes_of(layer, first_is_channels) == axes
-    except ValueError:
-        return False
+        image = read_image_layer(layer, axes.startswith("C"))
+    except ValueError:  # none that can be segmented
+        return None
+    return image if image.axes == axes else None

@@ -313,17 +313,6 @@ class Workbench:
         if self.group is not None:
             self.paint_with(ignore_value(self.group.labels.dtype))
 
-    def set_visible(self, value: int, visible: bool) -> None:
-        """Show or hide a class in every image."""
-        for group in self.labelling.groups.values():
-            group.set_visible(value, visible)
-        self.show_soon()
-
-    def set_per_class(self, per_class: bool) -> None:
-        """Show a layer per class, or the combined layer alone."""
-        self.labelling.set_per_class(per_class)
-        self.show_soon()
-
     def show_uncertainty(self, on: bool) -> None:
         """Show or hide the uncertainty layer."""
         if self.group is not None:
@@ -335,11 +324,6 @@ class Workbench:
         if self.group is not None:
             self.group.show_before(self.work.before_crf if on and self.work is not None else None)
         self.show_soon()
-
-    def toggle_contour(self) -> None:
-        """Draw outlines instead of regions, or regions again."""
-        for group in self.labelling.groups.values():
-            group.set_contour(0 if group.combined.contour else 2)
 
     def bring_back(self) -> None:
         """Show the labels of the image again after their layer was removed."""

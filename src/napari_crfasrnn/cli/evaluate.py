@@ -154,10 +154,11 @@ def errors_picture(judged: Judged, classes: tuple[ClassSpec, ...]) -> NDArray[np
     """
     import numpy as np
 
+    from napari_crfasrnn.classes import has_background
     from napari_crfasrnn.cli.output import overlay
 
     colors = [spec.color for spec in classes]
-    background = 0 if classes[0].name.lower() == "background" else None
+    background = 0 if has_background(classes) else None
     plain = overlay(judged.image, np.full(judged.truth.shape, 255, np.uint8), colors)
     parts = [
         plain,

@@ -356,6 +356,7 @@ def _segment_video(
 def _write(result: Segmentation, source: ImageSource, paths: dict[str, Path]) -> None:
     import numpy as np
 
+    from napari_crfasrnn.classes import has_background
     from napari_crfasrnn.cli.output import overlay, save_labels_png, save_picture, save_tiff
 
     colors = [spec.color for spec in result.classes]
@@ -370,7 +371,7 @@ def _write(result: Segmentation, source: ImageSource, paths: dict[str, Path]) ->
     if result.marginals is not None:
         save_tiff(paths["probabilities"], result.marginals, "C" + axes, spacing)
     if "overlay" in paths:
-        background = 0 if result.classes[0].name.lower() == "background" else None
+        background = 0 if has_background(result.classes) else None
         pictures = np.stack(
             [
                 overlay(source.plane(index), result.labels[index], colors, background=background)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_crfasrnn.classes import has_background
 from napari_crfasrnn.cli.output import overlay, replacing, save_labels_png
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def segment_video(
     if len(classes) > 255:
         raise ValueError(f"frames are written for models of up to 255 classes, got {len(classes)}")
     colors = [spec.color for spec in classes]
-    background = 0 if classes[0].name.lower() == "background" else None
+    background = 0 if has_background(classes) else None
     counts = np.zeros(256, np.int64)
     shape: tuple[int, ...] = ()
     number = 0

@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.measure import regionprops
 
-from napari_crfasrnn.classes import ClassSpec, ignore_value
+from napari_crfasrnn.classes import ClassSpec, has_background, ignore_value
 from napari_crfasrnn.edits import Labels, label_regions
-
-BACKGROUND = "background"
 
 
 class CocoWriter:
@@ -36,7 +34,7 @@ class CocoWriter:
 
     def __init__(self, folder: Path, classes: Sequence[ClassSpec]) -> None:
         self._folder = folder
-        self._has_background = classes[0].name.lower() == BACKGROUND
+        self._has_background = has_background(classes)
         self._categories = [
             {"id": self._category(value), "name": spec.name, "supercategory": ""}
             for value, spec in enumerate(classes)

@@ -113,9 +113,8 @@ def publish_folder(path: Path, fill: Callable[[Path], None]) -> None:
         fill(part)
         for folder in (*(entry for entry in part.iterdir() if entry.is_dir()), part):
             sync_folder(folder)
-        undo.callback(
-            shutil.rmtree, path, ignore_errors=True
-        )  # it is free: what is there from now on is ours
+        # It is free: what is there from now on is ours.
+        undo.callback(shutil.rmtree, path, ignore_errors=True)
         if path.is_dir():  # empty; Windows does not rename onto it
             path.rmdir()
         os.replace(part, path)

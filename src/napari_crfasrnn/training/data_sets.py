@@ -24,11 +24,10 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_crfasrnn.classes import VOC_CLASSES, ClassSpec, class_table
+from napari_crfasrnn.classes import BACKGROUND, VOC_CLASSES, ClassSpec, class_table
 from napari_crfasrnn.imaging import IMAGE_SUFFIXES, open_image, read_image
 from napari_crfasrnn.training.mask_files import IGNORE, check_size, read_mask
 
-BACKGROUND = "background"
 MAX_CLASSES = 255  # in 8-bit masks
 
 Others = Literal["background", "ignore"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_crfasrnn.imaging import read_header, read_stored, turn_upright
+from napari_crfasrnn.imaging import IGNORE_COLOR, read_header, read_stored, turn_upright
 
 IGNORE = 255
 
@@ -85,8 +85,9 @@ def _values_of_colors(
 ) -> NDArray[np.uint8]:
     """Find the class of each colour; VOC's pale border colour and white are unlabelled."""
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    value_of = {(224 << 16) + (224 << 8) + 192: IGNORE, 0xFFFFFF: IGNORE}
-    value_of |= {(r << 16) + (g << 8) + b: value for value, (r, g, b) in enumerate(colors)}
+    known = {IGNORE_COLOR: IGNORE, (255, 255, 255): IGNORE}
+    known |= {color: value for value, color in enumerate(colors)}
+    value_of = {(r << 16) + (g << 8) + b: value for (r, g, b), value in known.items()}
     present, where = np.unique(packed, return_inverse=True)
     for color in present.tolist():
         if color not in value_of:

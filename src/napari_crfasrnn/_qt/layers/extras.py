@@ -46,13 +46,12 @@ class ExtraLayers:
         The layers by their roles, hidden ones, too.
     """
 
-    switched = Signal(str)  # role of a layer that somebody showed or hid in the list of layers
+    switched = Signal(str)  # role of a layer that is shown or hidden now
 
     def __init__(self, viewer: ViewerModel, image: Any) -> None:
         self._viewer, self._image = viewer, image
         self.layers: dict[str, Any] = {}
         self._hidden: list[Any] = []  # label layers that are hidden while those from before are shown
-        self._quiet = False
 
     def shows(self, role: str) -> bool:
         """Whether there is a layer, and not a hidden one."""
@@ -166,9 +165,7 @@ class ExtraLayers:
 
     def _set_visible(self, role: str, visible: bool) -> None:
         if role in self.layers:
-            self._quiet = True
             self.layers[role].visible = visible
-            self._quiet = False
 
     def _hide(self, labels: Sequence[Any]) -> None:
         hidden = [other for other in labels if other.visible]
@@ -183,5 +180,5 @@ class ExtraLayers:
 
     def _on_visible(self, event: Any) -> None:
         role = next((role for role, layer in self.layers.items() if layer is event.source), None)
-        if role is not None and not self._quiet:
+        if role is not None:
             self.switched.emit(role)

@@ -394,18 +394,18 @@ class LabelGroup:
             remove_layers(self.viewer, layers)
 
     def close(self, *, remove: bool = False) -> None:
-        """Stop watching the layers; remove all of them if asked to, else those that only show something."""
-        self.let_go()
-        self.remove_layers(self.outputs if remove else self.extras.layers.values())
+        """Stop watching the layers, and remove those that `let_go` gives."""
+        self.remove_layers(self.let_go(remove=remove))
 
-    def let_go(self) -> None:
-        """Stop watching the layers."""
+    def let_go(self, *, remove: bool) -> list[Any]:
+        """Stop watching the layers; return those to be removed: all, or those that only show something."""
         self._redraw_timer.stop()
         self.class_layers.stop()
         self.drawing.close()
         self._watch.close()
         with self.silently():
             self.extras.close()
+        return self.outputs if remove else list(self.extras.layers.values())
 
     def _find_combined(self) -> Any | None:
         found = [

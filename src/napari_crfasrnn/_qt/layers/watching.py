@@ -197,6 +197,8 @@ class GroupWatch:
 
     def _on_extra_switched(self, role: str) -> None:
         group = self._group
+        if group.is_quiet:
+            return
         with group.silently():
             group.extras.follow_eye(role, group.label_layers)
         group.visibility_changed.emit()

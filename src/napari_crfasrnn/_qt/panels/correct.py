@@ -93,9 +93,8 @@ class CorrectPanel(Section):
         self.live.setText("Live …" if state.live_waits else "Live")
         show_action(self.accept, state.accept)
         self.accept.setChecked(state.accepted)
-        self.accept.setText(
-            "✓ Accepted" if state.accepted else "Accept all" if state.accepts_all else "Accept"
-        )
+        text = "Accept all" if state.accepts_all else "Accept"
+        self.accept.setText("✓ Accepted" if state.accepted else text)
         for widget, action, on in (
             (self.uncertainty, state.uncertainty, state.uncertainty_on),
             (self.before, state.before, state.before_on),

@@ -361,14 +361,11 @@ class Storage:
             self._tell_taught(taught)
             self.opened.emit(images, None)
 
-        def start() -> None:
-            self._tasks.start(busy, run, done)
-
         busy = Busy("open", "Opening…")
         if keeper.is_read_only:
-            start()
+            self._tasks.start(busy, run, done)
         else:
-            self.when_saved(busy, start)
+            self.when_saved(busy, lambda: self._tasks.start(busy, run, done))
 
     def _remember(self, path: Path) -> None:
         self.run("noting where the project is", partial(remember, path))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from napari_crfasrnn.classes import ClassSpec, class_table
+from napari_crfasrnn.classes import BACKGROUND, ClassSpec, class_table
 from napari_crfasrnn.palette import Color
 
-BACKGROUND = "background"
 N_KEYS = 9  # number keys 1 to 9; 0 is the background's
 
 

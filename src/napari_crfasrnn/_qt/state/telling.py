@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from napari_crfasrnn._qt.state.table import BACKGROUND
 from napari_crfasrnn._qt.state.tasks import Line
+from napari_crfasrnn.classes import BACKGROUND
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.engine import Segmented
