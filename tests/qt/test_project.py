@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QFileDialog
 from window_user import User
 
 from napari_crfasrnn import Project
-from napari_crfasrnn._qt.layers import ImageInput, key_of
+from napari_crfasrnn._qt.layers import ImageInput, key_of, mark_of
 from napari_crfasrnn._qt.state import storage
 from napari_crfasrnn._qt.state.keeper import Keeper
 from napari_crfasrnn._qt.state.recents import NAMED, data_dir, recent_projects
@@ -51,7 +51,7 @@ def test_work_is_kept_without_asking_and_comes_back(user, make_napari_viewer, ph
     QTest.qWait(50)
     other = User(make_napari_viewer(show=True))
     assert other.do(lambda: other.session.storage.open(target)) == "open"
-    QTest.qWait(50)
+    other.settle()
     again = other.viewer.layers["photograph"]
     np.testing.assert_array_equal(again.data, photograph)
     assert again.rgb
@@ -451,6 +451,69 @@ def test_all_images_of_a_project_count_when_it_is_opened(
     other.settle()
     assert other.widget.learning.note.toolTip() == material
     other.session.cancel()
+
+
+def _project_of_images(path: Path, n_images: int) -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[:20], labels[40:] = 1, 2
+    with Project.create(path, ["background", "cell", "wall"]) as project:
+        for number in range(n_images):
+            project.add(np.full((64, 64), 10 * number, np.uint8), labels=labels, name=f"image {number}")
+
+
+def test_only_the_image_that_is_worked_on_gets_class_layers(user, tmp_path) -> None:
+    def class_layers() -> list[str]:
+        return sorted(layer.name for layer in user.viewer.layers if mark_of(layer).get("role") == "class")
+
+    _project_of_images(tmp_path / "project", 3)
+    assert user.do(lambda: user.bench.projects.open(tmp_path / "project")) == "open"
+    user.settle()
+    first, second, third = user.bench.labelling.groups
+    assert user.bench.key == third
+    user.wait(lambda: len(class_layers()) == 2)
+    assert class_layers() == ["image 2 · cell", "image 2 · wall"]
+    # Those of other images are drawn by their combined layers.
+    assert set(user.bench.labelling.groups[first].combined.colormap.color_dict) == {None, 0, 1, 2}
+
+    user.bench.choose_image(first)
+    user.wait(lambda: len(class_layers()) == 4)
+    assert class_layers() == ["image 0 · cell", "image 0 · wall", "image 2 · cell", "image 2 · wall"]
+    assert set(user.bench.labelling.groups[first].combined.colormap.color_dict) == {None, 0}
+    user.bench.select_image(second)
+    user.bench.paint_with(2)  # at once
+    assert user.viewer.layers.selection.active.name == "image 1 · wall"
+    user.settle()
+
+    user.session.classes.delete(1)  # all are made anew, for the image that is worked on
+    user.settle()
+    user.wait(lambda: class_layers() == ["image 1 · wall"])
+    user.session.cancel()
+
+
+def test_images_of_a_project_come_one_at_a_time(user, tmp_path) -> None:
+    _project_of_images(tmp_path / "project", 4)
+    _project_of_images(tmp_path / "other", 2)
+    seen = []
+    user.bench.projects.open(tmp_path / "project")
+    user.wait(lambda: user.bench.labelling.groups)
+    while user.bench.projects.busy:
+        seen.append(len(user.bench.labelling.groups))
+        QTest.qWait(0)
+    assert len(set(seen)) > 1, seen  # the window had turns of its own between them
+    assert len(user.bench.labelling.groups) == 4
+    user.settle()
+
+    user.do(lambda: user.bench.projects.open(tmp_path / "other"))
+    user.do(lambda: user.bench.projects.open(tmp_path / "project"))
+    # Left while its images come: no more do, and none is lost.
+    assert user.do(lambda: user.bench.projects.open(tmp_path / "other")) == "open"
+    user.settle()
+    assert [item.name for item in user.session.storage.keeper.project.items] == ["image 0", "image 1"]
+    assert len(user.bench.labelling.groups) == 2
+    with Project.open(tmp_path / "project") as project:
+        assert len(project.items) == 4
+        assert all((item.labels().max() == 2) for item in project.items)
+    user.session.cancel()
 
 
 def test_a_sample_is_earlier_work_only_when_somebody_corrected_it(user, make_napari_viewer) -> None:

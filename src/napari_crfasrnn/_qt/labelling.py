@@ -53,6 +53,7 @@ class Labelling:
     def __init__(self, viewer: ViewerModel, session: Session, keys: Keys) -> None:
         self.groups: dict[str, LabelGroup] = {}
         self.per_class = True
+        self._in_view: str | None = None  # key of the image that is worked on
         self._sketches: set[str] = set()  # keys of images that no model segmented: all labels are strokes
         self._viewer, self._session, self._keys = viewer, session, keys
         session.counts.counted.connect(self._on_counted)
@@ -92,6 +93,7 @@ class Labelling:
             old.close(remove=True)
         classes = self._session.table.classes
         group = LabelGroup(self._viewer, layer, work.labels, classes, per_class=self.per_class)
+        group.class_layers.set_in_view(key == self._in_view)
         work.labels = group.labels
         self.groups[key] = group
         if key in self._sketches:
@@ -179,6 +181,12 @@ class Labelling:
             forget_mark(layer, "project", "item")
 
     # --- from the layers ----------------------------------------------------------------------------
+
+    def look_at(self, key: str | None) -> None:
+        """Say which image is worked on."""
+        self._in_view = key
+        for other, group in self.groups.items():
+            group.class_layers.set_in_view(other == key)
 
     def flush(self) -> None:
         """Take in what was done to the layers so far."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QTimer
 
 from napari_crfasrnn._qt.layers import image_layers, key_of, mark_of, read_image_layer, says_channels
 from napari_crfasrnn._qt.state import Opened
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 class Projects:
     """Projects in one viewer, one after the other.
+
+    Their images come into it one at a time, with the window alive between them.
 
     Parameters
     ----------
@@ -32,9 +37,24 @@ class Projects:
     def __init__(self, bench: Workbench) -> None:
         self.closed_items: list[Item] = []
         self._bench, self._storage = bench, bench.session.storage
+        self._coming: deque[Opened] = deque()
+        self._timer = QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(0)
+        self._timer.timeout.connect(self._show_next)
         self._storage.left.connect(self._on_left)
         self._storage.opened.connect(self._on_opened)
         self._storage.saved.connect(self._on_saved)
+
+    @property
+    def busy(self) -> bool:
+        """Whether images are still to come into the viewer."""
+        return bool(self._coming)
+
+    def close(self) -> None:
+        """Show no more images."""
+        self._timer.stop()
+        self._coming.clear()
 
     def open(self, path: Path) -> None:
         """Open a project instead of the present one; images of it that are in the viewer stay."""
@@ -79,6 +99,7 @@ class Projects:
 
     def _on_left(self) -> None:
         """Let go of the labels of a project that was closed; they are in it."""
+        self.close()
         self._bench.patching.leave()
         self._bench.comparing.end()
         self._bench.labelling.clear(remove=True)
@@ -87,15 +108,21 @@ class Projects:
         self._bench.show_soon()
 
     def _on_opened(self, opened: Sequence[Opened], left: Sequence[Item] | None) -> None:
-        bench = self._bench
         if left is not None:  # another project; what was there is in the one before
             self._on_left()
             self.closed_items = list(left)
-        for one in opened:
+        self._coming.extend(opened)
+        self._show_next()
+
+    def _show_next(self) -> None:
+        bench = self._bench
+        if self._coming:
+            one = self._coming.popleft()
+            if self._coming:
+                self._timer.start()  # first: should one fail to show, the others come all the same
             bench.channels[one.key] = one.item.axes.startswith("C")
             bench.labelling.restore(one)
-        for one in opened:
-            if one.key != bench.key:
-                bench.session.count(one.key, (0,) * len(bench.session.works[one.key].image.stack_shape))
-        bench.count_soon()
-        bench.show_soon()
+            bench.session.count(one.key, (0,) * len(bench.session.works[one.key].image.stack_shape))
+        if not self._coming:
+            bench.count_soon()
+            bench.show_soon()

@@ -114,6 +114,7 @@ class Workbench:
     def close(self) -> None:
         """Save what is unsaved, stop everything, and leave the layers as they are."""
         with suppress(RuntimeError):  # at the end of the program, Qt may have deleted the layers' timers
+            self.projects.close()
             self.live.close()
             self.patching.close()
             self.comparing.close()
@@ -194,6 +195,7 @@ class Workbench:
             or self.session.counts.busy
             or self.live.busy
             or self.patching.busy
+            or self.projects.busy
         )
 
     def read_image(self) -> ImageInput:
@@ -393,6 +395,7 @@ class Workbench:
             self.labelling.lost.connect(self._on_lost)
 
     def _show(self) -> None:
+        self.labelling.look_at(None if self.projects.busy else self.key)
         self.labelling.follow_table()
         self.labelling.drop_absent()
         self.changed.emit()

@@ -49,8 +49,9 @@ class ClassLayer(PaintedLabels):
 class ClassLayers:
     """The class layers of one group.
 
-    napari takes its time to add a layer, so they come one at a time, with the window alive between them;
-    until then the combined layer draws their classes.
+    napari takes its time to add a layer, the more, the more there are. So they come one at a time, with the
+    window alive between them, and only while somebody works on the image; until then the combined layer draws
+    their classes.
 
     Parameters
     ----------
@@ -67,6 +68,7 @@ class ClassLayers:
     def __init__(self, group: LabelGroup, enabled: bool) -> None:
         self.enabled = enabled
         self._group = group
+        self._in_view = True
         self._layers: dict[int, ClassLayer] = {}
         self._present: set[int] = set()
         self._missing: list[int] = []  # classes whose layers are still to come
@@ -95,9 +97,12 @@ class ClassLayers:
         return bool(self._missing)
 
     def show_present(self, values: Iterable[int]) -> None:
-        """Add a layer for each class that is present and has none; `grown` says when all are there."""
+        """Add a layer for each class that is present and has none, once the image is in view.
+
+        `grown` says when all are there.
+        """
         self._present = {value for value in values if 0 < value < len(self._group.classes)}
-        if self.enabled and self._group.alive:
+        if self.enabled and self._in_view and self._group.alive:
             self._missing = sorted(self._present - set(self._layers))
             if self._missing:
                 self._timer.start()
@@ -117,6 +122,15 @@ class ClassLayers:
     def _is_needed(self, value: int) -> bool:
         selected = self._layers[value] in self._group.viewer.layers.selection
         return selected or bool((self._group.labels == value).any())
+
+    def set_in_view(self, in_view: bool) -> None:
+        """Say whether somebody works on the image. Layers that are there stay when nobody does any more."""
+        if in_view != self._in_view:
+            self._in_view = in_view
+            if in_view:
+                self.show_present(self._present)
+            else:
+                self.stop()
 
     def set_enabled(self, enabled: bool) -> None:
         """Let classes have layers, or none."""
@@ -163,7 +177,7 @@ class ClassLayers:
         """Give them the names and colours of a class table."""
         for value, layer in self._layers.items():
             layer.name = looks.layer_name(image_name, classes[value].name)
-            layer.colormap = looks.colormap(classes, [value])
+            looks.color_layer(layer, classes, [value])
             layer.features = _names(classes, value)
 
     def take_over(self) -> set[int]:

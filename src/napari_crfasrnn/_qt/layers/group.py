@@ -365,9 +365,7 @@ class LabelGroup:
     def color_combined(self) -> None:
         """Let the combined layer draw what no class layer draws, so that each class is drawn once."""
         with self.silently():
-            self.combined.colormap = looks.colormap(
-                self.classes, self._shown() - set(self.class_layers.by_value)
-            )
+            looks.color_layer(self.combined, self.classes, self._shown() - set(self.class_layers.by_value))
 
     def _shown(self) -> set[int]:
         return set(range(len(self.classes))) - self.hidden

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from napari.utils.colormaps import DirectLabelColormap
@@ -33,6 +34,20 @@ def colormap(classes: Sequence[ClassSpec], shown: Collection[int]) -> DirectLabe
         color = drawn_color(value, classes[value].color)
         colors[value] = np.array([*(c / 255 for c in color), 1.0], dtype=np.float32)
     return DirectLabelColormap(color_dict=colors)
+
+
+def color_layer(layer: Any, classes: Sequence[ClassSpec], shown: Collection[int]) -> None:
+    """Give a labels layer the `colormap` of some classes, unless it has it: napari draws it anew."""
+    wanted, there = colormap(classes, shown), layer.colormap
+    if (
+        not isinstance(there, DirectLabelColormap)
+        or there.color_dict.keys() != wanted.color_dict.keys()
+        or any(
+            not np.array_equal(there.color_dict[value], wanted.color_dict[value])
+            for value in wanted.color_dict
+        )
+    ):
+        layer.colormap = wanted
 
 
 def features(names: Iterable[tuple[int, str]]) -> dict[str, np.ndarray]:
