@@ -53,7 +53,7 @@ def test_a_patch_is_framed_corrected_and_verified(corrector: User) -> None:
     user.click(correct.patch)
     user.wait(lambda: patching.patch is not None)
     QTest.qWait(20)
-    assert patching.patch == least_certain_patch(user.bench.work.entropy)
+    assert patching.patch == least_certain_patch(user.bench.work.entropy[()])
     assert correct.approve.isVisible()
     assert not correct.patch.isVisible()
 

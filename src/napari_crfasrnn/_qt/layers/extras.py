@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from napari.layers import Image, Labels
 from napari.utils.colormaps import Colormap
-from numpy.typing import NDArray
 from psygnal import Signal
 
 from napari_crfasrnn._qt.layers import looks
@@ -16,6 +14,8 @@ from napari_crfasrnn._qt.layers.images import insert_above, key_of, placement, r
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
+
+    from napari_crfasrnn._qt.state.planes import KnownPlanes
 
 UNCERTAINTY, BEFORE = "uncertainty", "before"
 
@@ -57,7 +57,7 @@ class ExtraLayers:
         """Whether there is a layer, and not a hidden one."""
         return role in self.layers and bool(self.layers[role].visible)
 
-    def show_uncertainty(self, entropy: NDArray[np.float32] | None, above: Sequence[Any]) -> None:
+    def show_uncertainty(self, entropy: KnownPlanes | None, above: Sequence[Any]) -> None:
         """Show values 0..1 above other layers, or hide them."""
         if entropy is None:
             self._set_visible(UNCERTAINTY, False)
@@ -75,7 +75,7 @@ class ExtraLayers:
             )
             self._add(UNCERTAINTY, layer, above)
 
-    def show_before(self, labels: NDArray[Any] | None, colors: Any, instead_of: Sequence[Any]) -> None:
+    def show_before(self, labels: KnownPlanes | None, colors: Any, instead_of: Sequence[Any]) -> None:
         """Show labels instead of the given layers, or those layers again."""
         if labels is None:
             self._set_visible(BEFORE, False)
@@ -108,7 +108,7 @@ class ExtraLayers:
         elif role == BEFORE:
             self._unhide()
 
-    def follow(self, entropy: NDArray[np.float32] | None, before: NDArray[Any] | None) -> None:
+    def follow(self, entropy: KnownPlanes | None, before: KnownPlanes | None) -> None:
         """Show what is known by now in the layers that there are; what is not known any more is removed."""
         for role, data in ((UNCERTAINTY, entropy), (BEFORE, before)):
             if data is None:
@@ -156,7 +156,7 @@ class ExtraLayers:
         if role == BEFORE:
             self._unhide()
 
-    def _set_data(self, role: str, data: NDArray[Any]) -> None:
+    def _set_data(self, role: str, data: KnownPlanes) -> None:
         layer = self.layers[role]
         if layer.data is data:  # other values in the same array
             layer.refresh(extent=False, highlight=False)

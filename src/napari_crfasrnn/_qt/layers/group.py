@@ -39,6 +39,8 @@ from napari_crfasrnn.edits import places_in
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
+    from napari_crfasrnn._qt.state.planes import KnownPlanes
+
 PAINTING_MODES = ("paint", "erase", "fill", "polygon")
 MIN_REDRAW_MS = 15  # of the other layers, while a stroke goes on: more often than the screen needs no one
 
@@ -315,18 +317,18 @@ class LabelGroup:
         for layer in self.label_layers:
             layer.contour = width
 
-    def show_uncertainty(self, entropy: NDArray[np.float32] | None) -> None:
+    def show_uncertainty(self, entropy: KnownPlanes | None) -> None:
         """Show an uncertainty layer with values 0..1, or hide it."""
         with self.silently():
             self.extras.show_uncertainty(entropy, self.outputs)
 
-    def show_before(self, labels: NDArray[Any] | None) -> None:
+    def show_before(self, labels: KnownPlanes | None) -> None:
         """Show the labels as they were before the CRF instead of the others, or show those again."""
         colors = looks.colormap(self.classes, self._shown())
         with self.silently():
             self.extras.show_before(labels, colors, self.label_layers)
 
-    def follow(self, entropy: NDArray[np.float32] | None, before: NDArray[Any] | None) -> None:
+    def follow(self, entropy: KnownPlanes | None, before: KnownPlanes | None) -> None:
         """Show what is known by now in the layers that only show something, if they are shown."""
         with self.silently():
             self.extras.follow(entropy, before)

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
+
+from napari_crfasrnn._qt.state.array_like import ArrayLike
 
 Labels = NDArray[Any]  # uint8 or uint16
 Box = tuple[slice, ...]
@@ -83,13 +84,8 @@ class LabelStore:
         self._pending = []
 
 
-class ClassView(NDArrayOperatorsMixin):
-    """An array-like that shows one class of a `LabelStore`: the class value, and 0 elsewhere.
-
-    Behaves like a NumPy array in indexing, arithmetic and methods that return something new.
-    """
-
-    _IN_PLACE = frozenset({"sort", "partition", "put", "resize", "setfield", "setflags", "byteswap", "data"})
+class ClassView(ArrayLike):
+    """An array-like that shows one class of a `LabelStore`: the class value, and 0 elsewhere."""
 
     def __init__(self, store: LabelStore, value: int) -> None:
         self._store = store
@@ -101,27 +97,14 @@ class ClassView(NDArrayOperatorsMixin):
         return self._value
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """Shape of the label array."""
         return self._store.array.shape
 
     @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return self._store.array.ndim
-
-    @property
-    def size(self) -> int:
-        """Number of pixels."""
-        return self._store.array.size
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[Any]:  # type: ignore[override]
         """Type of the label array."""
         return self._store.array.dtype
-
-    def __len__(self) -> int:
-        return len(self._store.array)
 
     def __getitem__(self, key: Any) -> Any:
         part = self._store.array[key]
@@ -130,35 +113,9 @@ class ClassView(NDArrayOperatorsMixin):
     def __setitem__(self, key: Any, values: Any) -> None:
         self._store.write(key, values, self._value)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a class view has no memory of its own: it cannot be had without a copy")
-        return np.asarray(self[...], dtype=dtype)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if kwargs.get("out") is not None:
-            return NotImplemented
-        plain = [x[...] if isinstance(x, ClassView) else x for x in inputs]
-        return getattr(ufunc, method)(*plain, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        # Methods of arrays that return something new, so that scripts need not know about views.
-        if name.startswith("_") or name in self._IN_PLACE:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self[...], name)
-
     def fill(self, value: int) -> None:
         """Write one value everywhere, as `numpy.ndarray.fill` does."""
         self[...] = value
-
-    def __copy__(self) -> NDArray[Any]:
-        return np.array(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> NDArray[Any]:
-        return np.array(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return np.asarray, (np.array(self),)
 
     def __repr__(self) -> str:
         return f"<class {self._value} of labels {self.shape}, {self.dtype}>"

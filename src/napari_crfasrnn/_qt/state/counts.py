@@ -12,9 +12,10 @@ from psygnal import Signal
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 
 if TYPE_CHECKING:
+    from napari_crfasrnn._qt.state.planes import PlaneIndex
     from napari_crfasrnn._qt.state.standing import Standing
     from napari_crfasrnn._qt.state.table import ClassTable
-    from napari_crfasrnn._qt.state.work import PlaneIndex, Work
+    from napari_crfasrnn._qt.state.work import Work
     from napari_crfasrnn.edits import EditSummary
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
-    from napari_crfasrnn._qt.state.work import Labels, Mask, PlaneIndex
+    from napari_crfasrnn._qt.state.planes import PlaneIndex
+    from napari_crfasrnn._qt.state.work import Labels, Mask
     from napari_crfasrnn.config import TrainConfig
     from napari_crfasrnn.importing import ImportReport
     from napari_crfasrnn.network import SegmentationModel

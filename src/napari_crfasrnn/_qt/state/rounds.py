@@ -16,7 +16,8 @@ from napari_crfasrnn._qt.worker import Report, Task
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
-    from napari_crfasrnn._qt.state.work import Labels, PlaneIndex
+    from napari_crfasrnn._qt.state.planes import PlaneIndex
+    from napari_crfasrnn._qt.state.work import Labels
     from napari_crfasrnn.project import Round
 
 

@@ -17,6 +17,7 @@ from napari_crfasrnn._qt.state.counts import Counts, Numbers
 from napari_crfasrnn._qt.state.engine import Engine, ModelRequest, Segmented
 from napari_crfasrnn._qt.state.lessons import Effort, Lessons
 from napari_crfasrnn._qt.state.micrographs import Kind, kind_at_a_glance
+from napari_crfasrnn._qt.state.planes import PlaneIndex
 from napari_crfasrnn._qt.state.rounds import Rounds
 from napari_crfasrnn._qt.state.shelf import LEARNT, PHOTOGRAPHS, PREFIX, ModelChoice, Shelf
 from napari_crfasrnn._qt.state.standing import Standing
@@ -32,7 +33,7 @@ from napari_crfasrnn._qt.state.telling import (
     hint_at,
     tell,
 )
-from napari_crfasrnn._qt.state.work import Labels, PlaneIndex, Work
+from napari_crfasrnn._qt.state.work import Labels, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.classes import ClassSpec, ignore_value
 from napari_crfasrnn.config import TrainConfig
@@ -249,7 +250,7 @@ class Session:
         step = self._write(key, refined, index)
         work.take_refined(index, (0, 0), changed, step)
         if work.entropy is not None:
-            work.entropy[index] = result.entropy
+            work.entropy.put(index, result.entropy)
         self.touch(key)
         self.refined.emit(key)
         return int(np.count_nonzero(changed))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from napari_crfasrnn._qt.state.work import Labels, PlaneIndex
+from napari_crfasrnn._qt.state.planes import PlaneIndex
+from napari_crfasrnn._qt.state.work import Labels
 from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.edits import remap_labels
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_crfasrnn._qt.state.planes import KnownPlanes, PlaneIndex
 from napari_crfasrnn._qt.state.steps import BaselineChange, Steps, Verdict, VerifiedBox
 from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.edits import (
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 Labels = NDArray[Any]  # uint8 or uint16
 Mask = NDArray[np.bool_]
-PlaneIndex = tuple[int, ...]
 Part = Any  # what NumPy takes for an index of a plane
 
 MAX_REVISIONS = 4  # predictions whose baseline an undo can bring back; each holds copies of its planes
@@ -98,8 +98,8 @@ class Work:
     labels: Labels
     baseline: Labels
     verified: Mask
-    entropy: NDArray[np.float32] | None = None
-    before_crf: Labels | None = None
+    entropy: KnownPlanes | None = None
+    before_crf: KnownPlanes | None = None
     accepted: dict[PlaneIndex, Mask] = field(default_factory=dict)
     lessons: dict[PlaneIndex, tuple[object, StrokeLesson]] = field(default_factory=dict)
     _steps: Steps = field(default_factory=Steps)
@@ -140,13 +140,12 @@ class Work:
         """Take the baseline and the rest of a segmentation whose merged labels are in the layer now."""
         index = revision.index
         self._put(index, revision.after)
-        if self.entropy is None:
-            self.entropy = np.full(self.labels.shape, np.nan, np.float32)
-        self.entropy[index] = segmentation.entropy
+        self._put_entropy(index, segmentation.entropy)
         if segmentation.before_crf is not None:
             if self.before_crf is None:
-                self.before_crf = np.full_like(self.labels, ignore_value(self.labels.dtype))
-            self.before_crf[index] = segmentation.before_crf
+                dtype = self.labels.dtype
+                self.before_crf = KnownPlanes(self.labels.shape, dtype, ignore_value(dtype))
+            self.before_crf.put(index, segmentation.before_crf)
         self._revisions = [*self._revisions[: self._at], revision][-MAX_REVISIONS:]
         self._at = len(self._revisions)
 
@@ -269,16 +268,14 @@ class Work:
         self, index: PlaneIndex, part: Part, entropy: NDArray[np.float32], *, is_first: bool = False
     ) -> None:
         """Take the uncertainty of a part of a plane, if the image has one or this is the first."""
-        if self.entropy is None and is_first:
-            self.entropy = np.full(self.labels.shape, np.nan, np.float32)
-        if self.entropy is not None:
-            self.entropy[index][part] = np.where(self.held(index, part), 0.0, entropy)
+        if self.entropy is not None or is_first:
+            self._put_entropy(index, np.where(self.held(index, part), np.float32(0), entropy), part)
 
     def forget_entropy(self, index: PlaneIndex) -> None:
         """Know of no uncertainty of a plane any more."""
         if self.entropy is not None:
-            self.entropy[index] = np.nan
-            if not np.isfinite(self.entropy).any():
+            self.entropy.forget(index)
+            if self.entropy.is_empty:
                 self.entropy = None
 
     def has_guesses(self, index: PlaneIndex) -> bool:
@@ -308,19 +305,19 @@ class Work:
 
     def is_segmented(self, index: PlaneIndex) -> bool:
         """Whether there is an uncertainty of a plane."""
-        return self.entropy is not None and bool(np.isfinite(self.entropy[index]).any())
+        return self.entropy is not None and bool(np.isfinite(self.entropy.plane(index)).any())
 
     def least_certain(self, index: PlaneIndex, without: Sequence[Box] = ()) -> Patch | None:
         """Return the square of a plane to correct next, if there is one.
 
         Verified pixels and erased ones need no look, and the boxes in ``without`` are left out.
         """
-        if self.entropy is None:
+        if self.entropy is None or not self.entropy.knows(index):
             return None
         settled = self.verified[index] | (self.labels[index] == ignore_value(self.labels.dtype))
         for y0, x0, y1, x1 in without:
             settled[y0:y1, x0:x1] = True
-        return least_certain_patch(self.entropy[index], settled)
+        return least_certain_patch(self.entropy.plane(index), settled)
 
     def next_patch(
         self, index: PlaneIndex, without: Mapping[PlaneIndex, Sequence[Box]]
@@ -416,19 +413,27 @@ class Work:
 
     def present(self, n_classes: int) -> list[int]:
         """Return the classes that have at least a pixel anywhere."""
-        counts = np.bincount(self.labels.reshape(-1), minlength=n_classes)[:n_classes]
-        return [int(value) for value in np.flatnonzero(counts)]
+        found = np.zeros(n_classes, bool)
+        # Plane by plane: NumPy counts in an array of eight bytes for each label.
+        for plane in self.labels.reshape(-1, *self.labels.shape[-2:]):
+            if plane.size and plane.min() < n_classes:  # of a long stack most planes may be unlabelled
+                found |= np.bincount(plane.reshape(-1), minlength=n_classes)[:n_classes] > 0
+        return [int(value) for value in np.flatnonzero(found)]
 
     def remapped(self, new_values: Sequence[int | None], n_classes: int) -> Work:
         """Return the work after a change of the class table; undo does not reach back past it."""
-        before = self.before_crf
+
+        def change(labels: Labels) -> Labels:
+            return remap_labels(labels, new_values, n_classes)
+
+        labels, before = change(self.labels), self.before_crf
         return Work(
             image=self.image,
-            labels=remap_labels(self.labels, new_values, n_classes),
-            baseline=remap_labels(self.baseline, new_values, n_classes),
+            labels=labels,
+            baseline=change(self.baseline),
             verified=self.verified,
             entropy=self.entropy,
-            before_crf=None if before is None else remap_labels(before, new_values, n_classes),
+            before_crf=None if before is None else before.mapped(change, ignore_value(labels.dtype)),
             accepted=self.accepted,
         )
 
@@ -445,6 +450,11 @@ class Work:
 
     def _state(self, index: PlaneIndex) -> PlaneState:
         return PlaneState(self.labels[index].copy(), self.baseline[index].copy(), self.verified[index].copy())
+
+    def _put_entropy(self, index: PlaneIndex, entropy: NDArray[np.float32], part: Any = ...) -> None:
+        if self.entropy is None:
+            self.entropy = KnownPlanes(self.labels.shape, np.float32, np.nan)
+        self.entropy.put(index, entropy, part)
 
     def _put(self, index: PlaneIndex, state: PlaneState) -> None:
         self.baseline[index] = state.baseline
