@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from napari_crfasrnn.imaging import files, guess_axes, open_image, parse_axes, read_image
+from napari_crfasrnn.imaging import (
+    files,
+    guess_axes,
+    open_image,
+    parse_axes,
+    read_header,
+    read_image,
+    read_stored,
+)
 from napari_crfasrnn.samples import sample
 
 # ---------------------------------------------------------------------------------------------- axes
@@ -456,6 +464,20 @@ def test_cmyk_becomes_rgb(tmp_path):
         read = read_image(tmp_path / name)
         assert read.axes == "YXC"
         np.testing.assert_allclose(np.asarray(read).reshape(-1, 3).mean(axis=0), [255, 0, 0], atol=3)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_nobody_knows_is_upright(tmp_path, orientation):
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(grey).save(tmp_path / "a.tif", tiffinfo={274: orientation})
+    Image.fromarray(grey).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "deep.png", exif=exif)
+    for name in ("a.tif", "a.png", "deep.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), grey)
+        np.testing.assert_array_equal(read_stored(tmp_path / name).values, grey)
+        assert read_header(tmp_path / name).size == (2, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -106,7 +106,7 @@ def _read_photograph(path: Path) -> ReadImage:
             if is_deep_png(path):
                 deep = read_deep_png(path)
                 axes = "YXC" if deep.ndim == 3 else "YX"
-                orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+                orientation = known_orientation(image.getexif().get(ExifTags.Base.Orientation))
                 return ReadImage(np.ascontiguousarray(turn_upright(deep, axes, orientation)), axes)
             upright = ImageOps.exif_transpose(image)
             return _from_pillow(upright)
@@ -146,7 +146,7 @@ def _read_tiff(path: Path) -> ReadImage:
                 array, axes = np.moveaxis(colors[:, array], 0, -1), axes + "C"
             orientation = page.tags.get("Orientation")
             if orientation is not None:  # Pillow does this by itself
-                array = turn_upright(array, axes, int(orientation.value))
+                array = turn_upright(array, axes, known_orientation(orientation.value))
         if array.size == 0:
             raise ValueError("it holds no pixels")
         return ReadImage(np.ascontiguousarray(array), axes, _spacing(tiff, axes))
@@ -206,6 +206,11 @@ def _name_axes(array: NDArray[Any], axes: str) -> tuple[NDArray[Any], str]:
             raise ValueError(f"its axes {axes} are not known")
         axes = axes.replace(letter, free)
     return array, axes
+
+
+def known_orientation(value: Any) -> int:
+    """Return what a file says of its orientation, 1 to 8; 1 where it says nothing that TIFF or EXIF know."""
+    return int(value) if value in range(1, 9) else 1
 
 
 def turn_upright(array: NDArray[Any], axes: str, orientation: int) -> NDArray[Any]:

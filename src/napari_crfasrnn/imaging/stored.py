@@ -20,6 +20,7 @@ from napari_crfasrnn.imaging.files import (
     WHITE_IS_ZERO,
     can_decompress,
     check_promise,
+    known_orientation,
     turn_upright,
 )
 
@@ -165,13 +166,9 @@ def _read_with_pillow(path: Path) -> StoredPixels:
 def _orientation_of(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would read all of it, to see whether EXIF comes after the pixels
-    return _known(image.getexif().get(_ORIENTATION))
+    return known_orientation(image.getexif().get(_ORIENTATION))
 
 
 def _orientation_of_page(page: Any) -> int:
     tag = page.tags.get(_ORIENTATION)
-    return 1 if tag is None else _known(tag.value)
-
-
-def _known(orientation: Any) -> int:
-    return int(orientation) if orientation in range(1, 9) else 1
+    return 1 if tag is None else known_orientation(tag.value)
