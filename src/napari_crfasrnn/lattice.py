@@ -72,6 +72,11 @@ def set_num_threads(n_threads: int) -> None:
     _lattice.set_n_threads(n_threads)
 
 
+def release_memory() -> None:
+    """Give back to the system what the compiled backend keeps for the next image."""
+    _lattice.release_memory()
+
+
 class Lattice:
     """A permutohedral lattice around N points with d features each (Adams et al. 2010).
 

@@ -16,7 +16,7 @@ PACKAGE = Path(napari_crfasrnn.__file__).parent
 
 # Each room, and the rooms of ours that it may import from when it is loaded.
 CORE_RANKS = [
-    {"palette", "progress", "samples", "tracing"},
+    {"palette", "progress", "samples", "shortage", "tracing"},
     {"classes"},
     {"config", "imaging", "metrics", "edits", "_ext", "_reference"},
     {"lattice"},

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_crfasrnn import shortage
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import CrfConfig, ModelConfig
 from napari_crfasrnn.imaging import open_image
@@ -607,3 +609,49 @@ def test_extra_features_that_do_not_fit(model) -> None:
     framed.set_image(image, extra_features=np.zeros((8, 9)))
     with pytest.raises(ValueError, match="extra features are of the image as it is"):
         framed.predict()
+
+
+class TestLackOfMemory:
+    @pytest.fixture
+    def free(self, monkeypatch):
+        """Let so many bytes be free."""
+
+        def set_free(n_bytes: int) -> None:
+            monkeypatch.setattr(shortage.psutil, "virtual_memory", lambda: SimpleNamespace(available=n_bytes))
+            monkeypatch.setattr(shortage.psutil, "swap_memory", lambda: SimpleNamespace(free=0))
+
+        return set_free
+
+    def test_what_does_not_fit_is_refused_before_it_is_begun(self, model, photo, free) -> None:
+        segmenter = Segmenter(model, "cpu")
+        segmenter.set_image(photo)
+        free(photo.shape[0] * photo.shape[1] * 400)
+        says = r"96 x 128 pixels takes more than .* GB of memory with 3 classes, and .* are free: cut it into"
+        for refused in (segmenter.predict, lambda: segmenter.refine(photo[..., 0] % 3), segmenter.live):
+            with pytest.raises(MemoryError, match=says):
+                refused()
+        segmenter.predict(crf=False)  # that takes less
+        free(10**12)
+        labels = segmenter.predict().labels
+        free(0)  # what there is is used again
+        np.testing.assert_array_equal(segmenter.predict().labels, labels)
+
+    def test_what_is_kept_for_later_is_given_back_first(self, model, photo, free, monkeypatch) -> None:
+        free(0)
+        monkeypatch.setattr("napari_crfasrnn.segmenter.segmenter.release_memory", lambda: free(10**12))
+        segmenter = Segmenter(model, "cpu")
+        segmenter.set_image(photo)
+        segmenter.predict()
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (MemoryError("std::bad_alloc"), "not enough memory for an image of this size"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "not enough memory"),
+            (shortage.MemoryShortageError("an image of 9 x 9"), "an image of 9 x 9"),
+            (ValueError("image is empty"), None),
+        ],
+    )
+    def test_what_is_said_of_it(self, error, said) -> None:
+        lack = shortage.lack_of_memory(error)
+        assert lack is None if said is None else said in lack

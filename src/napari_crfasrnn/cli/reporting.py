@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import typer
 
+from napari_crfasrnn.shortage import lack_of_memory
+
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 
 
@@ -51,12 +53,8 @@ def one_sentence() -> Iterator[None]:
 
 def describe(error: Exception) -> str:
     """Return an error as one sentence on one line."""
-    # torch has no exception of its own for the memory of the processor
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return (
-            "there is not enough memory for an image of this size and so many classes: cut it into parts, "
-            "make it smaller, or take a model of fewer classes"
-        )
+    if (lack := lack_of_memory(error)) is not None:
+        return lack
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__

@@ -18,6 +18,7 @@ from napari_crfasrnn.frames import FramedImage
 from napari_crfasrnn.higher_order import Detection
 from napari_crfasrnn.imaging import ImageSource, open_image
 from napari_crfasrnn.kernels import PreparedImage
+from napari_crfasrnn.lattice import release_memory
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled, stop_if
 from napari_crfasrnn.segmenter.live import LiveRefinement, takes_whole
@@ -37,6 +38,7 @@ from napari_crfasrnn.segmenter.refining import (
 )
 from napari_crfasrnn.segmenter.result import ResultArrays, Segmentation, read_out
 from napari_crfasrnn.segmenter.steps import Clock, Steps
+from napari_crfasrnn.shortage import require_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +195,7 @@ class Segmenter:
         n_steps = n_parts + (1 + n_iterations if crf else 0)
         steps = Steps(len(indices) * n_steps, progress, cancel)
         for place, at in enumerate(indices):
-            plane, logits = self._logits(self._visit(source, at), clock, cancel, steps)
+            plane, logits = self._logits(self._visit(source, at, crf), clock, cancel, steps)
             steps.reach(place * n_steps + n_parts)
             if crf:
                 arrays.write_before_crf(place, logits[0])
@@ -263,7 +265,7 @@ class Segmenter:
         held = check_clamp(clamp, source.plane_shape)
         clock, steps = Clock(self.device), Steps(0, None, cancel)
 
-        plane = self._visit(source, at)
+        plane = self._visit(source, at, crf=region is None)
         if given.dtype.kind == "f":
             logits = torch.from_numpy(given)[None].to(self.device)
             old: NDArray[Any] = (
@@ -327,10 +329,11 @@ class Segmenter:
         """
         source = self.source
         at = self._index_of_one(index)
-        plane, logits = self._logits(self._visit(source, at), Clock(self.device), cancel)
+        is_whole = takes_whole(source.plane_shape)
+        plane, logits = self._logits(self._visit(source, at, crf=is_whole), Clock(self.device), cancel)
         raise_if_cancelled(cancel)
         whole = None
-        if takes_whole(source.plane_shape):
+        if is_whole:
             plane, whole = self._prepare(plane, cancel)
         return LiveRefinement(self.model, plane.image, logits, whole, plane.extra)
 
@@ -340,11 +343,13 @@ class Segmenter:
             raise ValueError(f"index must say which plane of the stack {source.stack_shape} to refine")
         return source.check_index(() if index is None else index)
 
-    def _visit(self, source: ImageSource, index: tuple[int, ...]) -> _Plane:
+    def _visit(self, source: ImageSource, index: tuple[int, ...], crf: bool) -> _Plane:
         """Return what is known of a plane, forgetting the one before if it is another."""
         plane = self._plane
         if plane is None or plane.source is not source or plane.index != index:
             plane = self._plane = None  # its memory is needed now
+            if self.device.type == "cpu":  # of a GPU torch says whether there is enough
+                require_memory(source.plane_shape, self.model.n_labels, crf=crf, release=release_memory)
             image = torch.from_numpy(source.plane(index))[None].to(self.device)
             plane = _Plane(source, index, image, self._extra_of(index))
         return plane

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.config import sentence_of
+from napari_crfasrnn.shortage import lack_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Tasks:
 
     def complain(self, section: str, doing: str, error: Exception) -> None:
         """Say in one sentence why something did not work."""
-        if isinstance(error, ValueError | TypeError | OSError | MemoryError):
+        if isinstance(error, ValueError | TypeError | OSError) or lack_of_memory(error):
             _log.info("%s failed: %s", doing, error)
             text = sentence(error) or f"{doing} failed: {type(error).__name__}"
         else:
@@ -198,5 +199,5 @@ class Tasks:
 
 def sentence(error: Exception) -> str:
     """Return what an error says, as a sentence begins."""
-    text = sentence_of(error) if isinstance(error, ValidationError) else str(error)
+    text = sentence_of(error) if isinstance(error, ValidationError) else lack_of_memory(error) or str(error)
     return text[:1].upper() + text[1:]

@@ -1,0 +1,67 @@
+"""Where memory does not suffice.
+
+What the system gives away and then does not have, it takes back by ending the process, with all that is
+open. So what is sure not to fit is refused before it is begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+
+CURES = "cut it into parts, make it smaller, or take a model of fewer classes"
+# Bytes for each pixel: in any case, and for each class. Less than was seen with 2 to 21 classes, so that
+# nothing that fits is refused; docs/cli.md says what it takes.
+_WITH_CRF = (450, 16)
+_WITHOUT = (60, 4)
+
+
+class MemoryShortageError(MemoryError):
+    """An image does not fit into memory; the text says what it takes and what is free."""
+
+
+def require_memory(size: tuple[int, int], n_labels: int, *, crf: bool, release: Callable[[], None]) -> None:
+    """Make sure that a plane can be segmented on the processor in the memory that is free.
+
+    Parameters
+    ----------
+    size
+        Height and width.
+    n_labels
+        Number of classes L.
+    crf
+        Whether the CRF is to see all of it.
+    release
+        Gives back what is kept for later; called where there is not enough.
+
+    Raises
+    ------
+    MemoryShortageError
+        If it does not fit for certain.
+    """
+    fixed, each = _WITH_CRF if crf else _WITHOUT
+    needed = size[0] * size[1] * (fixed + each * n_labels)
+    if needed <= _free():
+        return
+    release()
+    free = _free()
+    if needed > free:
+        raise MemoryShortageError(
+            f"an image of {size[0]} x {size[1]} pixels takes more than {needed / 1e9:.1f} GB of memory with "
+            f"{n_labels} classes, and {free / 1e9:.1f} GB are free: {CURES}"
+        )
+
+
+def lack_of_memory(error: Exception) -> str | None:
+    """Return what to say of an error if memory was lacking, else None."""
+    if isinstance(error, MemoryShortageError):
+        return str(error)
+    # torch has no exception of its own for the memory of the processor
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"there is not enough memory for an image of this size and so many classes: {CURES}"
+    return None
+
+
+def _free() -> int:
+    return int(psutil.virtual_memory().available + psutil.swap_memory().free)
