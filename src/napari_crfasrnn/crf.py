@@ -82,6 +82,10 @@ class CrfRnn(nn.Module):
         _check_count("n_labels", n_labels)
         if n_labels < 1:
             raise ValueError(f"n_labels must be at least 1, got {n_labels}")
+        if not isinstance(config, CrfConfig | None):
+            raise TypeError(
+                f"config must be a CrfConfig, got {config!r}: write CrfConfig(**config) for a dict"
+            )
         self.config = CrfConfig() if config is None else config
         self.backend: Backend = "auto"
         self.marginal_dtype: MarginalDtype = "float32"

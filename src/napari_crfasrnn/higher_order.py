@@ -326,6 +326,12 @@ class DetectionPotential(nn.Module):
                 raise ValueError(
                     f"label of a detection must be from 0 to {n_labels - 1}, got {detection.label!r}"
                 )
+        for each in detections:
+            shapes = {detection.mask.shape for detection in each}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"masks of the detections of an image must all be as large as it is, got {sorted(shapes)}"
+                )
         return _BoundDetections(self, tuple(_Members.of(each, self.weights.device) for each in detections))
 
 

@@ -132,7 +132,15 @@ class SegmentationModel:
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the weights to a device, in place."""
+        """Move the weights to a device, in place.
+
+        Raises
+        ------
+        TypeError
+            If it is no device: weights stay float32.
+        """
+        if not isinstance(device, str | torch.device):
+            raise TypeError(f"device must be a device or its name, such as 'cpu', got {device!r}")
         self.network.to(device)
         self.crf.to(device)
         if self.panel is not None:

@@ -40,6 +40,18 @@ def test_a_converted_model_is_the_imported_one(tmp_path: Path) -> None:
     assert converted.provenance["licence"] == "non-commercial"
 
 
+def test_a_file_that_is_there_is_replaced_only_when_asked_to(tmp_path: Path) -> None:
+    source, output = tmp_path / "m.caffemodel", tmp_path / "m.safetensors"
+    write_caffe_v1(source, random_weights())
+    output.write_text("precious")
+    done = run(source, output)
+    assert done.exit_code == 2
+    assert "is there already: name another file" in " ".join(done.stderr.split())
+    assert output.read_text() == "precious"
+    assert run(source, output, "--overwrite").exit_code == 0
+    assert load_model(output).n_labels == 21
+
+
 def test_json_holds_the_report(tmp_path: Path) -> None:
     write_fine_tuned_caffe(tmp_path / "m.caffemodel", random_weights(n_labels=4))
     names = "background, bird,bottle,chair"

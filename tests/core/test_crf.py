@@ -678,6 +678,37 @@ def test_shapes_that_do_not_fit(
         CrfRnn(2)(torch.zeros(unary_shape), torch.zeros(image_shape))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("what", ["image", "widths"])
+def test_second_derivatives_by_way_of_the_features_are_refused(backend: Any, what: str) -> None:
+    crf = CrfRnn(3, CrfConfig(n_iterations_train=2, trainable_thetas=what == "widths"))
+    crf.backend = backend
+    image = photo_like(1, 3, 6, 6).requires_grad_(what == "image")
+    unary = logits_like(1, 3, 6, 6).requires_grad_()
+    loss = crf(unary, image).square().mean()
+    (gradient,) = torch.autograd.grad(loss, unary, create_graph=True)
+    for inputs in (unary, crf.bilateral_weights, image if what == "image" else crf.log_theta_alpha):
+        with pytest.raises(RuntimeError, match="second derivatives are not there"):
+            torch.autograd.grad(gradient.square().sum(), inputs, retain_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not there"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_graph_of_the_gradients_leaves_them_as_they_are(backend: Any) -> None:
+    crf = CrfRnn(3, CrfConfig(n_iterations_train=2, trainable_thetas=True))
+    crf.backend = backend
+    image, unary = photo_like(1, 3, 6, 6).requires_grad_(), logits_like(1, 3, 6, 6).requires_grad_()
+    found = [
+        torch.autograd.grad(
+            crf(unary, image).square().mean(), (unary, image, crf.log_theta_beta), create_graph=create_graph
+        )
+        for create_graph in (False, True)
+    ]
+    for once, other in zip(*found, strict=True):
+        torch.testing.assert_close(once, other.detach(), rtol=1e-4, atol=1e-7)
+
+
 def test_arguments_that_do_not_fit() -> None:
     crf = CrfRnn(2)
     image, unary = photo_like(1, 3, 5, 5), logits_like(1, 2, 5, 5)
@@ -708,6 +739,8 @@ def test_arguments_that_do_not_fit() -> None:
         CrfRnn(0)
     with pytest.raises(TypeError, match="n_labels must be an integer, got '3'"):
         CrfRnn("3")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"config must be a CrfConfig, got \{'theta_alpha'"):
+        CrfRnn(3, {"theta_alpha": 3})  # type: ignore[arg-type]
     assert CrfRnn(np.int64(3)).n_labels == 3  # type: ignore[arg-type]
 
 

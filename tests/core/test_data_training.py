@@ -483,6 +483,13 @@ def test_scores_of_unlabelled_images_are_null_in_json(folder, tmp_path):
         assert done.exit_code == 0, done.stderr
         assert shows in done.stdout
         assert "nan" not in done.stdout.lower().replace(str(tmp_path).lower(), "")
+    # Its own recipe, unless another one is named.
+    again = ["train", "--data", data.folder, "-o", tmp_path / "run", "--resume"]
+    done = CliRunner().invoke(app, [str(word) for word in again])
+    assert done.exit_code == 0, done.stderr
+    done = CliRunner().invoke(app, [str(word) for word in (*again, "--seed", "7")])
+    assert done.exit_code == 2
+    assert "seed" in done.stderr
     written = (tmp_path / "run" / "history.json").read_text()
     assert "NaN" not in written
     told = History.from_dict(json.loads(written))

@@ -291,6 +291,18 @@ def test_a_detection_is_believed_or_not() -> None:
         assert float(refined[0, 2, 4, 5]) < 0
 
 
+def test_masks_of_the_detections_of_an_image_are_all_as_large() -> None:
+    potential = DetectionPotential(3)
+    large, small = (
+        Detection.box(1, 0.9, (0, 15, 10, 30), (30, 30)),
+        Detection.box(2, 0.9, (5, 5, 9, 9), (20, 20)),
+    )
+    potential.on([[large], [small]])  # of two images
+    for each in ([small, large], [large, small]):
+        with pytest.raises(ValueError, match=r"masks of the detections of an image must all be as large"):
+            potential.on([each])
+
+
 def test_detections_with_nothing_to_say() -> None:
     q = random_marginals(12, 3).float()
     terms = DetectionPotential(3)
@@ -370,6 +382,15 @@ def test_a_model_without_them_has_the_file_it_always_had(tmp_path: Path) -> None
     loaded = load_checkpoint(tmp_path / "model.safetensors")
     assert loaded.config.higher_order is None
     assert loaded.higher_order.superpixels.weights.shape == (3, 2)
+
+
+def test_detections_are_a_list_of_detections(model: SegmentationModel) -> None:
+    segmenter = Segmenter(model, "cpu")
+    segmenter.set_image(np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(TypeError, match="detections must be a list of them"):
+        segmenter.predict(detections=Detection.box("thing", 0.9, (0, 0, 9, 9), (20, 20)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="detections must hold Detection objects"):
+        segmenter.predict(detections=[("thing", 0.9, (0, 0, 9, 9))])  # type: ignore[list-item]
 
 
 def test_the_segmenter_takes_superpixels_and_detections(model: SegmentationModel) -> None:

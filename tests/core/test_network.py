@@ -439,6 +439,9 @@ class TestModel:
         assert lite.provenance == {}
 
     def test_to_moves_everything(self, lite: SegmentationModel) -> None:
+        for other in (torch.float16, 0):
+            with pytest.raises(TypeError, match="device must be a device or its name"):
+                lite.to(other)
         moved = lite.copy().to("meta")
         assert moved.device.type == "meta"
         assert {p.device.type for p in [*moved.network.parameters(), *moved.crf.parameters()]} == {"meta"}

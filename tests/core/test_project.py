@@ -135,6 +135,24 @@ class TestLabels:
         assert (item.baseline() == 2).all()
         assert not item.verified().any()
 
+    def test_images_of_other_projects_are_refused(self, project: Project, tmp_path: Path) -> None:
+        own = project.add(plane(0), labels=plane(1))
+        with Project.create(tmp_path / "other", CLASSES) as other:
+            for foreign in (other.add(plane(0), labels=plane(2)), other.add(plane(0, (9, 8)))):
+                changes = (
+                    lambda item=foreign: project.set_labels(item, plane(2, item.plane_shape)),
+                    lambda item=foreign: project.verify(item),
+                    lambda item=foreign: project.describe(item, name="x"),
+                    lambda item=foreign: project.remove(item),
+                )
+                for change in changes:
+                    with pytest.raises((ValueError, KeyError), match=r"must be of this project|has no item"):
+                        change()
+        assert (project.items[0].labels() == 1).all()
+        assert project.items == (own,)
+        with pytest.raises(TypeError, match="item must be an image of the project"):
+            project.set_labels(1, plane(0))  # type: ignore[arg-type]
+
     def test_a_square_is_verified(self, project: Project) -> None:
         labels = np.zeros((2, 20, 30), np.uint8)
         labels[1, 5, 6] = 255

@@ -468,7 +468,7 @@ def test_only_the_image_that_is_worked_on_gets_class_layers(user, tmp_path) -> N
     _project_of_images(tmp_path / "project", 3)
     assert user.do(lambda: user.bench.projects.open(tmp_path / "project")) == "open"
     user.settle()
-    first, second, third = user.bench.labelling.groups
+    third, second, first = user.bench.labelling.groups
     assert user.bench.key == third
     user.wait(lambda: len(class_layers()) == 2)
     assert class_layers() == ["image 2 · cell", "image 2 · wall"]
@@ -513,6 +513,96 @@ def test_images_of_a_project_come_one_at_a_time(user, tmp_path) -> None:
     with Project.open(tmp_path / "project") as project:
         assert len(project.items) == 4
         assert all((item.labels().max() == 2) for item in project.items)
+    user.session.cancel()
+
+
+def test_images_that_come_leave_a_person_alone(user, tmp_path) -> None:
+    _project_of_images(tmp_path / "project", 5)
+    user.bench.projects.open(tmp_path / "project")
+    user.wait(lambda: user.bench.labelling.groups)
+    assert user.bench.projects.busy
+    first = user.bench.key  # the topmost
+    user.bench.paint_with(2)
+    active = user.viewer.layers.selection.active
+    user.settle()
+    assert user.bench.key == first
+    assert user.viewer.layers.selection.active is active
+    assert user.bench.painting == 2
+    shown = [layer.name for layer in user.viewer.layers if mark_of(layer).get("role") is None]
+    assert shown == [f"image {number}" for number in range(5)]
+    assert user.bench.image.name == "image 4"
+    user.session.cancel()
+
+
+def test_classes_may_change_while_images_come(user, tmp_path) -> None:
+    _project_of_images(tmp_path / "project", 4)
+    user.bench.projects.open(tmp_path / "project")
+    user.wait(lambda: user.bench.labelling.groups)
+    assert user.bench.projects.busy
+    user.session.classes.add("stone")
+    user.session.classes.delete(1)  # "cell": the others have other values now
+    user.settle()
+    assert list(user.session.table.names) == ["background", "wall", "stone"]
+    assert len(user.bench.labelling.groups) == 4
+    for group in user.bench.labelling.groups.values():
+        assert (group.labels[:20] == 255).all()
+        assert (group.labels[40:] == 1).all()
+    with Project.open(tmp_path / "project", read_only=True) as project:
+        assert all(set(np.unique(item.labels())) == {0, 1, 255} for item in project.items)
+    user.session.cancel()
+
+
+def test_what_was_accepted_is_so_when_the_project_is_opened_again(user, make_napari_viewer, tmp_path) -> None:
+    _project_of_images(tmp_path / "project", 2)
+    assert user.do(lambda: user.bench.projects.open(tmp_path / "project")) == "open"
+    user.settle()
+    user.click(user.widget.correct.accept)
+    user.settle()
+    user.viewer.window.remove_dock_widget(user.dock)
+    QTest.qWait(50)
+    other = User(make_napari_viewer(show=True))
+    assert other.do(lambda: other.bench.projects.open(tmp_path / "project")) == "open"
+    other.settle()
+    first, second = other.bench.labelling.groups
+    assert other.bench.key == first
+    assert "Accepted" in other.widget.correct.accept.text()
+    other.click(other.widget.correct.accept)
+    other.settle()
+    assert "Accepted" not in other.widget.correct.accept.text()
+    assert not other.bench.work.verified.any()
+    other.bench.choose_image(second)
+    other.settle()
+    assert "Accepted" not in other.widget.correct.accept.text()
+    other.session.cancel()
+
+
+def test_an_image_that_is_left_at_once_is_counted(user, tmp_path) -> None:
+    _project_of_images(tmp_path / "project", 2)
+    assert user.do(lambda: user.bench.projects.open(tmp_path / "project")) == "open"
+    user.settle()
+    first, second = user.bench.labelling.groups
+    user.bench.accept()
+    user.bench.choose_image(second)
+    user.settle()
+    assert user.session.numbers[first].summary.n_verified == 64 * 64
+    user.session.cancel()
+
+
+def test_a_person_goes_on_painting_when_another_class_is_deleted(user, tmp_path) -> None:
+    _project_of_images(tmp_path / "project", 1)
+    assert user.do(lambda: user.bench.projects.open(tmp_path / "project")) == "open"
+    user.settle()
+    user.bench.paint_with(2)
+    user.viewer.layers.selection.active.brush_size = 7
+    user.session.classes.delete(1)
+    user.settle()
+    active = user.viewer.layers.selection.active
+    assert active.name == "image 0 · wall"
+    assert (user.bench.painting, active.mode, active.brush_size) == (1, "paint", 7)
+    user.session.classes.delete(1)  # the one that is painted with
+    user.settle()
+    active = user.viewer.layers.selection.active
+    assert (active.name, active.mode) == ("image 0 · labels", "pan_zoom")
     user.session.cancel()
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari.layers import Image
 from psygnal import Signal
 from qtpy.QtCore import QTimer
 
@@ -20,6 +21,7 @@ from napari_crfasrnn._qt.layers import (
     forget_mark,
     image_arguments,
     image_layers,
+    insert_below,
     key_of,
     level_0,
     mark_of,
@@ -128,8 +130,11 @@ class Labelling:
                 return key
         return None
 
-    def restore(self, opened: Opened) -> Any:
-        """Bring an image of a project into the viewer, with its labels; return its layer."""
+    def restore(self, opened: Opened, below: Any = None) -> Any:
+        """Bring an image of a project into the viewer, with its labels; return its layer.
+
+        Where it comes ``below`` another layer, nothing else is selected.
+        """
         item = opened.item
         layer = self.image_layer(opened.key)
         if layer is None:
@@ -137,7 +142,11 @@ class Labelling:
             arguments = image_arguments(item.metadata) or placed
             # Marked from the beginning: it is nobody else's.
             metadata = {MARK: {"image": opened.key}}
-            layer = self._viewer.add_image(opened.array, name=item.name, metadata=metadata, **arguments)
+            layer = Image(opened.array, name=item.name, metadata=metadata, **arguments)
+            if below is None:
+                self._viewer.add_layer(layer)
+            else:
+                insert_below(self._viewer, below, layer)
         image = read_image_layer(layer, item.axes.startswith("C"))
         self._session.storage.keeper.note_shown(image)
         n_classes = len(self._session.table.classes)
@@ -156,12 +165,15 @@ class Labelling:
             work = self._session.works.get(key)
             if work is not None and not (group.classes == classes and group.labels is work.labels):
                 changed.append((key, group, work))
-        self._remove_class_layers([group for _, group, work in changed if group.labels is not work.labels])
+        remade = [(key, group) for key, group, work in changed if group.labels is not work.labels]
+        painting = {key: painted for key, group in remade if (painted := group.leave_class_layers())}
+        self._remove_class_layers([group for _, group in remade])
         for key, group, work in changed:
             if group.labels.shape != work.labels.shape:
                 self.groups.pop(key).close(remove=True)
             elif group.labels is not work.labels:
                 group.replace(work.labels, classes)
+                group.return_to(painting.get(key))
                 group.follow(work.entropy, None)  # what was before the CRF has colours of the former table
             else:
                 group.restyle(classes)

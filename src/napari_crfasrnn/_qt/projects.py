@@ -32,12 +32,16 @@ class Projects:
     ----------
     closed_items
         Images of the project that are not open.
+    is_showing
+        Whether an image is brought into the viewer just now, which is nothing that a person did.
     """
 
     def __init__(self, bench: Workbench) -> None:
         self.closed_items: list[Item] = []
+        self.is_showing = False
         self._bench, self._storage = bench, bench.session.storage
-        self._coming: deque[Opened] = deque()
+        self._coming: deque[Opened] = deque()  # the last comes first, and is on top of all
+        self._lowest: Any = None  # layer of the one that came last
         self._timer = QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(0)
@@ -45,6 +49,7 @@ class Projects:
         self._storage.left.connect(self._on_left)
         self._storage.opened.connect(self._on_opened)
         self._storage.saved.connect(self._on_saved)
+        bench.session.classes.changing.connect(self.show_all)
 
     @property
     def busy(self) -> bool:
@@ -55,6 +60,7 @@ class Projects:
         """Show no more images."""
         self._timer.stop()
         self._coming.clear()
+        self._lowest = None
 
     def open(self, path: Path) -> None:
         """Open a project instead of the present one; images of it that are in the viewer stay."""
@@ -114,15 +120,25 @@ class Projects:
         self._coming.extend(opened)
         self._show_next()
 
+    def show_all(self) -> None:
+        """Bring all images that are still to come into the viewer now: their classes are about to change."""
+        while self._coming:
+            self._show_next()
+
     def _show_next(self) -> None:
         bench = self._bench
         if self._coming:
-            one = self._coming.popleft()
+            one = self._coming.pop()
             if self._coming:
                 self._timer.start()  # first: should one fail to show, the others come all the same
             bench.channels[one.key] = one.item.axes.startswith("C")
-            bench.labelling.restore(one)
+            self.is_showing = self._lowest is not None
+            try:
+                self._lowest = bench.labelling.restore(one, self._lowest)
+            finally:
+                self.is_showing = False
             bench.session.count(one.key, (0,) * len(bench.session.works[one.key].image.stack_shape))
         if not self._coming:
+            self._lowest = None
             bench.count_soon()
             bench.show_soon()

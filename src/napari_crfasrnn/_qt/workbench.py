@@ -81,6 +81,7 @@ class Workbench:
         self.all_slices = False
         self.boxes = Boxes(self)
         self.channels: dict[str, bool] = {}
+        self._touched: set[str] = set()  # keys of images to count
         self._users = 0
         self._count_timer = _timer(COUNT_MS, self._count)
         self._save_timer = _timer(SAVE_MS, self.session.storage.save)
@@ -401,18 +402,22 @@ class Workbench:
         self.changed.emit()
 
     def _on_touched(self, key: str) -> None:
+        self._touched.add(key)
         self._count_timer.start()
         self._save_timer.start()
 
     def _count(self) -> None:
         if self.group is not None:
             self.group.flush()
+        touched, self._touched = self._touched - {self.key}, set()
+        for key in touched & set(self.session.works):  # left before they were counted
+            self.session.count(key, (0,) * len(self.session.works[key].image.stack_shape))
         if self.key is not None and self.work is not None:
             self.session.count(self.key, self.index)
 
     def _on_inserted(self, event: Any) -> None:
         layer, images = event.value, image_layers(self.viewer.layers)
-        if layer in images:
+        if layer in images and not self.projects.is_showing:
             if "image" not in mark_of(layer) and (key := self.labelling.recognise(layer)) is not None:
                 self.projects.note_open(key)
             if [key_of(other) for other in images].count(key_of(layer)) > 1:

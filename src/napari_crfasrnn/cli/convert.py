@@ -31,6 +31,7 @@ def convert(
     ] = False,
     title: Annotated[str | None, typer.Option(help="What lists of models shall call it.")] = None,
     licence: Annotated[str | None, typer.Option(help="Terms of the weights, to be shown with them.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report for machines.")] = False,
 ) -> None:
     """Convert a CRF-RNN of another system, and report what became of each of its tensors.
@@ -42,6 +43,8 @@ def convert(
 
     if output.suffix != SUFFIX:
         fail(f"OUT must end in {SUFFIX}, got {output.name!r}")
+    if output.exists() and not overwrite:
+        fail(f"{output} is there already: name another file, or add --overwrite")
     if source.suffix == SUFFIX:
         with one_sentence():
             load_checkpoint(source)  # says what it is, if it is none of ours

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.training import DataTraining, Iteration
 
 SAY_EVERY = 30.0  # seconds, where there is no terminal
+RECIPE_FILE = "recipe.toml"  # in the folder of a training
 LOG_PACKAGES = {"matplotlib": "curves.png", "tensorboardX": "logs for TensorBoard"}
 
 
@@ -75,6 +76,8 @@ def train(
     check_output("--output", output)
     speaks = os.environ.get("RANK", "0") == "0"
     with one_sentence():
+        if resume and recipe is None and (output / RECIPE_FILE).is_file():
+            recipe = output / RECIPE_FILE  # what is not said again is as it was
         settings = _settings(recipe, {name: value for name, value in changes.items() if value is not None})
         if speaks:
             _say_what_is_missing()

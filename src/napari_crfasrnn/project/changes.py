@@ -108,7 +108,7 @@ class ProjectItems:
 
     def set_labels(self, item: Item, labels: LabelArrays, index: PlaneIndex | None) -> Item:
         """Store labels, as `Project.set_labels`."""
-        self.get(item.id)
+        self._check_own(item)
         if index is not None:
             index = checked_index(index, item.stack_shape)
         given = self._checked(item.label_shape if index is None else item.plane_shape, labels)
@@ -132,7 +132,7 @@ class ProjectItems:
         metadata: Mapping[str, Any],
     ) -> Item:
         """Change what is said of an image, as `Project.describe`."""
-        item = self.get(item.id)
+        item = self._check_own(item)
         _check_units(units, item.axes)
         values = {
             "name": name or item.name,
@@ -148,6 +148,7 @@ class ProjectItems:
 
     def verify(self, item: Item, box: Box | None, index: PlaneIndex | None) -> Item:
         """Take labels for right, as `Project.verify`."""
+        self._check_own(item)
         height, width = item.plane_shape
         y0, x0, y1, x1 = box or (0, 0, height, width)
         if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
@@ -159,7 +160,7 @@ class ProjectItems:
 
     def remove(self, item: Item) -> None:
         """Remove an image and its labels."""
-        self.get(item.id)
+        item = self._check_own(item)
         files = self._arrays.files(item)
         with self._database.transaction():
             self._database.execute("DELETE FROM items WHERE id = ?", (item.id,))
@@ -180,6 +181,17 @@ class ProjectItems:
                 detail = {"classes": [spec.name for spec in table], "mapping": dict(mapping)}
                 write_event(self._database, "classes", detail)
         self._arrays.remove(replaced)
+
+    def _check_own(self, item: Item) -> Item:
+        """Return an image as it is now, if it is of this project; others have images of the same number."""
+        if not isinstance(item, Item):
+            raise TypeError(f"item must be an image of the project, as Project.items has them, got {item!r}")
+        own = self.get(item.id)
+        if (own.created, own.axes, own.shape, own.dtype) != (item.created, item.axes, item.shape, item.dtype):
+            raise ValueError(
+                f"item must be of this project, got {item.name!r} of another one: take it from Project.items"
+            )
+        return own
 
     def _checked(self, shape: tuple[int, ...], given: LabelArrays) -> dict[str, Any]:
         return self._arrays.check(shape, given.labels, given.baseline, given.verified)

@@ -132,6 +132,8 @@ def export_project(
     Cancelled
         If ``cancel`` asked for it. As after any error nothing is left in the folder then.
     """
+    if not isinstance(project, Project):
+        raise TypeError(f"project must be a Project, got {project!r}: open its folder with Project.open")
     _check(labels, val_share, layout)
     path = Path(path).absolute()
     require_free(path)

@@ -225,6 +225,8 @@ def check_detections(
     place = {spec.name: number for number, spec in enumerate(classes)}
     checked = []
     for detection in detections:
+        if not isinstance(detection, Detection):
+            raise TypeError(f"detections must hold Detection objects, got {detection!r}: see Detection.box")
         if detection.mask.shape != plane_shape:
             raise ValueError(
                 f"mask of a detection must have the shape of the plane, {plane_shape}, "

@@ -367,6 +367,8 @@ class Segmenter:
     ) -> dict[tuple[int, ...], list[Detection]]:
         """Return the detections of each plane that is segmented, where it has some."""
         source, classes = self.source, self.model.classes
+        if isinstance(detections, Detection):
+            raise TypeError("detections must be a list of them, got a single Detection")
         if isinstance(detections, Mapping):
             parts = {source.check_index(index): part for index, part in detections.items()}
         else:

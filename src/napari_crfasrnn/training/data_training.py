@@ -138,6 +138,8 @@ def train(
         If the GPU's memory does not hold one window. As long as it holds one, a batch for which there is not
         enough is computed in halves, which gives the same step (with several processes it is an error, too).
     """
+    if not isinstance(recipe, Recipe | None):
+        raise TypeError(f"recipe must be a Recipe, got {recipe!r}: write Recipe(**recipe) for a dict")
     recipe = Recipe() if recipe is None else recipe
     data = data if isinstance(data, DataSet) else open_data_set(data)
     with joined(torch.device(device)) as processes:

@@ -91,12 +91,14 @@ def fine_tune(
     Raises
     ------
     TypeError
-        If ``project`` is none, but perhaps its folder.
+        If ``model`` or ``project`` is none, but perhaps its name or folder.
     ValueError
         If nothing in the project is labelled.
     """
     if not isinstance(project, Project):
         raise TypeError(f"project must be a Project, got {project!r}: open its folder with Project.open")
+    if not isinstance(model, SegmentationModel):
+        raise TypeError(f"model must be a SegmentationModel, got {model!r}: load it with load_model")
     return _Round(model, project, config or TrainConfig(), progress, cancel, base).run()
 
 

@@ -277,12 +277,32 @@ class LabelGroup:
         self.class_layers.set_enabled(per_class)
         self.dress()
 
-    def leave_class_layers(self) -> None:
-        """Go on in the combined layer, with the same brush, where a class layer is selected."""
+    def leave_class_layers(self) -> str | None:
+        """Go on in the combined layer, with the same brush, where a class layer is selected.
+
+        Returns the name of its class; `return_to` goes back there.
+        """
         active = self.viewer.layers.selection.active
-        if active in self.class_layers:
-            _hand_brush(active, self.combined)
-            self.viewer.layers.selection.active = self.combined
+        if active not in self.class_layers:
+            return None
+        _hand_brush(active, self.combined)
+        self.combined.selected_label, self.combined.mode = active.value, active.mode
+        self.viewer.layers.selection.active = self.combined
+        return str(self.classes[active.value].name)
+
+    def return_to(self, name: str | None) -> None:
+        """Select the layer of a class again, whatever its value is now; None: of none.
+
+        Where the class is gone, nothing is painted with any more.
+        """
+        if name is None:
+            return
+        value = next((value for value, spec in enumerate(self.classes) if spec.name == name), None)
+        if value is None:
+            self.combined.mode = "pan_zoom"
+        else:
+            mode = self.combined.mode
+            self.paint_with(value).mode = mode
 
     def set_visible(self, value: int, visible: bool) -> None:
         """Show or hide a class."""

@@ -281,13 +281,22 @@ def remove_layers(viewer: ViewerModel, layers: Iterable[Any]) -> None:
 
 def insert_above(viewer: ViewerModel, image: Any, layer: Layer, *, above: Sequence[Any] = ()) -> None:
     """Put a layer above an image and the given layers, without changing what is selected."""
+    places = [viewer.layers.index(other) for other in (image, *above) if other in viewer.layers]
+    _insert(viewer, max(places, default=len(viewer.layers) - 1) + 1, layer)
+
+
+def insert_below(viewer: ViewerModel, other: Any, layer: Layer) -> None:
+    """Put a layer below another one, or at the bottom, without changing what is selected."""
+    _insert(viewer, viewer.layers.index(other) if other in viewer.layers else 0, layer)
+
+
+def _insert(viewer: ViewerModel, place: int, layer: Layer) -> None:
     layers = viewer.layers
-    places = [layers.index(other) for other in (image, *above) if other in layers]
     active = layers.selection.active
     selected = set(layers.selection)
     # napari selects what is inserted, and shows its controls, which takes longer than all the rest.
     with layers.selection.events.blocker_all():
-        layers.insert(max(places, default=len(layers) - 1) + 1, layer)
+        layers.insert(place, layer)
         layers.selection.intersection_update(selected)
         layers.selection.update(selected)
         if active is not None:

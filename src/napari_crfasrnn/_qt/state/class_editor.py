@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class ClassEditor:
     """Changes the class table, by hand or to a model's, and brings everything else along."""
 
+    changing = Signal()  # now, so whoever holds labels with values of the table as it is shall hand them over
     remapped = Signal(str)  # key of an image whose labels may have other values now
     began = Signal(object)  # a table of one's own was begun; keys of the images that lost a model's labels
 
@@ -99,6 +100,7 @@ class ClassEditor:
         self._change(self._table.without(value))
 
     def _change(self, change: TableChange) -> None:
+        self.changing.emit()
         n_before = len(self._table.classes)
         self._table.replace(change.classes, change.origins, change.new_values)
         self._table.note_renames(change.mapping)
@@ -112,6 +114,7 @@ class ClassEditor:
         Classes that the model does not know stay behind those of the model where labels hold them, but for
         the labels of an image (``replaced``, its key) that are all replaced now. Returns these classes.
         """
+        self.changing.emit()
         n_before = len(self._table.classes)
         works = [work for key, work in self._works.items() if key != replaced]
         held = {value for work in works for value in work.present(n_before)}

@@ -124,6 +124,11 @@ class Work:
         if baseline is not None:
             work.baseline[...] = as_labels(baseline, n_classes)
         work.verified[...] = verified
+        for index in np.ndindex(image.stack_shape):
+            is_labelled = work.labels[index] != ignore_value(work.labels.dtype)
+            if is_labelled.any() and work.verified[index][is_labelled].all():
+                # Accepted, or square by square; what was verified before that is not known any more.
+                work.accepted[index] = np.zeros(image.plane_shape, bool)
         return work
 
     def merge(self, segmentation: Segmentation, index: PlaneIndex) -> Revision:
