@@ -246,6 +246,13 @@ def test_a_project_is_exported_as_a_training_set(user, photograph, tmp_path, mon
     assert set(np.unique(settled)) == {3, 255}
     assert (settled == 3).sum() == user.session.numbers[user.bench.key].summary.n_labelled
 
+    rmtree(target)
+    assert user.do(project.to_export["coco"].trigger) == "export"
+    (written,) = target.rglob("*train*.json")
+    told = json.loads(written.read_text())
+    classes = {category["id"]: category["name"] for category in told["categories"]}
+    assert {classes[each["category_id"]] for each in told["annotations"]} >= {user.session.table.names[3]}
+
 
 def test_an_export_is_cancelled_and_leaves_nothing(user, photograph, tmp_path, monkeypatch) -> None:
     begun, ended = Event(), Event()

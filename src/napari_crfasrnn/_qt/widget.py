@@ -311,10 +311,11 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         if path:
             self.session.storage.save_as(Path(path))
 
-    def _ask_export(self, labels: LabelChoice) -> None:
+    def _ask_export(self, kind: str) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Export a training set as a folder", "training set")
         if path:
-            self.session.storage.export(Path(path), labels)
+            labels: LabelChoice = "settled" if kind == "settled" else "all"
+            self.session.storage.export(Path(path), labels, "coco" if kind == "coco" else "plain")
 
     def _open_project(self, path: str) -> None:
         path = path or QFileDialog.getExistingDirectory(self, "Open a project: choose its folder")

@@ -417,7 +417,7 @@ class Workbench:
 
     def _on_inserted(self, event: Any) -> None:
         layer, images = event.value, image_layers(self.viewer.layers)
-        if layer in images and not self.projects.is_showing:
+        if layer in images and (self.image is None or not self.projects.is_showing):
             if "image" not in mark_of(layer) and (key := self.labelling.recognise(layer)) is not None:
                 self.projects.note_open(key)
             if [key_of(other) for other in images].count(key_of(layer)) > 1:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from napari_crfasrnn.project.export import Exported, LabelChoice, export_project
+from napari_crfasrnn.project.export import Exported, LabelChoice, Layout, export_project
 from napari_crfasrnn.project.files import SaveError
 from napari_crfasrnn.project.items import Item, Round
 from napari_crfasrnn.project.project import Project
 
-__all__ = ["Exported", "Item", "LabelChoice", "Project", "Round", "SaveError", "export_project"]
+__all__ = ["Exported", "Item", "LabelChoice", "Layout", "Project", "Round", "SaveError", "export_project"]

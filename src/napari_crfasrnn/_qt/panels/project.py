@@ -19,8 +19,12 @@ TRAINING_SETS = {
         "Training set: what I settled…",
         "The same with what you painted, corrected or verified alone; everything else is unlabelled",
     ),
+    "coco": (
+        "COCO: all labels…",
+        "Images, and COCO's JSON with each connected region of a class; also what a model guessed",
+    ),
 }
-"""What a training set may hold: how the menu calls it, and what more there is to say."""
+"""What may be exported: how the menu calls it, and what more there is to say."""
 
 
 class ProjectPanel(Section):
@@ -30,7 +34,7 @@ class ProjectPanel(Section):
     open_wanted = Signal(str)  # a path, or "" to choose one
     save_as_wanted = Signal()
     save_model_wanted = Signal()
-    export_wanted = Signal(str)  # "all" labels, or the "settled" ones
+    export_wanted = Signal(str)  # a key of `TRAINING_SETS`
     cancelled = Signal()
     item_wanted = Signal(int)
     cured = Signal(str)
@@ -103,17 +107,17 @@ class ProjectPanel(Section):
         menu = QMenu(self.export)
         menu.setToolTipsVisible(True)
         self.to_export = {
-            labels: menu.addAction(text, partial(self.export_wanted.emit, labels))
-            for labels, (text, _) in TRAINING_SETS.items()
+            kind: menu.addAction(text, partial(self.export_wanted.emit, kind))
+            for kind, (text, _) in TRAINING_SETS.items()
         }
         menu.addSeparator()
         self.save_model = menu.addAction("Model…", self.save_model_wanted.emit)
         self.export.setMenu(menu)
 
     def _show_export(self, training_set: Action, model: Action) -> None:
-        for labels, (_, tip) in TRAINING_SETS.items():
-            self.to_export[labels].setEnabled(training_set.enabled)
-            self.to_export[labels].setToolTip(training_set.why_not or tip)
+        for kind, (_, tip) in TRAINING_SETS.items():
+            self.to_export[kind].setEnabled(training_set.enabled)
+            self.to_export[kind].setToolTip(training_set.why_not or tip)
         self.save_model.setEnabled(model.enabled)
         self.save_model.setToolTip(model.why_not or "The model in a file, with its classes")
         show_action(self.export, model if model.enabled else training_set)

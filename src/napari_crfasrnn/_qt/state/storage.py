@@ -22,7 +22,7 @@ from napari_crfasrnn._qt.state.tasks import Busy, Tasks
 from napari_crfasrnn._qt.state.work import Labels, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.progress import raise_if_cancelled
-from napari_crfasrnn.project import Exported, LabelChoice, export_project
+from napari_crfasrnn.project import Exported, LabelChoice, Layout, export_project
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers import ImageInput
@@ -206,7 +206,7 @@ class Storage:
         else:
             self.when_saved(busy, start, instead=rescue)
 
-    def export(self, path: Path, labels: LabelChoice) -> None:
+    def export(self, path: Path, labels: LabelChoice, layout: Layout = "plain") -> None:
         """Write the project to a folder as a training set; it stays where it is."""
         busy = Busy("export", "Exporting…")
 
@@ -217,6 +217,7 @@ class Storage:
                 keeper.project,
                 path,
                 labels=labels,
+                layout=layout,
                 progress=lambda done, total: report((done, total)),
                 cancel=task.cancelled,
             )
