@@ -20,7 +20,7 @@ CORE_RANKS = [
     {"classes"},
     {"config", "imaging", "metrics", "edits", "_ext", "_reference"},
     {"lattice"},
-    {"mean_field"},
+    {"feature_filter", "mean_field"},
     {"kernels"},
     {"definition"},
     {"crf", "encoder", "frames", "shared_encoder"},

@@ -523,11 +523,16 @@ def test_images_of_a_project_come_one_at_a_time(user, tmp_path) -> None:
     user.session.cancel()
 
 
-def test_images_that_come_leave_a_person_alone(user, tmp_path) -> None:
-    _project_of_images(tmp_path / "project", 5)
-    user.bench.projects.open(tmp_path / "project")
+def _begin_to_open(user: User, path: Path) -> None:
+    """Open a project; its first image is there, and the others are still to come."""
+    user.bench.projects.open(path)
     user.wait(lambda: user.bench.labelling.groups)
     assert user.bench.projects.busy
+
+
+def test_images_that_come_leave_a_person_alone(user, tmp_path) -> None:
+    _project_of_images(tmp_path / "project", 5)
+    _begin_to_open(user, tmp_path / "project")
     first = user.bench.key  # the topmost
     user.bench.paint_with(2)
     active = user.viewer.layers.selection.active
@@ -543,9 +548,7 @@ def test_images_that_come_leave_a_person_alone(user, tmp_path) -> None:
 
 def test_classes_may_change_while_images_come(user, tmp_path) -> None:
     _project_of_images(tmp_path / "project", 4)
-    user.bench.projects.open(tmp_path / "project")
-    user.wait(lambda: user.bench.labelling.groups)
-    assert user.bench.projects.busy
+    _begin_to_open(user, tmp_path / "project")
     user.session.classes.add("stone")
     user.session.classes.delete(1)  # "cell": the others have other values now
     user.settle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import DTypeLike, NDArray
 
 
-class ArrayLike(NDArrayOperatorsMixin):
+class ArrayLike(NDArrayOperatorsMixin, ABC):
     """Behaves like a NumPy array in indexing, arithmetic and methods that return something new.
 
     A subclass has `shape`, `dtype`, and ``__getitem__``, of which ``[...]`` gives all of it.
@@ -34,8 +35,8 @@ class ArrayLike(NDArrayOperatorsMixin):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, key: Any) -> Any: ...
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:

@@ -53,6 +53,9 @@ class KnownPlanes(ArrayLike):
         """Take the values of a plane or of a part of it; without an index, of all planes."""
         for rest in np.ndindex(self.shape[len(index) : -2]):
             place = (*index, *rest)
+            if part is ...:
+                self._planes[place] = np.array(values[rest], self.dtype)
+                continue
             if place not in self._planes:
                 self._planes[place] = np.full(self.shape[-2:], self._nothing, self.dtype)
             self._planes[place][part] = values[rest]
