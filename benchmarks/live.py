@@ -179,13 +179,13 @@ def main() -> None:
         small = [Measured(segmenter.live(), box, strokes, arguments.rounds) for box, strokes in drawn]
         say(row(name, f"{SIDE}²", small, f"{bare:.0f}"))
     # One photograph as a mosaic: the strokes lie in its second tile of the second row.
-    planes = torch.tile(live._seen, (1, 1, 8, 8)), torch.tile(live._logits, (1, 1, 8, 8))
+    segmenter.set_image(np.tile(image, (8, 8, 1)))
     moved = []
     for box, strokes in drawn:
         wide = np.full((8 * SIDE, 8 * SIDE), NOTHING, np.uint8)
         wide[SIDE : 2 * SIDE, SIDE : 2 * SIDE] = strokes
         far: Box = (box[0] + SIDE, box[1] + SIDE, box[2] + SIDE, box[3] + SIDE)
-        moved.append(Measured(LiveRefinement(model, *planes, None), far, wide, arguments.rounds))
+        moved.append(Measured(segmenter.live(), far, wide, arguments.rounds))
     say(row(f"{PHOTOGRAPHS[-1]}, 64 tiles", f"{8 * SIDE}²", moved, "-"))
     say()
     say(f"Load average {load_average()} at the end.")
@@ -198,7 +198,7 @@ def main() -> None:
 
 def bare_crf(model: Any, live: LiveRefinement) -> None:
     with torch.no_grad():
-        model.crf(live._logits, prepared=live._whole)
+        model.crf(live._logits.within((0, 0, *live.plane_shape)), prepared=live._whole)
 
 
 def load_average() -> str:

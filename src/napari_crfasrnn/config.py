@@ -5,6 +5,7 @@ The command line, the Python API, the widget and the checkpoints all read the sa
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Literal, Self
@@ -73,6 +74,21 @@ class CrfConfig(_Config):
     theta_multiplier: float = Field(0.5, ge=0)
     """Factor on the learning rate of the logarithms of the widths."""
 
+    def at_scale(self, scale: float) -> Self:
+        """Return the settings with kernels that reach so many times as far in the image.
+
+        Raises
+        ------
+        ValueError
+            If ``scale`` is not above 0.
+        """
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be above 0, got {scale}")
+        if scale == 1.0:
+            return self
+        widths = {name: scale * getattr(self, name) for name in ("theta_alpha", "theta_gamma")}
+        return self.model_copy(update=widths)
+
     @classmethod
     def original(cls) -> Self:
         """Return the parameters of the published CRF-RNN: 160/3/3, weights 5 and 3, normalised after."""
@@ -129,7 +145,8 @@ class Preprocessing(_Config):
     """The original VGG-16 takes blue first."""
     long_side: int | None = Field(512, ge=32)
     """Images with a longer side are shrunk to it for the network (pixels); None keeps every size.
-    The CRF always works at the image's own size, unless ``frame`` says otherwise."""
+    The CRF always works at the image's own size, with kernels so many times wider, unless ``frame`` says
+    otherwise."""
     stretch: tuple[float, float] | None = None
     """Percentiles of an image, over all its channels, that become 0 and 255 before network and CRF see it:
     one micrograph is often several times brighter than the next. None leaves values as they are."""

@@ -217,6 +217,7 @@ class CrfRnn(nn.Module):
         image: Tensor,  # [B, C, *S]
         extra_features: Tensor | None = None,  # [B, E, *S]
         *,
+        scale: float = 1.0,
         on_step: Progress | None = None,
     ) -> PreparedImage:
         """Build the kernels of a batch of images; they are constants, through which no gradient goes.
@@ -229,6 +230,9 @@ class CrfRnn(nn.Module):
         extra_features
             ``[B, E, *S]``: what else tells pixels apart, such as depth or a second image, each already
             divided by the width that its differences are measured in. They join the bilateral kernel.
+        scale
+            What ``theta_alpha`` and ``theta_gamma`` are multiplied by, for an image that is so many times
+            larger than what the network saw.
         on_step
             Called as ``on_step(done, total)`` every 50 ms at least while kernels are built on the CPU; to
             stop, raise in it: that exception comes out of this call.
@@ -240,7 +244,7 @@ class CrfRnn(nn.Module):
         ValueError
             For another shape, an image without pixels, NaN or infinity, or values too large for the lattice.
         """
-        return prepare_image(image, self.settings, self.backend, extra_features, on_step)
+        return prepare_image(image, self.settings.at_scale(scale), self.backend, extra_features, on_step)
 
     def prepare_points(
         self,
@@ -248,6 +252,8 @@ class CrfRnn(nn.Module):
         channels: Tensor,  # [C, N]
         mass: Tensor,  # [N]
         extra_features: Tensor | None = None,  # [E, N]
+        *,
+        scale: float = 1.0,
     ) -> PreparedImage:
         """Build kernels over points, some of which stand for many pixels.
 
@@ -259,8 +265,8 @@ class CrfRnn(nn.Module):
             ``[C, N]`` in 0..255 intensity units, float32.
         mass
             ``[N]``, how many pixels each point stands for, float32.
-        extra_features
-            ``[E, N]``, as `prepare` takes them.
+        extra_features, scale
+            As `prepare` takes them, the features ``[E, N]``.
 
         Returns
         -------
@@ -271,7 +277,8 @@ class CrfRnn(nn.Module):
         TypeError, ValueError
             For features that the lattice does not take.
         """
-        return prepare_points(positions, channels, mass, self.settings, self.backend, extra_features)
+        settings = self.settings.at_scale(scale)
+        return prepare_points(positions, channels, mass, settings, self.backend, extra_features)
 
     @not_traced
     def forward(

@@ -21,6 +21,7 @@ from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, LiteNetwork, Network
 from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.frames import FramedImage, put_in_frame
 from napari_crfasrnn.higher_order import HigherOrder
+from napari_crfasrnn.plane_logits import PlaneLogits, enlarged
 from napari_crfasrnn.progress import Cancel
 from napari_crfasrnn.regrowing import origins, regrow_network, regrown_crf, regrown_higher_order
 
@@ -304,6 +305,25 @@ class SegmentationModel:
             return x[:, :1]
         return x * (3 / channels) ** 0.5 if channels > 3 else x
 
+    def crf_scale(self, size: tuple[int, int], *, with_experts: bool = False) -> float:
+        """Return how many times wider, in pixels, the kernels of the CRF are on an image of some size.
+
+        Where the network or the experts see an image shrunk, what they say is so much coarser, and a kernel
+        of some pixels of the image would not reach across it. So the kernels keep their width in the pixels
+        that were seen. (In the frame of a demo the CRF sees what the network sees.)
+
+        Parameters
+        ----------
+        size
+            H and W.
+        with_experts
+            Of a model that does not have experts, as if it had.
+        """
+        judged_by_experts = with_experts or self.panel is not None
+        side = self.expert_side if judged_by_experts else self.config.preprocessing.long_side
+        seen = _shrunk(*size, side)
+        return max(size) / max(seen)
+
     def n_parts(self, size: tuple[int, int]) -> int:
         """Return in how many parts an image of a height and width is judged by experts; 1 without these."""
         if self.panel is None:
@@ -335,25 +355,39 @@ class SegmentationModel:
         framed = self.framed(image)
         if framed is not None:
             return framed.restore(self.network(self.framed_input(framed)))
-        size = (image.shape[-2], image.shape[-1])
+        return enlarged(self._judged(image, cancel, on_part), (image.shape[-2], image.shape[-1]))
+
+    def plane_logits(
+        self,
+        image: Tensor,  # [1, C, H, W], 0..255
+        cancel: Cancel | None = None,
+        on_part: Callable[[], None] | None = None,
+    ) -> PlaneLogits:
+        """Return the `logits` of one image, asked for in parts; the frame of a demo is not looked at."""
+        return PlaneLogits(self._judged(image, cancel, on_part), (image.shape[-2], image.shape[-1]))
+
+    def _judged(
+        self, image: Tensor, cancel: Cancel | None, on_part: Callable[[], None] | None
+    ) -> Tensor:  # [B, L, h, w]
         if self.panel is None:
-            return _enlarged(self.network(self.preprocess(image)), size)
+            known: Tensor = self.network(self.preprocess(image))
+            return known
         assert isinstance(self.network, LiteNetwork)
         seen = self.expert_input(image)
         judged = torch.cat([self.panel.logits(self.network, one, cancel, on_part) for one in seen[:, None]])
         if not self.panel.is_alone:
             known = self.network(self.preprocess(image))
-            judged = self.panel.joined(judged, _enlarged(known, (judged.shape[-2], judged.shape[-1])))
-        return _enlarged(judged, size)
+            judged = self.panel.joined(judged, enlarged(known, (judged.shape[-2], judged.shape[-1])))
+        return judged
 
     def network_logits(
         self, features: Features, input_size: tuple[int, int], size: tuple[int, int]
-    ) -> Tensor:  # [B, L, H, W]
-        """Return the network's logits of an image of a size (H, W), without a panel.
+    ) -> PlaneLogits:
+        """Return the network's logits of one image of a size (H, W), without a panel.
 
         ``features`` are what its encoder makes of the image as `preprocess` returns it, in ``input_size``.
         """
-        return _enlarged(self.network.decode(features, input_size), size)
+        return PlaneLogits(self.network.decode(features, input_size), size)
 
     def with_classes(
         self, classes: Iterable[str | ClassSpec], *, continues: Mapping[str, str] | None = None
@@ -399,13 +433,6 @@ class SegmentationModel:
     def __repr__(self) -> str:
         names = ", ".join(spec.name for spec in self.classes[:4]) + (", …" if self.n_labels > 4 else "")
         return f"SegmentationModel({self.config.architecture!r}, {self.n_labels} classes: {names})"
-
-
-def _enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return logits at the size (H, W) of an image."""
-    if logits.shape[-2:] == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def _check_image(image: Tensor) -> None:

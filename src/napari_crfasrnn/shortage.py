@@ -11,17 +11,20 @@ from collections.abc import Callable
 import psutil
 
 CURES = "cut it into parts, make it smaller, or take a model of fewer classes"
-# Bytes for each pixel: in any case, and for each class. Less than was seen with 2 to 21 classes, so that
-# nothing that fits is refused; docs/cli.md says what it takes.
-_WITH_CRF = (450, 16)
-_WITHOUT = (60, 4)
+# Bytes for each pixel that the CRF sees at a time: in any case, and for each class; and for each pixel of the
+# image. Less than was seen with 2 to 21 classes, so that nothing that fits is refused; docs/cli.md says what
+# it takes.
+_CRF = (450, 16)
+_PLANE = 40
 
 
 class MemoryShortageError(MemoryError):
     """An image does not fit into memory; the text says what it takes and what is free."""
 
 
-def require_memory(size: tuple[int, int], n_labels: int, *, crf: bool, release: Callable[[], None]) -> None:
+def require_memory(
+    size: tuple[int, int], n_labels: int, crf_pixels: int, *, release: Callable[[], None]
+) -> None:
     """Make sure that a plane can be segmented on the processor in the memory that is free.
 
     Parameters
@@ -30,8 +33,8 @@ def require_memory(size: tuple[int, int], n_labels: int, *, crf: bool, release: 
         Height and width.
     n_labels
         Number of classes L.
-    crf
-        Whether the CRF is to see all of it.
+    crf_pixels
+        How many of its pixels the CRF is to see at a time.
     release
         Gives back what is kept for later; called where there is not enough.
 
@@ -40,8 +43,8 @@ def require_memory(size: tuple[int, int], n_labels: int, *, crf: bool, release: 
     MemoryShortageError
         If it does not fit for certain.
     """
-    fixed, each = _WITH_CRF if crf else _WITHOUT
-    needed = size[0] * size[1] * (fixed + each * n_labels)
+    fixed, each = _CRF
+    needed = _PLANE * size[0] * size[1] + crf_pixels * (fixed + each * n_labels)
     if needed <= _free():
         return
     release()

@@ -21,7 +21,7 @@ CORE_RANKS = [
     {"config", "imaging", "metrics", "edits", "_ext", "_reference"},
     {"lattice"},
     {"feature_filter", "mean_field"},
-    {"kernels"},
+    {"kernels", "plane_logits"},
     {"definition"},
     {"crf", "encoder", "frames", "shared_encoder"},
     {"deeplab", "higher_order"},

@@ -102,7 +102,8 @@ def test_without_a_frame_it_is_as_it_is_said(model: SegmentationModel) -> None:
     small = torch.nn.functional.interpolate(image, (179, 500), mode="bilinear", antialias=True).flip(1) - mean
     with torch.no_grad():
         logits = torch.nn.functional.interpolate(model.network(small), (250, 700), mode="bilinear")
-        labels = model.crf(logits, image)[0].argmax(0).numpy()
+        kernels = model.crf.prepare(image, scale=700 / 500)  # as much larger as the network saw it smaller
+        labels = model.crf(logits, prepared=kernels)[0].argmax(0).numpy()
     assert np.array_equal(segmented(model, pixels, "free"), labels)
 
 

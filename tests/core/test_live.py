@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from napari_crfasrnn.classes import class_table
 from napari_crfasrnn.config import CrfConfig, ModelConfig
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.samples import sample
 from napari_crfasrnn.segmenter import LiveRefinement, Segmenter
@@ -223,6 +224,9 @@ class _Largest(TorchDispatchMode):
 def test_the_work_does_not_grow_with_the_plane(what, regional, monkeypatch):
     largest, peaks, pixels = [], [], []
     method = "prepare_points" if what == "preview" else "prepare"
+    # The kernels would be wider in an image that the network sees shrunk.
+    preprocessing = MODEL.config.preprocessing.model_copy(update={"long_side": None})
+    monkeypatch.setattr(MODEL, "config", MODEL.config.model_copy(update={"preprocessing": preprocessing}))
     prepare = getattr(MODEL.crf, method)
     for times in (2, 8):
         image = np.tile(PHOTO, (times, times, 1))
@@ -263,7 +267,7 @@ def test_neighbouring_previews_share_their_kernels(monkeypatch):
     monkeypatch.setattr(
         MODEL.crf,
         "prepare_points",
-        lambda *points: built.append(1) or prepare(*points),
+        lambda *points, **others: built.append(1) or prepare(*points, **others),
     )
     for step in range(4):
         box = (70, 66 + step, 80, 76 + step)
@@ -275,10 +279,11 @@ def test_neighbouring_previews_share_their_kernels(monkeypatch):
 @pytest.mark.parametrize("window", [(32, 64, 96, 128), (0, 0, 64, 64), (96, 96, 150, 181)])
 def test_a_sketch_has_the_pixels_of_its_window_and_the_mass_of_what_lies_around(window):
     plane = torch.arange(150.0 * 181.0).reshape(1, 1, 150, 181)
+    logits = PlaneLogits(plane, (150, 181))
     y0, x0, y1, x1 = window
     top, left, bottom, right = max(y0 - 32, 0), max(x0 - 32, 0), min(y1 + 32, 150), min(x1 + 32, 181)
     sketch = Sketch.draw(MODEL, plane, window, (top, left, bottom, right))
-    assert torch.equal(sketch.in_window(sketch.gather(plane)), plane[:, :, y0:y1, x0:x1])
+    assert torch.equal(sketch.in_window(sketch.gather(logits)), plane[:, :, y0:y1, x0:x1])
     n_pixels = (bottom - top) * (right - left)
     mass = sketch.prepared.mass
     assert float(mass.sum()) == n_pixels
@@ -346,7 +351,7 @@ def test_a_preview_of_many_labels_computes_with_few(monkeypatch):
     previews = []
     for as_quick in (8, n_labels):
         monkeypatch.setattr(contenders_module, "AS_QUICK_AS_ONE", as_quick)
-        live = LiveRefinement(model, image, logits, whole)
+        live = LiveRefinement(model, image, PlaneLogits(logits, PHOTO.shape[:2]), whole)
         live.prepare(nothing(live))
         window = live.preview_window(BOX)
         before = part(nothing(live), window)

@@ -23,20 +23,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import ignore_value, label_dtype
+from napari_crfasrnn.edits import Box
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.segmenter.contenders import Contenders, labels_in
+from napari_crfasrnn.segmenter.parts import HALO_WIDTHS, grown, inner, kernel_reach, parts_of, with_halo
 from napari_crfasrnn.segmenter.refining import (
-    HALO_WIDTHS,
-    Box,
     check_region,
     evaluating,
-    grown,
     hold,
     prepare_part,
     run_crf,
-    with_halo,
 )
 from napari_crfasrnn.segmenter.result import read_out
 from napari_crfasrnn.segmenter.sketch import Sketch
@@ -45,7 +44,8 @@ WHOLE_PIXELS = 1 << 20  # a larger plane is refined around the stroke only, not 
 PREVIEW_HALO = 16  # pixels; benchmarks/live.py measures what more would bring
 PREVIEW_ITERATIONS = 5  # at most: a preview has 50 ms
 _SKETCHED_WIDTHS = 3.0  # how far around that a preview knows of coarsely, in theta_alpha
-_LARGEST_REACH = 128  # pixels; how far from a stroke a plane that is not refined as a whole may change
+_LARGEST_REACH = 96  # pixels; how far from a stroke a plane that is not refined as a whole may change
+_LARGEST_SKETCH = 128  # pixels; how far around a preview knows of at most
 _KEPT_SKETCHES = 8  # of about 5 MB each
 
 Strokes = NDArray[Any]  # [h, w]: the label where one was painted, the ignore value elsewhere
@@ -110,8 +110,7 @@ class LiveRefinement:
     image
         ``[1, C, H, W]``, 0..255.
     logits
-        ``[1, L, H, W]``, the network's.
-    whole
+    XX
         The kernels of the whole plane, or None where it is too large for that: see `takes_whole`.
     """
 
@@ -121,12 +120,13 @@ class LiveRefinement:
         self,
         model: SegmentationModel,
         image: Tensor,
-        logits: Tensor,
+        logits: PlaneLogits,
         whole: PreparedImage | None,
         extra: Tensor | None = None,
     ) -> None:
         self._model, self._logits, self._whole = model, logits, whole
         self._seen, self._extra = model.crf_image(image), extra
+        self._reach = kernel_reach(model, logits.size)
         self._state: _State | None = None  # of the whole plane, where there are kernels of it
         self._sketches: OrderedDict[Box, _Sketched] = OrderedDict()
         self._iterations = min(model.crf.config.n_iterations, PREVIEW_ITERATIONS)
@@ -134,7 +134,7 @@ class LiveRefinement:
     @property
     def plane_shape(self) -> tuple[int, int]:
         """H and W."""
-        return self._logits.shape[2], self._logits.shape[3]
+        return self._logits.size
 
     @property
     def is_whole(self) -> bool:
@@ -153,18 +153,18 @@ class LiveRefinement:
         """Return the part of the plane that the exact answer to strokes within a box looks at."""
         if self.is_whole:
             return (0, 0, *self.plane_shape)
-        return with_halo(self.exact_box(box), self.plane_shape, self._model.crf.settings.theta_alpha)
+        return with_halo(self.exact_box(box), self.plane_shape, self._model)
 
     def exact_box(self, box: Box) -> Box:
         """Return the part of the plane that the exact answer to strokes within a box may change.
 
         That is the whole plane, or, of one that is too large for that, the box and what the bilateral kernel
-        reaches from there, at most 128 pixels.
+        reaches from there, at most 96 pixels.
         """
         check_region(box, self.plane_shape)
         if self.is_whole:
             return (0, 0, *self.plane_shape)
-        reach = min(math.ceil(HALO_WIDTHS * self._model.crf.settings.theta_alpha), _LARGEST_REACH)
+        reach = min(math.ceil(HALO_WIDTHS * self._reach), _LARGEST_REACH)
         return grown(box, reach, self.plane_shape)
 
     def prepare(self, strokes: Strokes, *, cancel: Cancel | None = None) -> None:
@@ -260,7 +260,7 @@ class LiveRefinement:
         Cancelled
             If ``cancel`` said so.
         """
-        window, inner = self.exact_window(box), self.exact_box(box)
+        window, changing = self.exact_window(box), self.exact_box(box)
         strokes, before = self._check("strokes", strokes, window), self._check("before", before, window)
         if self._whole is not None:
             known = self._knows(window, before)
@@ -268,10 +268,22 @@ class LiveRefinement:
             assert was is not None
             self._state = now = self._run(window, strokes, self._whole, cancel)
             return _difference(window, now, was)
-        prepared = prepare_part(self._model, self._seen, window, self._extra, cancel)
+        parts = parts_of(changing, self.plane_shape, self._model)
+        return _joined(
+            changing,
+            [self._exact_part(*part, window, strokes, before, cancel) for part in parts],
+        )
+
+    def _exact_part(
+        self, part: Box, seen: Box, window: Box, strokes: Strokes, before: Strokes, cancel: Cancel | None
+    ) -> Refined:
+        """Tell what strokes of a window do to a part of it, of which the CRF sees a little more."""
+        prepared = prepare_part(self._model, self._seen, seen, self._extra, cancel)
         raise_if_cancelled(cancel)
-        now, was = (self._run(window, painted, prepared, cancel) for painted in (strokes, before))
-        return _difference(inner, _cut(now, window, inner), _cut(was, window, inner))
+        now, was = (
+            self._run(seen, inner(painted, seen, window), prepared, cancel) for painted in (strokes, before)
+        )
+        return _difference(part, _cut(now, seen, part), _cut(was, seen, part))
 
     def _knows(self, window: Box, strokes: Strokes) -> bool:
         """Return whether the state of the whole plane is that with these strokes, in a part of it."""
@@ -283,7 +295,7 @@ class LiveRefinement:
 
     def _surroundings(self, window: Box) -> Box:
         """Return the part of the plane that a preview knows of coarsely."""
-        reach = min(math.ceil(_SKETCHED_WIDTHS * self._model.crf.settings.theta_alpha), _LARGEST_REACH)
+        reach = min(math.ceil(_SKETCHED_WIDTHS * self._reach), _LARGEST_SKETCH)
         return grown(window, reach, self.plane_shape)
 
     def _check(self, name: str, strokes: Strokes, window: Box) -> Strokes:
@@ -295,7 +307,7 @@ class LiveRefinement:
         y0, x0, y1, x1 = window
         n_labels = self._model.n_labels
         if self._state is None:
-            seen = self._logits[0, :, y0:y1, x0:x1].max(0).indices.cpu().numpy()
+            seen = self._logits.within(window)[0].max(0).indices.cpu().numpy()
         else:
             seen = self._state.labels[y0:y1, x0:x1]
         needed = labels_in(seen, n_labels)
@@ -312,8 +324,8 @@ class LiveRefinement:
         cancel: Cancel | None,
     ) -> _Sketched:
         """Choose the labels to compute with, and compute what some strokes do."""
-        top, left, bottom, right = self._surroundings(window)
-        contenders = Contenders.choose(self._model, needed, self._logits[..., top:bottom, left:right])
+        around = self._logits.within(self._surroundings(window))
+        contenders = Contenders.choose(self._model, needed, around)
         unary = contenders.join(sketch.gather(self._logits))
         known = _Sketched(sketch, contenders, unary, strokes, unary)
         return replace(known, logits=self._run_sketch(known, strokes, cancel))
@@ -335,8 +347,7 @@ class LiveRefinement:
         return known.sketch.in_window(refined)
 
     def _run(self, window: Box, strokes: Strokes, prepared: PreparedImage, cancel: Cancel | None) -> _State:
-        y0, x0, y1, x1 = window
-        logits = self._logits[..., y0:y1, x0:x1]
+        logits = self._logits.within(window)
         unary = hold(logits, logits, strokes, strokes != ignore_value(strokes.dtype), prepared)
         refined = run_crf(self._model, unary, prepared, stop_if(cancel))
         return _State(strokes, refined, labels_of(refined, strokes))
@@ -384,11 +395,28 @@ def _held(
     return labels
 
 
-def _cut(state: _State, window: Box, inner: Box) -> _State:
-    rows = slice(inner[0] - window[0], inner[2] - window[0])
-    columns = slice(inner[1] - window[1], inner[3] - window[1])
-    return _State(state.strokes[rows, columns], state.logits[..., rows, columns], state.labels[rows, columns])
+def _cut(state: _State, window: Box, part: Box) -> _State:
+    return _State(
+        inner(state.strokes, part, window),
+        inner(state.logits, part, window),
+        inner(state.labels, part, window),
+    )
 
 
 def _difference(box: Box, now: _State, was: _State) -> Refined:
     return Refined(box, now.labels, now.labels != was.labels, now.logits[0])
+
+
+def _joined(box: Box, parts: list[Refined]) -> Refined:
+    """Return what strokes do to a box of what they do to its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = (box[2] - box[0], box[3] - box[1])
+    labels = np.empty(shape, parts[0].labels.dtype)
+    changed = np.empty(shape, bool)
+    logits = parts[0].logits.new_empty((len(parts[0].logits), *shape))
+    for part in parts:
+        inner(labels, part.box, box)[:] = part.labels
+        inner(changed, part.box, box)[:] = part.changed
+        inner(logits, part.box, box)[:] = part.logits
+    return Refined(box, labels, changed, logits)

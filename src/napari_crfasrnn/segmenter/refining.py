@@ -14,19 +14,16 @@ from torch import Tensor
 
 from napari_crfasrnn.classes import ClassSpec, ignore_value, label_dtype
 from napari_crfasrnn.crf import OnIteration, Potential
+from napari_crfasrnn.edits import Box
 from napari_crfasrnn.higher_order import Detection
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.progress import Cancel, stop_if
 
 CONFIDENCE = 0.9  # probability of a label that differs from the network's opinion
-HALO_WIDTHS = 2.0  # how far around a region the CRF looks, in theta_alpha: 2 holds 86 % of the kernel
-HALO_GRID = 32  # pixels; the borders of such crops lie on it, so that neighbouring strokes share one
 MOST_EXTRA_FEATURES = 6  # with the channels and both places in the image that is all a lattice takes
 _CLAMPED = 1e4  # logit of a held label: above what all messages add up to
 _HALF_TRUST = 3.0  # held pixels around that contradict the network and halve its say
-
-Box = tuple[int, int, int, int]  # (y0, x0, y1, x1), the end excluded
 
 
 def unary_of_labels(
@@ -89,7 +86,8 @@ def prepare_part(
     """Build the kernels of a part of a plane, of which ``model.crf_image`` is given."""
     y0, x0, y1, x1 = window
     features = None if extra is None else extra[..., y0:y1, x0:x1]
-    return model.crf.prepare(plane[..., y0:y1, x0:x1], features, on_step=stop_if(cancel))
+    scale = model.crf_scale((plane.shape[-2], plane.shape[-1]))
+    return model.crf.prepare(plane[..., y0:y1, x0:x1], features, scale=scale, on_step=stop_if(cancel))
 
 
 def run_crf(
@@ -125,18 +123,6 @@ def evaluating(model: SegmentationModel) -> Iterator[None]:
     finally:
         for module in training:
             module.train()
-
-
-def with_halo(box: Box, plane_shape: tuple[int, int], theta_alpha: float) -> Box:
-    """Return the part of the plane that matters for a region: the region and what its kernels reach."""
-    return grown(box, math.ceil(HALO_WIDTHS * theta_alpha), plane_shape)
-
-
-def grown(box: Box, margin: int, plane_shape: tuple[int, int]) -> Box:
-    """Return a box with a margin, its borders on the grid, within the plane."""
-    y0, x0 = ((start - margin) // HALO_GRID * HALO_GRID for start in box[:2])
-    y1, x1 = (-(-(end + margin) // HALO_GRID) * HALO_GRID for end in box[2:])
-    return max(y0, 0), max(x0, 0), min(y1, plane_shape[0]), min(x1, plane_shape[1])
 
 
 def check_given(given: Any, plane_shape: tuple[int, int], n_labels: int) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_crfasrnn.classes import ClassSpec, label_dtype
-from napari_crfasrnn.edits import remap_labels
+from napari_crfasrnn.edits import Box, remap_labels
 
 _BLOCK = 2**24  # logits turned into labels and entropy at a time
 
@@ -89,21 +89,28 @@ class ResultArrays:
     def write_before_crf(
         self,
         place: int,
-        logits: Tensor,  # [L, H, W]
+        box: Box,
+        logits: Tensor,  # [L, h, w]
     ) -> None:
-        """Keep the labels of the network alone."""
+        """Keep the labels of the network alone, of a part of a plane."""
         if self._before is not None:
-            self._before[place] = logits.max(0).indices.cpu().numpy()
+            y0, x0, y1, x1 = box
+            self._before[place, y0:y1, x0:x1] = logits.max(0).indices.cpu().numpy()
 
     def write(
         self,
         place: int,
-        logits: Tensor,  # [L, H, W]
-    ) -> NDArray[np.float32]:
-        """Keep what final logits say; return the plane's entropy."""
-        marginals = None if self._marginals is None else self._marginals[:, place]
+        box: Box,
+        logits: Tensor,  # [L, h, w]
+    ) -> None:
+        """Keep what final logits say of a part of a plane."""
+        part = (place, slice(box[0], box[2]), slice(box[1], box[3]))
+        marginals = None if self._marginals is None else self._marginals[:, *part]
+        read_out(logits, self._labels[part], self._entropy[part], marginals)
+
+    def entropy(self, place: int) -> NDArray[np.float32]:  # [H, W]
+        """Return the entropy of a plane."""
         entropy: NDArray[np.float32] = self._entropy[place]
-        read_out(logits, self._labels[place], entropy, marginals)
         return entropy
 
     def finish(self, stack_shape: tuple[int, ...], timings: dict[str, float]) -> Segmentation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,48 +13,31 @@ from torch import Tensor
 
 from napari_crfasrnn.classes import label_dtype
 from napari_crfasrnn.crf import Potential
+from napari_crfasrnn.edits import Box
 from napari_crfasrnn.frames import FramedImage
 from napari_crfasrnn.higher_order import Detection
 from napari_crfasrnn.imaging import ImageSource, open_image
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.lattice import release_memory
 from napari_crfasrnn.network import SegmentationModel
-from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled, stop_if
+from napari_crfasrnn.plane_logits import PlaneLogits
+from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
 from napari_crfasrnn.segmenter.live import LiveRefinement, takes_whole
+from napari_crfasrnn.segmenter.parts import area, inner, parts_of
+from napari_crfasrnn.segmenter.plane import Plane
 from napari_crfasrnn.segmenter.refining import (
-    Box,
     check_clamp,
     check_detections,
     check_extra_features,
     check_given,
     check_region,
-    evaluating,
     hold,
-    prepare_part,
     run_crf,
     unary_of_labels,
-    with_halo,
 )
 from napari_crfasrnn.segmenter.result import ResultArrays, Segmentation, read_out
 from napari_crfasrnn.segmenter.steps import Clock, Steps
 from napari_crfasrnn.shortage import require_memory
-
-
-@dataclass(frozen=True, eq=False)
-class _Plane:
-    """What is known of the plane worked on last."""
-
-    source: ImageSource
-    index: tuple[int, ...]
-    image: Tensor  # [1, C, H, W], 0..255
-    extra: Tensor | None = None  # [1, E, H, W], in widths
-    seen: Tensor | None = None  # [1, c, H, W], as the CRF sees it
-    logits: Tensor | None = None  # [1, L, H, W], the network's
-    framed: tuple[FramedImage, Tensor] | None = None  # in the frame of a demo, with logits [1, L, 500, 500]
-    prepared: PreparedImage | None = None  # of the whole plane
-    crop: tuple[Box, PreparedImage] | None = None  # of a part of it
-    superpixels: Tensor | None = None  # [1, K, H, W]
-    entropy: NDArray[np.float32] | None = None  # [H, W], of the last result
 
 
 class Segmenter:
@@ -85,7 +67,7 @@ class Segmenter:
         self.model = model.to(self.device)
         self._source: ImageSource | None = None
         self._extra: NDArray[np.float32] | None = None  # [E, *stack, H, W]
-        self._plane: _Plane | None = None
+        self._plane: Plane | None = None
 
     @property
     def source(self) -> ImageSource:
@@ -190,28 +172,34 @@ class Segmenter:
             len(indices), source.plane_shape, self.model.classes, before_crf=crf, marginals=marginals
         )
         clock = Clock(self.device)
-        n_iterations = self.model.crf.config.n_iterations
-        n_parts = self.model.n_parts(source.plane_shape)
-        n_steps = n_parts + (1 + n_iterations if crf else 0)
+        with_crf = self.model if crf and frame == "free" else None
+        parts = parts_of((0, 0, *source.plane_shape), source.plane_shape, with_crf)
+        n_judged = self.model.n_parts(source.plane_shape)
+        n_runs = 0 if not crf else 1 if frame != "free" else len(parts)
+        n_steps = n_judged + n_runs * (1 + self.model.crf.config.n_iterations)
         steps = Steps(len(indices) * n_steps, progress, cancel)
         for place, at in enumerate(indices):
-            plane, logits = self._logits(self._visit(source, at, crf), clock, cancel, steps)
-            steps.reach(place * n_steps + n_parts)
-            if crf:
-                arrays.write_before_crf(place, logits[0])
-                with clock("crf"):
-                    plane, prepared = self._prepare_prediction(plane, cancel)
-                    plane, potentials = self._potentials(plane, superpixels, found.get(at, ()))
-                steps.done()
-                with clock("crf"):
-                    if plane.framed is None:
-                        logits = self._mean_field(logits, prepared, steps, potentials)
-                    else:
-                        framed, unary = plane.framed
-                        logits = framed.restore(self._mean_field(unary, prepared, steps))
-            self._plane = replace(plane, entropy=arrays.write(place, logits[0]))
-            if crf:
-                steps.done()  # the last iteration, its result written
+            plane = self._visit(source, at, parts if with_crf else [])
+            with clock("network"):
+                logits = plane.logits(cancel, steps)
+            steps.reach(place * n_steps + n_judged)
+            in_frame = None
+            if crf and plane.framed is not None:
+                in_frame = self._in_frame(plane, *plane.framed, clock, cancel, steps)
+            for part, window in parts:
+                unary = refined = logits.within(window)
+                if crf:
+                    arrays.write_before_crf(place, part, inner(unary, part, window)[0])
+                if in_frame is not None:
+                    refined = in_frame.within(window)
+                elif crf:
+                    further = (superpixels, found.get(at, ()))
+                    refined = self._run_part(plane, window, unary, further, clock, cancel, steps)
+                arrays.write(place, part, inner(refined, part, window)[0])
+                if in_frame is None and crf:
+                    steps.done()  # the last iteration, its result written
+            steps.reach((place + 1) * n_steps)
+            plane.entropy = arrays.entropy(place)
         return arrays.finish(stack_shape, {**clock.seconds, "total": time.perf_counter() - started})
 
     def refine(
@@ -265,39 +253,37 @@ class Segmenter:
         held = check_clamp(clamp, source.plane_shape)
         clock, steps = Clock(self.device), Steps(0, None, cancel)
 
-        plane = self._visit(source, at, crf=region is None)
+        parts = parts_of(box, source.plane_shape, self.model)
+        plane = self._visit(source, at, parts)
         if given.dtype.kind == "f":
-            logits = torch.from_numpy(given)[None].to(self.device)
+            logits = PlaneLogits(torch.from_numpy(given)[None].to(self.device), plane.size)
             old: NDArray[Any] = (
-                logits[0].max(0).indices.cpu().numpy().astype(label_dtype(self.model.n_labels))
+                torch.from_numpy(given).max(0).indices.numpy().astype(label_dtype(self.model.n_labels))
             )
-            plane = replace(plane, entropy=None)
+            plane.entropy = None
         else:
-            plane, logits = self._logits(plane, clock, cancel)
+            with clock("network"):
+                logits = plane.logits(cancel)
             old = given
         steps.done()
         held = held & (old < self.model.n_labels)
-        labels, entropy = old.copy(), _known_entropy(plane, logits)
+        labels, entropy = old.copy(), plane.known_entropy(logits)
 
-        window = with_halo(box, source.plane_shape, self.model.crf.settings.theta_alpha)
-        seen = (slice(window[0], window[2]), slice(window[1], window[3]))
-        unary = logits[:, :, seen[0], seen[1]]
-        if given.dtype.kind != "f":
-            unary = unary_of_labels(unary, given[seen])
-        with clock("crf"):
-            plane, prepared = self._prepare(plane, cancel, window)
-            steps.done()
-            unary = hold(unary, logits[:, :, seen[0], seen[1]], old[seen], held[seen], prepared)
-            refined = self._mean_field(unary, prepared, steps)
-        refined = refined[
-            0, :, box[0] - window[0] : box[2] - window[0], box[1] - window[1] : box[3] - window[1]
-        ]
-        inside = (slice(box[0], box[2]), slice(box[1], box[3]))
-        read_out(refined, labels[inside], entropy[inside], None)
-        held_inside = held[inside]
-        labels[inside][held_inside] = old[inside][held_inside]
-        entropy[inside][held_inside] = 0.0
-        self._plane = replace(plane, entropy=entropy)
+        for part, window in parts:
+            seen, inside = _slices(window), _slices(part)
+            unary = of_network = logits.within(window)
+            if given.dtype.kind != "f":
+                unary = unary_of_labels(unary, given[seen])
+            with clock("crf"):
+                prepared = plane.prepare(window, cancel, keep=len(parts) == 1)
+                steps.done()
+                unary = hold(unary, of_network, old[seen], held[seen], prepared)
+                refined = self._mean_field(unary, prepared, steps)
+            del prepared  # its memory is needed for the next part
+            read_out(inner(refined, part, window)[0], labels[inside], entropy[inside], None)
+            labels[inside][held[inside]] = old[inside][held[inside]]
+            entropy[inside][held[inside]] = 0.0
+        plane.entropy = entropy
         return Segmentation(
             labels=labels,
             classes=self.model.classes,
@@ -329,13 +315,13 @@ class Segmenter:
         """
         source = self.source
         at = self._index_of_one(index)
+        whole: Box = (0, 0, *source.plane_shape)
         is_whole = takes_whole(source.plane_shape)
-        plane, logits = self._logits(self._visit(source, at, crf=is_whole), Clock(self.device), cancel)
+        plane = self._visit(source, at, [(whole, whole)] if is_whole else [])
+        logits = plane.logits(cancel)
         raise_if_cancelled(cancel)
-        whole = None
-        if is_whole:
-            plane, whole = self._prepare(plane, cancel)
-        return LiveRefinement(self.model, plane.image, logits, whole, plane.extra)
+        prepared = plane.prepare(whole, cancel) if is_whole else None
+        return LiveRefinement(self.model, plane.image, logits, prepared, plane.extra)
 
     def _index_of_one(self, index: int | Sequence[int] | None) -> tuple[int, ...]:
         source = self.source
@@ -343,15 +329,18 @@ class Segmenter:
             raise ValueError(f"index must say which plane of the stack {source.stack_shape} to refine")
         return source.check_index(() if index is None else index)
 
-    def _visit(self, source: ImageSource, index: tuple[int, ...], crf: bool) -> _Plane:
-        """Return what is known of a plane, forgetting the one before if it is another."""
+    def _visit(self, source: ImageSource, index: tuple[int, ...], parts: Sequence[tuple[Box, Box]]) -> Plane:
+        """Return what is known of a plane, forgetting the one before if it is another.
+
+        ``parts`` are those that the CRF is to see, with what is around them.
+        """
         plane = self._plane
-        if plane is None or plane.source is not source or plane.index != index:
-            plane = self._plane = None  # its memory is needed now
+        if plane is None or not plane.is_of(source, index):
+            self._plane = None  # its memory is needed now
             if self.device.type == "cpu":  # of a GPU torch says whether there is enough
-                require_memory(source.plane_shape, self.model.n_labels, crf=crf, release=release_memory)
-            image = torch.from_numpy(source.plane(index))[None].to(self.device)
-            plane = _Plane(source, index, image, self._extra_of(index))
+                largest = max((area(window) for _, window in parts), default=0)
+                require_memory(source.plane_shape, self.model.n_labels, largest, release=release_memory)
+            plane = self._plane = Plane(self.model, source, index, self._extra_of(index))
         return plane
 
     def _extra_of(self, index: tuple[int, ...]) -> Tensor | None:  # [1, E, H, W]
@@ -381,58 +370,39 @@ class Segmenter:
         checked = {at: check_detections(part, source.plane_shape, classes) for at, part in parts.items()}
         return {at: part for at, part in checked.items() if part and at in set(indices)}
 
-    def _logits(
-        self, plane: _Plane, clock: Clock, cancel: Cancel | None, steps: Steps | None = None
-    ) -> tuple[_Plane, Tensor]:
-        if plane.logits is None:
-            on_part = None if steps is None else steps.done
-            with clock("network"), evaluating(self.model):
-                framed = self.model.framed(plane.image)
-                if framed is None:
-                    plane = replace(plane, logits=self.model.logits(plane.image, cancel, on_part))
-                else:
-                    logits = self.model.network(self.model.framed_input(framed))
-                    plane = replace(plane, logits=framed.restore(logits), framed=(framed, logits))
-            self._plane = plane
-        assert plane.logits is not None
-        return plane, plane.logits
+    def _in_frame(
+        self,
+        plane: Plane,
+        framed: FramedImage,
+        unary: Tensor,  # [1, L, 500, 500]
+        clock: Clock,
+        cancel: Cancel | None,
+        steps: Steps,
+    ) -> PlaneLogits:
+        """Run the CRF in the frame of a demo."""
+        with clock("crf"):
+            prepared = plane.prepare_frame(cancel)
+        steps.done()
+        with clock("crf"):
+            return PlaneLogits(framed.restore(self._mean_field(unary, prepared, steps)), plane.size)
 
-    def _prepare_prediction(self, plane: _Plane, cancel: Cancel | None) -> tuple[_Plane, PreparedImage]:
-        """Return the lattices for the segmentation of a plane: its own, or those of the frame of a demo."""
-        if plane.framed is None:
-            return self._prepare(plane, cancel)
-        framed = self.model.framed_input(plane.framed[0])
-        return plane, self.model.crf.prepare(framed, on_step=stop_if(cancel))
-
-    def _prepare(
-        self, plane: _Plane, cancel: Cancel | None, window: Box | None = None
-    ) -> tuple[_Plane, PreparedImage]:
-        """Return the lattices of a plane or of a part of it, from the last time if they still fit."""
-        whole: Box = (0, 0, *plane.source.plane_shape)
-        window = whole if window is None else window
-        if window == whole and plane.prepared is not None:
-            return plane, plane.prepared
-        if plane.crop is not None and plane.crop[0] == window:
-            return plane, plane.crop[1]
-        if plane.seen is None:
-            plane = replace(plane, seen=self.model.crf_image(plane.image))
-        assert plane.seen is not None
-        prepared = prepare_part(self.model, plane.seen, window, plane.extra, cancel)
-        if window == whole:
-            plane = replace(plane, prepared=prepared)
-        else:
-            plane = replace(plane, crop=(window, prepared))
-        self._plane = plane
-        return plane, prepared
-
-    def _potentials(
-        self, plane: _Plane, superpixels: bool, detections: Sequence[Detection]
-    ) -> tuple[_Plane, list[Potential]]:
-        """Return the further terms of a plane's energy; its superpixels are cut once."""
-        if superpixels and plane.superpixels is None:
-            plane = self._plane = replace(plane, superpixels=self.model.higher_order.cut(plane.image))
-        cuts = plane.superpixels if superpixels else None
-        return plane, self.model.higher_order.potentials(cuts, [detections])
+    def _run_part(
+        self,
+        plane: Plane,
+        window: Box,
+        unary: Tensor,  # [1, L, h, w]
+        further: tuple[bool, Sequence[Detection]],
+        clock: Clock,
+        cancel: Cancel | None,
+        steps: Steps,
+    ) -> Tensor:  # [1, L, h, w]
+        """Run the CRF on a part of a plane, with its superpixels if asked for, and with detections."""
+        with clock("crf"):
+            prepared = plane.prepare(window, cancel, keep=False)
+            potentials = plane.potentials(window, *further)
+        steps.done()
+        with clock("crf"):
+            return self._mean_field(unary, prepared, steps, potentials)
 
     def _mean_field(
         self,
@@ -450,16 +420,8 @@ class Segmenter:
         return run_crf(self.model, unary, prepared, on_iteration, potentials=potentials)
 
 
-def _known_entropy(
-    plane: _Plane,
-    logits: Tensor,  # [1, L, H, W]
-) -> NDArray[np.float32]:
-    """Return the entropy of the plane as last computed, else that of the logits; a new array."""
-    if plane.entropy is not None:
-        return plane.entropy.copy()
-    entropy = np.empty(plane.source.plane_shape, np.float32)
-    read_out(logits[0], np.empty(entropy.shape, np.uint16), entropy, None)
-    return entropy
+def _slices(box: Box) -> tuple[slice, slice]:
+    return slice(box[0], box[2]), slice(box[1], box[3])
 
 
 def choose_device(device: str | torch.device) -> torch.device:

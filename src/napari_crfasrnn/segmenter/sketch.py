@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_crfasrnn.edits import Box
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
-from napari_crfasrnn.segmenter.refining import Box
+from napari_crfasrnn.plane_logits import PlaneLogits
 
 SQUARE = 4  # pixels; a divisor of the grid that windows lie on
 
@@ -50,15 +51,13 @@ class Sketch:
         channels = plane[0][:, rows, columns]
         features = None if extra is None else extra[0][:, rows, columns]
         positions = torch.stack([columns, rows], dim=1).to(plane)
-        prepared = model.crf.prepare_points(positions, channels, mass.to(plane.device), features)
+        scale = model.crf_scale((plane.shape[-2], plane.shape[-1]))
+        prepared = model.crf.prepare_points(positions, channels, mass.to(plane.device), features, scale=scale)
         return cls(window, rows, columns, prepared)
 
-    def gather(
-        self,
-        values: Tensor,  # [1, V, H, W]
-    ) -> Tensor:  # [1, V, 1, N]
-        """Return what a plane holds at the points."""
-        return values[:, :, self.rows, self.columns][:, :, None]
+    def gather(self, logits: PlaneLogits) -> Tensor:  # [1, L, 1, N]
+        """Return the logits of the plane at the points."""
+        return logits.at(self.rows, self.columns)[None, :, None]
 
     def gather_strokes(
         self,

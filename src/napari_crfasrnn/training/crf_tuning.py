@@ -252,7 +252,7 @@ def _cut(model: SegmentationModel, plane: LabelledPlane, view: View, box: Box, c
     return Tile(
         view=view,
         positions=locate(model.network, view.grid, y, x).to(device),
-        prepared=model.crf.prepare(image, on_step=stop_if(cancel)),
+        prepared=model.crf.prepare(image, scale=model.crf_scale(plane.size), on_step=stop_if(cancel)),
         training=part(plane.training),
         locked=part(plane.locked),
     )

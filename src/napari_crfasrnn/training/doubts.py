@@ -77,11 +77,13 @@ def mistaken_classes(
     for plane in planes:
         raise_if_cancelled(cancel)
         with torch.no_grad():
-            logits = encodings.logits(model, plane, cancel)[0]
+            y, x = np.nonzero(plane.training != ignore_value(plane.training.dtype))
+            logits = (
+                encodings.logits(model, plane, cancel).at(torch.from_numpy(y), torch.from_numpy(x)).clone()
+            )
         logits[unknown] = -math.inf
-        given = logits.argmax(0).cpu().numpy()
-        labelled = plane.training != ignore_value(plane.training.dtype)
-        n_all += np.bincount(plane.training[labelled], minlength=len(known))
-        n_wrong += np.bincount(plane.training[labelled & (given != plane.training)], minlength=len(known))
+        wanted = plane.training[y, x]
+        n_all += np.bincount(wanted, minlength=len(known))
+        n_wrong += np.bincount(wanted[logits.argmax(0).cpu().numpy() != wanted], minlength=len(known))
     is_mistaken = (n_wrong >= _WRONG_PIXELS) & (n_wrong >= least_share * n_all)
     return [value for value in np.flatnonzero(is_mistaken).tolist() if known[value]]

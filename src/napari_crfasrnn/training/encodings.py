@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from napari_crfasrnn.network import Features, SegmentationModel
+from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancel
 from napari_crfasrnn.training.planes import LabelledPlane
 
@@ -65,8 +65,8 @@ class Encodings:
         return encoding
 
     @torch.no_grad()
-    def logits(self, model: SegmentationModel, plane: LabelledPlane, cancel: Cancel | None) -> Tensor:
-        """Return the logits [1, L, H, W] of a plane by the network of a model, without a panel.
+    def logits(self, model: SegmentationModel, plane: LabelledPlane, cancel: Cancel | None) -> PlaneLogits:
+        """Return the logits of a plane by the network of a model, without a panel.
 
         Raises
         ------

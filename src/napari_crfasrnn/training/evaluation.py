@@ -247,6 +247,9 @@ def _predict(
         logits = framed.restore(unary)
     else:
         logits = model.logits(image)
-        refined = model.crf(logits, model.crf_image(image)) if crf else logits
+        refined = logits
+        if crf:
+            scale = model.crf_scale((image.shape[-2], image.shape[-1]))
+            refined = model.crf(logits, prepared=model.crf.prepare(model.crf_image(image), scale=scale))
     before, after = (x[0].argmax(0).to(torch.uint8).cpu().numpy() for x in (logits, refined))
     return before, after

@@ -20,14 +20,14 @@ from torch import Tensor
 from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.crf import CrfRnn
-from napari_crfasrnn.edits import box_about, fits_live
+from napari_crfasrnn.edits import Box, box_about, fits_live
 from napari_crfasrnn.experts import FeatureMaps, Panel, Sieve
 from napari_crfasrnn.experts.features import FINE
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.segmenter.live import Refined, Strokes, checked_strokes, labels_of
-from napari_crfasrnn.segmenter.refining import Box, hold, run_crf
+from napari_crfasrnn.segmenter.refining import hold, run_crf
 from napari_crfasrnn.training.growing import Pixels
 from napari_crfasrnn.training.panel_learner import PanelLearner
 from napari_crfasrnn.training.panel_tiles import cautious_crf, is_kind, wide_crf
@@ -282,5 +282,9 @@ class LiveClassifier:
     def _kernels(self, model: SegmentationModel, cancel: Cancel | None) -> PreparedImage:
         """Return the kernels of the plane, made when first needed."""
         if model.crf not in self._prepared:
-            self._prepared[model.crf] = model.crf.prepare(self._plane, on_step=stop_if(cancel))
+            self._prepared[model.crf] = model.crf.prepare(
+                self._plane,
+                scale=model.crf_scale(self._plane_shape, with_experts=True),
+                on_step=stop_if(cancel),
+            )
         return self._prepared[model.crf]

@@ -29,6 +29,7 @@ from napari_crfasrnn.edits import contradictions
 from napari_crfasrnn.experts import REST, FeatureMaps, Head, Memory, Panel
 from napari_crfasrnn.experts.features import FINE, GROUPS, columns, parts_to_read
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
+from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
 from napari_crfasrnn.training.aside import Aside
 from napari_crfasrnn.training.background import background_rows
@@ -227,8 +228,7 @@ class PanelRound:
                 continue
             logits = model.panel.marginals(read.rows, self._seen(model.panel, number, read)).log()
             if not model.panel.is_alone:
-                logits_of_plane = self.encodings.logits(model, plane, self.cancel)
-                known = logits_of_plane[0, :, read.y, read.x].T.cpu()
+                known = _known(self.encodings.logits(model, plane, self.cancel), read.y, read.x)
                 logits = model.panel.joined(logits, known)
             prediction = plane.training.copy()
             prediction[read.y, read.x] = logits.argmax(1).numpy()
@@ -308,7 +308,7 @@ class PanelRound:
         y, x = np.nonzero(free[y0:y1, x0:x1])
         some = any_of(len(y), 1 + _MAX_UNTOUCHED // len(self._parts), random)
         y, x = y0 + y[some], x0 + x[some]
-        known = self.encodings.logits(self.model, plane, self.cancel)[0, :, y, x].T.cpu()  # [n, L]
+        known = _known(self.encodings.logits(self.model, plane, self.cancel), y, x)
         own = [value for value in self.speaks_for if value != REST]
         known[:, own] = -math.inf
         entropy = torch.special.entr(known.softmax(1)).sum(1)
@@ -353,6 +353,15 @@ class PanelRound:
         assert isinstance(network, LiteNetwork)
         seen = self.model.expert_input(plane.image)
         return FeatureMaps(network, seen, plane.size, self.cancel, plane.box)
+
+
+def _known(
+    logits: PlaneLogits,
+    y: NDArray[np.intp],
+    x: NDArray[np.intp],
+) -> Tensor:  # [n, L]
+    """Return what the network says of some pixels."""
+    return logits.at(torch.from_numpy(y), torch.from_numpy(x)).T.cpu()
 
 
 def _read(

@@ -26,6 +26,7 @@ from napari_crfasrnn.edits import Box
 from napari_crfasrnn.experts import FeatureMaps, Look, Panel, Sieve
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
+from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.training.encodings import Encodings
 from napari_crfasrnn.training.planes import LabelledPlane
@@ -217,7 +218,7 @@ class PanelTiles:
     def _logits(self, model: SegmentationModel) -> list[Tensor]:
         """Return the logits [1, L, h, w] of every tile before the CRF."""
         found = []
-        whole: dict[int, Tensor] = {}  # what the network says of a plane
+        whole: dict[int, PlaneLogits] = {}  # what the network says of a plane
         looks: dict[int, Look] = {}  # what the experts make of one
         for tile in self._tiles:
             raise_if_cancelled(self._cancel)
@@ -231,9 +232,8 @@ class PanelTiles:
                     found.append(judged)
                     continue
             if id(tile.plane) not in whole:
-                whole[id(tile.plane)] = self._encodings.logits(model, tile.plane, self._cancel).cpu()
-            y0, x0, y1, x1 = tile.box
-            known = whole[id(tile.plane)][..., y0:y1, x0:x1]
+                whole[id(tile.plane)] = self._encodings.logits(model, tile.plane, self._cancel)
+            known = whole[id(tile.plane)].within(tile.box).cpu()
             found.append(
                 known if model.panel is None or judged is None else model.panel.joined(judged, known)
             )
@@ -243,11 +243,7 @@ class PanelTiles:
         """Return the classes [h, w] of every tile after a CRF."""
         on_step = stop_if(self._cancel)
         if crf.config not in self._prepared:
-            images = []
-            for tile in self._tiles:
-                y0, x0, y1, x1 = tile.box
-                images.append(self._model.crf_image(tile.plane.image)[..., y0:y1, x0:x1])
-            self._prepared[crf.config] = [crf.prepare(image, on_step=on_step) for image in images]
+            self._prepared[crf.config] = [self._kernels(crf, tile) for tile in self._tiles]
         found = []
         for each, prepared in zip(logits, self._prepared[crf.config], strict=True):
             raise_if_cancelled(self._cancel)
@@ -255,6 +251,12 @@ class PanelTiles:
                 refined = crf(each.to(self._model.device), prepared=prepared, on_iteration=on_step)
             found.append(refined[0].argmax(0).cpu().numpy())
         return found
+
+    def _kernels(self, crf: CrfRnn, tile: PanelTile) -> PreparedImage:
+        y0, x0, y1, x1 = tile.box
+        image = self._model.crf_image(tile.plane.image)[..., y0:y1, x0:x1]
+        scale = self._model.crf_scale(tile.plane.size, with_experts=True)
+        return crf.prepare(image, scale=scale, on_step=stop_if(self._cancel))
 
     def _locked_score(self, given: Sequence[NDArray[np.int64]]) -> LockedScore:
         n_labels = self._model.n_labels

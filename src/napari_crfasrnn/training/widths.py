@@ -63,13 +63,14 @@ def search_widths(
         pixels, truth = data.load(sample)
         image = torch.from_numpy(pixels)[None]
         logits, crf_image = model.logits(image), model.crf_image(image)
+        scale = model.crf_scale((pixels.shape[1], pixels.shape[2]))
         places = enumerate(candidates)
         for _, group in groupby(places, lambda pair: (pair[1].theta_alpha, pair[1].theta_beta)):
             prepared = None
             for place, config in group:
                 crf = CrfRnn(n_labels, config).to(model.device).eval()
                 if prepared is None:  # it hangs on the widths, not on the weights
-                    prepared = crf.prepare(crf_image)
+                    prepared = crf.prepare(crf_image, scale=scale)
                 given = crf(logits, prepared=prepared)[0].argmax(0).to(torch.uint8).cpu().numpy()
                 counts[place, 0] += metrics.confusion(given, truth, n_labels, IGNORE)
                 counts[place, 1] += metrics.band_confusion(given, truth, n_labels, BAND, IGNORE)
