@@ -56,7 +56,7 @@ def with_superpixels(data: DataSet, run: Path, recipe: Recipe) -> SegmentationMo
         image = torch.from_numpy(pixels)[None]
         refined = model.crf(
             model.logits(image),
-            prepared=model.crf.prepare(model.crf_image(image)),
+            prepared=model.prepare(image),
             potentials=terms.potentials(terms.cut(image)),
             n_iterations=model.crf.config.n_iterations_train,
         )

@@ -96,7 +96,7 @@ def cases(
         image = torch.from_numpy(pixels)[None]
         with torch.inference_mode():
             logits = model.logits(image)
-        prepared = model.crf.prepare(model.crf_image(image))
+        prepared = model.prepare(image)
         yield Case(logits, prepared, terms.cut(image), table[labels])
 
 

@@ -57,7 +57,7 @@ def predict(model: SegmentationModel, photo: Labelled) -> tuple[np.ndarray, np.n
     """Return the labels [H, W] of a photograph from the network alone and after the CRF."""
     image = pixels_of(photo)
     logits = model.logits(image)
-    refined = model.crf(logits, model.crf_image(image))
+    refined = model.crf(logits, prepared=model.prepare(image))
     return logits[0].argmax(0).numpy().astype(np.uint8), refined[0].argmax(0).numpy().astype(np.uint8)
 
 

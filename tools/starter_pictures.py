@@ -54,7 +54,7 @@ def small_people() -> np.ndarray:
 def labels_of(model: SegmentationModel, pixels: np.ndarray) -> np.ndarray:
     """Return the labels [H, W] after the CRF."""
     image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
-    return model.crf(model.logits(image), model.crf_image(image))[0].argmax(0).numpy()
+    return model.crf(model.logits(image), prepared=model.prepare(image))[0].argmax(0).numpy()
 
 
 def column(model: SegmentationModel, pixels: np.ndarray) -> Image.Image:

@@ -21,8 +21,9 @@ from napari_crfasrnn.fcn import Fcn8s, FcnLite, Features, LiteNetwork, Network
 from napari_crfasrnn.fcn_fine import FcnFine
 from napari_crfasrnn.frames import FramedImage, put_in_frame
 from napari_crfasrnn.higher_order import HigherOrder
+from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.plane_logits import PlaneLogits, enlarged
-from napari_crfasrnn.progress import Cancel
+from napari_crfasrnn.progress import Cancel, Progress
 from napari_crfasrnn.regrowing import origins, regrow_network, regrown_crf, regrown_higher_order
 
 __all__ = [
@@ -304,6 +305,11 @@ class SegmentationModel:
         if channels == 3 and _is_grey(x):
             return x[:, :1]
         return x * (3 / channels) ** 0.5 if channels > 3 else x
+
+    def prepare(self, image: Tensor, *, on_step: Progress | None = None) -> PreparedImage:
+        """Return the kernels of the CRF for whole images, [B, C, H, W] in 0..255; see `CrfRnn.prepare`."""
+        scale = self.crf_scale((image.shape[-2], image.shape[-1]))
+        return self.crf.prepare(self.crf_image(image), scale=scale, on_step=on_step)
 
     def crf_scale(self, size: tuple[int, int], *, with_experts: bool = False) -> float:
         """Return how many times wider, in pixels, the kernels of the CRF are on an image of some size.

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from napari_crfasrnn.edits import Box
 
-WHOLE_PIXELS = 1 << 22
+WHOLE_PIXELS = 1 << 21
 """A plane of more pixels is worked on in parts: all its logits at once would take gigabytes."""
+_BLOCK = 1 << 18  # values at a time, so that they stay in the cache
 
 
 class PlaneLogits:
@@ -41,8 +42,14 @@ class PlaneLogits:
         first, last = int(columns[0][0]), int(columns[1][-1]) + 1
         left, right, nearer_right = columns[0] - first, columns[1] - first, columns[2]
         needed = self._judged[..., first:last]
-        lines = torch.lerp(needed[..., rows[0], :], needed[..., rows[1], :], rows[2][:, None])
-        return torch.lerp(lines[..., left], lines[..., right], nearer_right)
+        part = needed.new_empty((1, needed.shape[1], y1 - y0, x1 - x0))
+        n_lines = max(1, _BLOCK // (needed.shape[1] * (x1 - x0)))
+        for start in range(0, y1 - y0, n_lines):
+            block = slice(start, start + n_lines)
+            above, below, nearer_below = (of_rows[block] for of_rows in rows)
+            lines = torch.lerp(needed[..., above, :], needed[..., below, :], nearer_below[:, None])
+            torch.lerp(lines[..., left], lines[..., right], nearer_right, out=part[:, :, block])
+        return part
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return the logits of some pixels, [L, n], of which rows and columns, int64 [n], are given."""

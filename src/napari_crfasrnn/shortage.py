@@ -14,7 +14,7 @@ CURES = "cut it into parts, make it smaller, or take a model of fewer classes"
 # Bytes for each pixel that the CRF sees at a time: in any case, and for each class; and for each pixel of the
 # image. Less than was seen with 2 to 21 classes, so that nothing that fits is refused; docs/cli.md says what
 # it takes.
-_CRF = (450, 16)
+_CRF = (140, 14)
 _PLANE = 40
 
 

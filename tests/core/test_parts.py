@@ -155,9 +155,9 @@ class TestParts:
         assert times.sum() == (y1 - y0) * (x1 - x0)
 
     def test_a_small_plane_is_one(self, model: SegmentationModel) -> None:
-        whole = (0, 0, 2048, 2048)
-        assert parts.parts_of(whole, (2048, 2048), model) == [(whole, whole)]
-        assert len(parts.parts_of((0, 0, 2049, 2048), (2049, 2048), model)) > 1
+        whole = (0, 0, 1024, 2048)
+        assert parts.parts_of(whole, (1024, 2048), model) == [(whole, whole)]
+        assert len(parts.parts_of((0, 0, 1025, 2048), (1025, 2048), model)) > 1
 
     def test_halos_of_ever_larger_images_end(self, model: SegmentationModel) -> None:
         """A region is not seen with a whole large image around it."""
@@ -232,7 +232,7 @@ class TestPrediction:
     def test_parts_fit_into_memory_where_the_whole_does_not(
         self, model: SegmentationModel, monkeypatch
     ) -> None:
-        n_bytes = 250 * PHOTO.shape[0] * PHOTO.shape[1]
+        n_bytes = 200 * PHOTO.shape[0] * PHOTO.shape[1]
         monkeypatch.setattr(shortage.psutil, "virtual_memory", lambda: SimpleNamespace(available=n_bytes))
         monkeypatch.setattr(shortage.psutil, "swap_memory", lambda: SimpleNamespace(free=0))
         with pytest.raises(MemoryError, match="200 x 300 pixels"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from napari_crfasrnn.classes import ClassSpec, label_dtype
 from napari_crfasrnn.edits import Box, remap_labels
 
-_BLOCK = 2**24  # logits turned into labels and entropy at a time
+_BLOCK = 1 << 18  # logits turned into labels and entropy at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True, eq=False)

@@ -247,9 +247,6 @@ def _predict(
         logits = framed.restore(unary)
     else:
         logits = model.logits(image)
-        refined = logits
-        if crf:
-            scale = model.crf_scale((image.shape[-2], image.shape[-1]))
-            refined = model.crf(logits, prepared=model.crf.prepare(model.crf_image(image), scale=scale))
+        refined = model.crf(logits, prepared=model.prepare(image)) if crf else logits
     before, after = (x[0].argmax(0).to(torch.uint8).cpu().numpy() for x in (logits, refined))
     return before, after
