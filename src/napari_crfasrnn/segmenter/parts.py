@@ -14,7 +14,9 @@ from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.plane_logits import WHOLE_PIXELS
 
 HALO_WIDTHS = 2.0  # how far around a region the CRF looks, in theta_alpha: 2 holds 86 % of the kernel
-_LARGEST_HALO = 96  # pixels, of kernels that are wider only because the image is large
+# In pixels, of kernels that are wider only because the image is large: around a region that somebody waits
+# for, and around parts that are to meet without a seam.
+_LARGEST_HALO, _LARGEST_OVERLAP = 96, 256
 _LEAST_SIDE = 512  # pixels, of a part
 HALO_GRID = 32  # pixels; the borders of such crops lie on it, so that neighbouring strokes share one
 
@@ -28,7 +30,7 @@ def kernel_reach(model: SegmentationModel, plane_shape: tuple[int, int]) -> floa
 
 def with_halo(box: Box, plane_shape: tuple[int, int], model: SegmentationModel) -> Box:
     """Return the part of the plane that matters for a region: the region and what its kernels reach."""
-    return grown(box, _halo(model, plane_shape), plane_shape)
+    return grown(box, _halo(model, plane_shape, _LARGEST_HALO), plane_shape)
 
 
 def parts_of(
@@ -38,19 +40,18 @@ def parts_of(
 
     Without a model, that is without a CRF, into parts alone. A region is not cut if it can be seen as it is.
     """
-    margin = 0 if model is None else _halo(model, plane_shape)
-    window = box if model is None else grown(box, margin, plane_shape)
+    window = box if model is None else with_halo(box, plane_shape, model)
     if area(window) <= WHOLE_PIXELS:
         return [(box, window)]
-    around = 0 if model is None else margin + HALO_GRID - 1
-    side = max(math.isqrt(WHOLE_PIXELS) - 2 * around, _LEAST_SIDE)
+    margin = 0 if model is None else _halo(model, plane_shape, _LARGEST_OVERLAP)
+    side = max(math.isqrt(WHOLE_PIXELS) - 2 * (margin + HALO_GRID - 1 if margin else 0), _LEAST_SIDE)
     rows, columns = (
         [start + (end - start) * i // count for i in range(count + 1)]
         for start, end in ((box[0], box[2]), (box[1], box[3]))
         for count in [-(-(end - start) // side)]
     )
     parts = [(y0, x0, y1, x1) for y0, y1 in pairwise(rows) for x0, x1 in pairwise(columns)]
-    return [(part, part if model is None else grown(part, margin, plane_shape)) for part in parts]
+    return [(part, _common(grown(part, margin, plane_shape), window) if margin else part) for part in parts]
 
 
 def inner(values: Values, part: Box, window: Box) -> Values:
@@ -60,9 +61,13 @@ def inner(values: Values, part: Box, window: Box) -> Values:
     return cut
 
 
-def _halo(model: SegmentationModel, plane_shape: tuple[int, int]) -> int:
+def _halo(model: SegmentationModel, plane_shape: tuple[int, int], largest: int) -> int:
     reach = HALO_WIDTHS * model.crf.settings.theta_alpha
-    return math.ceil(max(reach, min(HALO_WIDTHS * kernel_reach(model, plane_shape), _LARGEST_HALO)))
+    return math.ceil(max(reach, min(HALO_WIDTHS * kernel_reach(model, plane_shape), largest)))
+
+
+def _common(one: Box, other: Box) -> Box:
+    return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
 
 
 def area(box: Box) -> int:
