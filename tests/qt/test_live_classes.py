@@ -12,7 +12,7 @@ from napari_crfasrnn._qt.present import STILL_EARLIER
 from napari_crfasrnn._qt.state.telling import PAINT_ANOTHER, PAINT_AROUND, PAINT_WRONG
 from napari_crfasrnn.edits import surroundings
 from napari_crfasrnn.segmenter import LiveRefinement
-from napari_crfasrnn.training import LiveClassifier, live_classifier
+from napari_crfasrnn.training import LiveClassifier
 
 UNLABELLED = 255
 DISCS = ((30, 30), (34, 90), (88, 40), (84, 96))
@@ -144,7 +144,7 @@ def test_what_was_painted_on_other_planes_counts(painter) -> None:
 def test_of_a_large_image_what_is_around_the_stroke_is_labelled(painter, monkeypatch) -> None:
     monkeypatch.setattr(surroundings, "MOST_PIXELS", 70 * 70)
     monkeypatch.setattr(surroundings, "SIDE", 70)
-    monkeypatch.setattr(live_classifier, "_LEAST_MARGIN", 10)
+    monkeypatch.setattr(surroundings, "_LEAST_MARGIN", 10)
     painter.viewer.layers.clear()
     painter.viewer.add_image(discs(), name="a large one")
     painter.settle()

@@ -23,7 +23,15 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QInputDialog, QMessageBox
 
 from napari_crfasrnn._qt.state.micrographs import kind_of
-from napari_crfasrnn._qt.state.telling import BESIDE, FITTING, HINTS, KNOWS_NONE, NOTHING, PAINT_EACH
+from napari_crfasrnn._qt.state.telling import (
+    BESIDE,
+    FITTING,
+    HINTS,
+    KNOWS_NONE,
+    NOTHING,
+    PAINT_EACH,
+    PAINT_NEW,
+)
 from napari_crfasrnn._qt.widget import MODEL_FILES
 from napari_crfasrnn.imaging import open_image
 from napari_crfasrnn.importing import SUFFIXES
@@ -155,17 +163,14 @@ def test_the_starter_says_where_it_may_be_the_wrong_one(user: Any, photograph: n
 
     # It is said of this image, also after another was looked at, until another model is chosen.
     user.viewer.layers.selection.active = first
-    QTest.qWait(50)
-    assert HINTS["grey"] not in user.widget.start.message.label.text()
+    user.wait(lambda: HINTS["grey"] not in user.widget.start.message.label.text())
     user.viewer.layers.selection.active = grey
-    QTest.qWait(50)
-    assert HINTS["grey"] in user.widget.start.message.label.text()
+    user.wait(lambda: HINTS["grey"] in user.widget.start.message.label.text())
     assert [button.text() for button in user.widget.start.message.buttons][-1] == "My classes…"
     user.session.choose_model("road-scenes")
     user.viewer.layers.selection.active = first
     user.viewer.layers.selection.active = grey
-    QTest.qWait(50)
-    assert HINTS["grey"] not in user.widget.start.message.label.text()
+    user.wait(lambda: HINTS["grey"] not in user.widget.start.message.label.text())
 
 
 def test_stained_tissue_has_a_model_at_hand_and_photographs_do_not(user: Any) -> None:
@@ -305,4 +310,4 @@ def test_a_class_beside_those_of_photographs_brings_the_advice_once(user: Any) -
     assert [button.text() for button in user.widget.classes.message.buttons] == ["My classes…"]
     assert user.session.table.own_names == ("nucleus",)  # what the dialog begins with
     user.widget.classes.add_wanted.emit("border")
-    assert user.line("classes") == ""
+    assert user.line("classes") == PAINT_NEW

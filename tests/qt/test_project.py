@@ -546,6 +546,30 @@ def test_images_that_come_leave_a_person_alone(user, tmp_path) -> None:
     user.session.cancel()
 
 
+def test_who_removes_all_layers_is_not_sent_more(user, tmp_path) -> None:
+    _project_of_images(tmp_path / "project", 5)
+    _begin_to_open(user, tmp_path / "project")
+    user.viewer.layers.clear()
+    assert not user.bench.projects.busy
+    user.settle()
+    QTest.qWait(50)
+    assert not user.viewer.layers
+    assert sorted(item.name for item in user.bench.projects.closed_items) == [f"image {n}" for n in range(5)]
+    user.do(lambda: user.bench.projects.open_item(user.bench.projects.closed_items[0].id))
+    assert len(user.bench.labelling.groups) == 1
+    user.session.cancel()
+
+
+def test_how_many_images_were_opened_is_said_until_there_are_others(user, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "MOST_IMAGES", 2)
+    _project_of_images(tmp_path / "project", 3)
+    user.do(lambda: user.bench.projects.open(tmp_path / "project"))
+    assert user.line("project") == "2 of 3 images opened."
+    user.do(lambda: user.bench.projects.open_item(user.bench.projects.closed_items[0].id))
+    assert user.line("project") == ""
+    user.session.cancel()
+
+
 def test_classes_may_change_while_images_come(user, tmp_path) -> None:
     _project_of_images(tmp_path / "project", 4)
     _begin_to_open(user, tmp_path / "project")

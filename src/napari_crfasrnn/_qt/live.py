@@ -6,7 +6,8 @@ is asked for. When that is there, it is written, as one undo step of its own aft
 labels change in any other way meanwhile, or another plane is looked at, what is under way is dropped.
 
 Where the model knows none of the classes, there is nothing to refine: when a stroke ends, a classifier learns
-all strokes and labels the plane (`LiveClassifier`). The rest is the same, but for the previews.
+all strokes and labels the plane (`LiveClassifier`). The rest is the same, but for the previews. Where it
+knows some of them, the strokes of the others are learnt and labelled beside what it says (`LiveBeside`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.workbench import Workbench
     from napari_crfasrnn._qt.worker import Task
     from napari_crfasrnn.segmenter import LiveRefinement, Refined
-    from napari_crfasrnn.training import LiveClassifier
+    from napari_crfasrnn.training import LiveBeside, LiveClassifier
+
+    Refinement = LiveRefinement | LiveClassifier | LiveBeside
 
 Box = tuple[int, int, int, int]
 
@@ -56,14 +59,20 @@ class _Stroke:
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """The plane that is worked on, the model that refines it, and whether it knows none of the classes."""
+    """The plane that is worked on, the model that refines it, and which classes that does not know."""
 
     key: str
     group: LabelGroup
     work: Work
     index: PlaneIndex
     request: ModelRequest
-    is_unknown: bool
+    new: tuple[int, ...]
+    is_unknown: bool  # whether the model knows no class beside the background
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the model knows some of the classes, and not all."""
+        return bool(self.new) and not self.is_unknown
 
     def is_same(self, other: _Place | None) -> bool:
         return (
@@ -73,6 +82,7 @@ class _Place:
             and self.work.image.array is other.work.image.array
             and self.index == other.index
             and self.request == other.request
+            and self.new == other.new
             and self.is_unknown == other.is_unknown
         )
 
@@ -96,7 +106,7 @@ class Live:
         self._bench, self._session = bench, bench.session
         self._place: _Place | None = None
         self._watch: StrokeWatch | None = None
-        self._refinement: LiveRefinement | LiveClassifier | None = None
+        self._refinement: Refinement | None = None
         self._has_guesses = False  # of a classifier, on the plane
         self._prepared = False
         self._before: Labels = np.zeros((0, 0), np.uint8)  # [H, W], labels before the stroke
@@ -144,8 +154,8 @@ class Live:
             return None
         if group.labels is not work.labels or len(group.classes) != len(self._session.table.classes):
             return None  # about to follow the class table
-        is_unknown = self._session.table.is_unknown
-        return _Place(bench.key or "", group, work, bench.index, self._session.request(), is_unknown)
+        table, request = self._session.table, self._session.request()
+        return _Place(bench.key or "", group, work, bench.index, request, table.own_values, table.is_unknown)
 
     def _follow(self) -> None:
         """Work where the person does."""
@@ -284,14 +294,14 @@ class Live:
     def _box(self, place: _Place) -> Box | None:
         """Return the part of a plane to make ready; None where there must be a stroke first, to say which."""
         (height, width), n_classes = self._before.shape, len(self._session.table.classes)
-        if not place.is_unknown or fits_live((height, width), n_classes):
+        if not place.new or fits_live((height, width), n_classes):
             return (0, 0, height, width)
         return None if self._stroke is None else box_about(self._stroke.box, (height, width), n_classes)
 
-    def _readied(self, place: _Place, box: Box) -> Callable[[Task], LiveRefinement | LiveClassifier]:
+    def _readied(self, place: _Place, box: Box) -> Callable[[Task], Refinement]:
         """Return what makes ready for strokes on a plane, or in a part of it."""
         engine, image = self._session.engine, place.work.image
-        if not place.is_unknown:
+        if not place.new:
             return lambda task: engine.live(place.request, image, place.index, task.cancelled)
         elsewhere = [
             lesson
@@ -300,21 +310,25 @@ class Live:
                 place.request.source, (place.index, box) if work is place.work else None
             )
         ]
+        if place.is_beside:
+            return lambda task: engine.live_beside(
+                place.request, image, place.index, box, place.new, elsewhere, task.cancelled
+            )
         return lambda task: engine.live_classifier(
             place.request, image, place.index, box, elsewhere, task.cancelled
         )
 
-    def _take_ready(self, refinement: LiveRefinement | LiveClassifier) -> None:
+    def _take_ready(self, refinement: Refinement) -> None:
         self._refinement = refinement
         self._prepared = not refinement.is_whole
         self._bench.show_soon()
 
-    def _ask_base(self, place: _Place, live: LiveRefinement) -> None:
+    def _ask_base(self, place: _Place, live: LiveRefinement | LiveBeside) -> None:
         strokes = self._strokes_before(place, ...)
         self._prepared = True
         self._start("prepare", lambda task: live.prepare(strokes, cancel=task.cancelled), lambda _: None)
 
-    def _ask_preview(self, place: _Place, live: LiveRefinement, pen: Box, fresh: Box) -> None:
+    def _ask_preview(self, place: _Place, live: LiveRefinement | LiveBeside, pen: Box, fresh: Box) -> None:
         box = _around(pen, fresh)
         part = _slices(live.preview_window(box))
         strokes = place.work.strokes(place.index, part)
@@ -328,7 +342,7 @@ class Live:
 
         self._start("preview", lambda task: live.preview(box, strokes, before, cancel=task.cancelled), show)
 
-    def _ask_exact(self, place: _Place, live: LiveRefinement | LiveClassifier, stroke: _Stroke) -> None:
+    def _ask_exact(self, place: _Place, live: Refinement, stroke: _Stroke) -> None:
         box, self._stroke = stroke.box, None
         part = _slices(live.exact_window(box))
         strokes = place.work.strokes(place.index, part)
@@ -346,11 +360,13 @@ class Live:
         if place is None or watch is None:
             return
         self._answers.append(refined)
-        if self._refinement is not None and not self._refinement.has_previews:
-            live = self._refinement
+        live = self._refinement
+        if live is not None and live.lesson is not None:
             place.work.take_lesson(place.request.source, place.index, live.box, live.lesson)
-            advice = PAINT_AROUND if live.is_part else PAINT_WRONG
-            self._advise(advice if refined.changed.any() else PAINT_ANOTHER)
+            if refined.changed.any():
+                self._advise(PAINT_AROUND if live.is_part else PAINT_WRONG)
+            elif not live.has_previews:
+                self._advise(PAINT_ANOTHER)
         if (
             watch.in_stroke or self._stroke is not None
         ):  # written at the end of that stroke, in one step with its own

@@ -74,6 +74,7 @@ class Projects:
     def open_item(self, number: int) -> None:
         """Open one more image of the project."""
         self.closed_items = [item for item in self.closed_items if item.id != number]
+        self._storage.forget_how_many()
         self._storage.open_item(number)
 
     def go_on(self) -> None:
@@ -87,6 +88,16 @@ class Projects:
         mark = mark_of(layer)
         if "image" in mark and "role" not in mark:  # labels know their image, too
             self._close_item(mark["image"])
+            self._storage.forget_how_many()
+        if self._coming and not image_layers(self._bench.viewer.layers):
+            self._stop_coming()
+
+    def _stop_coming(self) -> None:
+        """Leave the images that are still to come in the project: somebody has removed all that had come."""
+        self._timer.stop()
+        self.closed_items += [one.item for one in self._coming]
+        self._coming.clear()
+        self._show_next()
 
     def note_open(self, key: str) -> None:
         """Note that an image is in the viewer."""

@@ -36,7 +36,7 @@ from napari_crfasrnn.edits.strokes import (
     contradictions,
     label_regions,
 )
-from napari_crfasrnn.edits.surroundings import box_about, fits_live
+from napari_crfasrnn.edits.surroundings import box_about, fits_live, is_about
 
 __all__ = [
     "MIN_STROKE_PIXELS",
@@ -55,6 +55,7 @@ __all__ = [
     "contradictions",
     "edited_mask",
     "fits_live",
+    "is_about",
     "label_regions",
     "labelled_mask",
     "least_certain_patch",

@@ -9,6 +9,7 @@ from napari_crfasrnn.edits.comparison import Box
 MOST_PIXELS = 1280 * 1280
 MOST_SCORES = 1 << 26  # pixels times classes: four bytes each
 SIDE = 1024  # pixels: of what is labelled of a larger plane, at most
+_LEAST_MARGIN = 128  # pixels from a stroke to the border of that, at least
 
 
 def fits_live(shape: tuple[int, int], n_labels: int) -> bool:
@@ -40,3 +41,22 @@ def box_about(box: Box, plane_shape: tuple[int, int], n_labels: int) -> Box:
         starts.append(start)
         ends.append(min(length, start + side))
     return starts[0], starts[1], ends[0], ends[1]
+
+
+def is_about(place: Box, box: Box, plane_shape: tuple[int, int], n_labels: int) -> bool:
+    """Return whether what is labelled about one stroke does for another one, too.
+
+    Parameters
+    ----------
+    place
+        What `box_about` named for the first one.
+    box
+        What the other one lies in.
+    plane_shape, n_labels
+        As in `box_about`.
+    """
+    starts = zip(box[:2], place[:2], strict=True)
+    ends = zip(box[2:], place[2:], plane_shape, strict=True)
+    has_room = all(border == 0 or at - border >= _LEAST_MARGIN for at, border in starts)
+    has_room &= all(border == length or border - at >= _LEAST_MARGIN for at, border, length in ends)
+    return has_room or box_about(box, plane_shape, n_labels) == place

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from napari_crfasrnn.classes import ignore_value, label_dtype
 from napari_crfasrnn.edits import Box
+from napari_crfasrnn.experts import Panel
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.plane_logits import PlaneLogits
@@ -115,6 +116,7 @@ class LiveRefinement:
     """
 
     has_previews: Final[Literal[True]] = True
+    lesson = None  # it learns nothing
 
     def __init__(
         self,
@@ -125,11 +127,33 @@ class LiveRefinement:
         extra: Tensor | None = None,
     ) -> None:
         self._model, self._logits, self._whole = model, logits, whole
-        self._seen, self._extra = model.crf_image(image), extra
+        self._image, self._seen, self._extra = image, model.crf_image(image), extra
         self._reach = kernel_reach(model, logits.size)
         self._state: _State | None = None  # of the whole plane, where there are kernels of it
         self._sketches: OrderedDict[Box, _Sketched] = OrderedDict()
         self._iterations = min(model.crf.config.n_iterations, PREVIEW_ITERATIONS)
+
+    def beside(self, panel: Panel, logits: PlaneLogits, cancel: Cancel | None = None) -> LiveRefinement:
+        """Return what refines the same plane when experts have a say in it.
+
+        Parameters
+        ----------
+        panel
+            The experts: that there are some can change the widths of the kernels.
+        logits
+            What the network and they say together.
+        cancel
+            Asked while kernels are built, if these are others.
+        """
+        model, whole = self._model.with_panel(panel), self._whole
+        if whole is not None and model.crf_scale(self.plane_shape) != self._model.crf_scale(self.plane_shape):
+            whole = prepare_part(model, self._seen, (0, 0, *self.plane_shape), self._extra, cancel)
+        return LiveRefinement(model, self._image, logits, whole, self._extra)
+
+    @property
+    def logits(self) -> PlaneLogits:
+        """What there is to refine."""
+        return self._logits
 
     @property
     def plane_shape(self) -> tuple[int, int]:
@@ -151,9 +175,7 @@ class LiveRefinement:
 
     def exact_window(self, box: Box) -> Box:
         """Return the part of the plane that the exact answer to strokes within a box looks at."""
-        if self.is_whole:
-            return (0, 0, *self.plane_shape)
-        return with_halo(self.exact_box(box), self.plane_shape, self._model)
+        return self.seen_around(self.exact_box(box))
 
     def exact_box(self, box: Box) -> Box:
         """Return the part of the plane that the exact answer to strokes within a box may change.
@@ -273,6 +295,48 @@ class LiveRefinement:
             changing,
             [self._exact_part(*part, window, strokes, before, cancel) for part in parts],
         )
+
+    def answer(self, box: Box, strokes: Strokes, *, cancel: Cancel | None = None) -> Refined:
+        """Tell what the labels of a part of the plane are when everything painted is held.
+
+        Parameters
+        ----------
+        box
+            ``(y0, x0, y1, x1)``; the whole plane if ``is_whole``.
+        strokes
+            Of ``seen_around(box)``: all that is painted.
+        cancel
+            Asked after each iteration.
+
+        Returns
+        -------
+        Refined, of the box; all of it counts as changed.
+
+        Raises
+        ------
+        ValueError
+            If the box lies outside the plane, or a shape or a label does not fit.
+        Cancelled
+            If ``cancel`` said so.
+        """
+        window = self.seen_around(box)
+        strokes = self._check("strokes", strokes, window)
+        if self._whole is not None:
+            if self._state is None or not self._knows(window, strokes):
+                self._state = self._run(window, strokes, self._whole, cancel)
+            return _all_of(window, self._state)
+        found = []
+        for part, seen in parts_of(box, self.plane_shape, self._model):
+            prepared = prepare_part(self._model, self._seen, seen, self._extra, cancel)
+            raise_if_cancelled(cancel)
+            state = self._run(seen, inner(strokes, seen, window), prepared, cancel)
+            found.append(_all_of(part, _cut(state, seen, part)))
+        return _joined(box, found)
+
+    def seen_around(self, box: Box) -> Box:
+        """Return the part of the plane that `answer` looks at."""
+        check_region(box, self.plane_shape)
+        return box if self.is_whole else with_halo(box, self.plane_shape, self._model)
 
     def _exact_part(
         self, part: Box, seen: Box, window: Box, strokes: Strokes, before: Strokes, cancel: Cancel | None
@@ -401,6 +465,10 @@ def _cut(state: _State, window: Box, part: Box) -> _State:
         inner(state.logits, part, window),
         inner(state.labels, part, window),
     )
+
+
+def _all_of(box: Box, state: _State) -> Refined:
+    return Refined(box, state.labels, np.ones(state.labels.shape, bool), state.logits[0])
 
 
 def _difference(box: Box, now: _State, was: _State) -> Refined:

@@ -51,7 +51,8 @@ def parts_of(
         for count in [-(-(end - start) // side)]
     )
     parts = [(y0, x0, y1, x1) for y0, y1 in pairwise(rows) for x0, x1 in pairwise(columns)]
-    return [(part, _common(grown(part, margin, plane_shape), window) if margin else part) for part in parts]
+    around = [intersection(grown(part, margin, plane_shape), window) if margin else part for part in parts]
+    return list(zip(parts, around, strict=True))
 
 
 def inner(values: Values, part: Box, window: Box) -> Values:
@@ -66,8 +67,10 @@ def _halo(model: SegmentationModel, plane_shape: tuple[int, int], largest: int) 
     return math.ceil(max(reach, min(HALO_WIDTHS * kernel_reach(model, plane_shape), largest)))
 
 
-def _common(one: Box, other: Box) -> Box:
-    return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
+def intersection(one: Box, other: Box) -> Box:
+    """Return what two boxes have in common, a box without a pixel if that is nothing."""
+    y0, x0 = max(one[0], other[0]), max(one[1], other[1])
+    return y0, x0, max(y0, min(one[2], other[2])), max(x0, min(one[3], other[3]))
 
 
 def area(box: Box) -> int:

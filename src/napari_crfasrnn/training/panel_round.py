@@ -1,18 +1,12 @@
 """What a round does for a panel: read the planes, teach the experts, choose the CRF.
 
 Where the network knows some of the classes, the experts learn the others only, and what is none of them: the
-rest. The network stays as it is, so nothing that it knows is lost: taught a few strokes of background in one
-kind of image, it soon sees background everywhere. That a pixel belongs to the rest is said by labels of
-known classes. Where there are hardly any, it is also likely of pixels that nobody labelled, so a sample of
-them counts as rest, too, but less, and the less the less sure the network is of them. Where there are enough,
-they count little: many of them are of the new classes, and would teach that they are not. Lastly, the experts
-are told what else there is in the world (`background`): one kind of image does not tell how a class differs
-from all that other images show, where the network's classes are at home.
+rest (`rest`). The network stays as it is, so nothing that it knows is lost: taught a few strokes of
+background in one kind of image, it soon sees background everywhere.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -43,17 +37,13 @@ from napari_crfasrnn.training.panel_tiles import PanelTile, PanelTiles, are_dens
 from napari_crfasrnn.training.panel_windows import Window, draw_windows
 from napari_crfasrnn.training.planes import LabelledPlane, any_of, balanced
 from napari_crfasrnn.training.report import LockedScore, PlaceOfContradiction
+from napari_crfasrnn.training.rest import rest_beside, sureness
 
 _MAX_PIXELS = 15_000  # to learn, of all planes together; more teach hardly more, and take their time
 _READ_AT_ONCE = 4_000  # pixels, between two questions whether to stop
 _MIN_PLANE_PIXELS = 200  # of each plane, however many planes there are
 _MAX_LOCKED = 4_000  # of all planes, for the scores on the way
 _MAX_UNTOUCHED = 3_000  # of all planes: examples of the rest that nobody labelled
-_UNTOUCHED_WEIGHT = 0.5  # of these together, where nothing of the rest is labelled and the base counts 1
-_BACKGROUND_WEIGHT = 3.0  # of what else there is in the world
-_LEAST_REST = 200.0  # pixels: what labels of the rest count at least, were there fewer or none
-_ENOUGH_REST = 50.0  # pixels: from so many labels of the rest on, pixels that nobody labelled say little:
-_LEAST_UNTOUCHED = 0.2  # of what they say where none are
 _ITERATIONS_BESIDE = 60  # of perceptrons beside a network, at most: see `PanelRound.n_iterations`
 _REMEMBERED = 250  # pixels of each column that a panel takes along
 _ALL = tuple(GROUPS)
@@ -284,19 +274,8 @@ class PanelRound:
     def _rest(self, n_labelled: float, is_late: Callable[[], bool], cancel: Cancel | None) -> list[Pixels]:
         """Return examples of the rest beside those that are labelled."""
         assert self.speaks_for is not None
-        column, base = self.speaks_for.index(REST), max(_LEAST_REST, n_labelled)
-        untouched = Pixels.joined(self._untouched)
-        missing = max(_LEAST_UNTOUCHED, 1 - n_labelled / _ENOUGH_REST)
-        sure = missing * untouched.weight / untouched.weight.sum().clamp_min(1)
         rows = background_rows(self.model, cancel, is_late)
-        return [
-            Pixels(untouched.rows, untouched.column, sure * _UNTOUCHED_WEIGHT * base),
-            Pixels(
-                rows,
-                torch.full((len(rows),), column),
-                torch.full((len(rows),), _BACKGROUND_WEIGHT * base / max(1, len(rows))),
-            ),
-        ]
+        return rest_beside(n_labelled, self.speaks_for.index(REST), Pixels.joined(self._untouched), rows)
 
     def _read_untouched(self, maps: FeatureMaps, plane: LabelledPlane) -> Pixels:
         """Return some pixels without labels as examples of the rest, as far as the network is sure."""
@@ -309,12 +288,8 @@ class PanelRound:
         some = any_of(len(y), 1 + _MAX_UNTOUCHED // len(self._parts), random)
         y, x = y0 + y[some], x0 + x[some]
         known = _known(self.encodings.logits(self.model, plane, self.cancel), y, x)
-        own = [value for value in self.speaks_for if value != REST]
-        known[:, own] = -math.inf
-        entropy = torch.special.entr(known.softmax(1)).sum(1)
-        sure = 1 - entropy / math.log(max(2, self.model.n_labels - len(own)))
         column = torch.full((len(y),), self.speaks_for.index(REST))
-        return Pixels(maps.at(y, x, _ALL), column, sure)
+        return Pixels(maps.at(y, x, _ALL), column, sureness(known, self.speaks_for))
 
     def _remembered(self) -> Memory:
         """Return what the model's panel brings from other projects, in this panel's columns."""

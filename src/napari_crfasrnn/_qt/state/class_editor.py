@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from psygnal import Signal
 
 from napari_crfasrnn._qt.state.shelf import PHOTOGRAPHS
-from napari_crfasrnn._qt.state.telling import BESIDE, OWN_CLASSES, PAINT_EACH
+from napari_crfasrnn._qt.state.telling import BESIDE, OWN_CLASSES, PAINT_EACH, PAINT_NEW
 from napari_crfasrnn.classes import ignore_value
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ class ClassEditor:
         self._hinted_beside = False  # what the starter is not for was said
 
     def add(self, name: str) -> None:
-        """Add a class at the end of the table; say once when that is not the best place for it."""
+        """Add a class at the end of the table; say what to do with it, or once where it belongs."""
         is_first = not self._table.edited
         self._change(self._table.added(name))
         if is_first and not self._hinted_beside and self._shelf.chosen_name == PHOTOGRAPHS:
             self._hinted_beside = True
             self._tasks.say("classes", BESIDE, "quiet", OWN_CLASSES)
+        elif not self._table.is_unknown and "classes" not in self._tasks.lines:
+            self._tasks.say("classes", PAINT_NEW)
 
     def begin(self, names: Sequence[str]) -> None:
         """Begin a table of one's own: the background and these; pixels of classes that go become unlabelled.

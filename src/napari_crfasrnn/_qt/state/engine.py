@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn.network import SegmentationModel
     from napari_crfasrnn.project import Project
     from napari_crfasrnn.segmenter import LiveRefinement, Segmentation, Segmenter
-    from napari_crfasrnn.training import LiveClassifier, StrokeLesson, TrainReport, TrainStep
+    from napari_crfasrnn.training import LiveBeside, LiveClassifier, StrokeLesson, TrainReport, TrainStep
     from napari_crfasrnn.zoo import ModelEntry
 
 # napari's label layers take pandas; the others are ours, and the plot of learning.
@@ -202,6 +202,26 @@ class Engine:
             return segmenter.live(index=index, cancel=cancel)
         plane = segmenter.source.plane(segmenter.source.check_index(index))
         return LiveClassifier(segmenter.model, plane, elsewhere, cancel, box)
+
+    def live_beside(
+        self,
+        request: ModelRequest,
+        image: ImageInput,
+        index: PlaneIndex,
+        box: Box,
+        new: Sequence[int],
+        elsewhere: Sequence[StrokeLesson],
+        cancel: Cancel,
+    ) -> LiveBeside | LiveRefinement:
+        """Make ready for refining a plane, with new classes in a box of it, where those can be learnt."""
+        from napari_crfasrnn.training import LiveBeside
+
+        segmenter = self._ready(request, image, cancel)
+        live = segmenter.live(index=index, cancel=cancel)
+        if not LiveBeside.takes(segmenter.model):
+            return live
+        plane = segmenter.source.plane(segmenter.source.check_index(index))
+        return LiveBeside(segmenter.model, plane, live, new, elsewhere, None if live.is_whole else box)
 
     def learn(
         self,

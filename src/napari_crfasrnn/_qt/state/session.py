@@ -25,7 +25,6 @@ from napari_crfasrnn._qt.state.storage import Storage
 from napari_crfasrnn._qt.state.table import ClassTable
 from napari_crfasrnn._qt.state.tasks import Busy, Line, Tasks
 from napari_crfasrnn._qt.state.telling import (
-    BESIDE,
     CHANGED,
     KNOWS_NONE,
     REPLACED,
@@ -262,7 +261,7 @@ class Session:
         self.table.locked = True
         self.tasks.lines.pop("correct", None)
         advice = self.tasks.lines.get("classes")
-        if advice is not None and advice.text in (BESIDE, *TO_PAINT):
+        if advice is not None and advice.text in TO_PAINT:
             self.tasks.say("classes", "")
         parent, first = self.rounds.parent_of(self.shelf.choice)
         base = self.shelf.get(first) if parent else None

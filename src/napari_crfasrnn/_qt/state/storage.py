@@ -71,6 +71,7 @@ class Storage:
         self._tasks, self._engine, self._works, self._table = tasks, engine, works, table
         self._worker = Worker("crfasrnn-disk", finishes=True)
         self._reading: Keeper | None = None  # what is being opened
+        self._how_many = ""  # what was said of the number of images that were opened
         self._unsaved: set[str] = set()
         self._failed: set[str] = set()
         self._n_begun = 0  # how often saving an image was begun
@@ -297,7 +298,8 @@ class Storage:
             self._tell_taught(incoming.taught)
             self.opened.emit(images, left)
             n_all = len(images) + len(left)
-            self._tasks.say("project", f"{len(images)} of {n_all} images opened." if left else "")
+            self._how_many = f"{len(images)} of {n_all} images opened." if left else ""
+            self._tasks.say("project", self._how_many)
             if notice:
                 self._tasks.say("project", f"{notice[:1].upper()}{notice[1:]}.", "problem")
             self.list_recents()
@@ -307,6 +309,12 @@ class Storage:
             self._tasks.start(busy, run, done, dropped=lambda incoming: incoming.keeper.close())
 
         self.when_saved(busy, start)
+
+    def forget_how_many(self) -> None:
+        """Say no more how many images were opened: now there are others."""
+        line = self._tasks.lines.get("project")
+        if self._how_many and line is not None and line.text == self._how_many:
+            self._tasks.say("project", "")
 
     def _read(
         self,

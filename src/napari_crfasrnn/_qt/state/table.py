@@ -71,6 +71,11 @@ class ClassTable:
         return tuple(name for name, origin in zip(self.names, self.origins, strict=True) if origin is None)
 
     @property
+    def own_values(self) -> tuple[int, ...]:
+        """Values of the classes that the chosen model does not know."""
+        return tuple(value for value, origin in enumerate(self.origins) if origin is None)
+
+    @property
     def is_unknown(self) -> bool:
         """Whether there are classes beside the first, and the chosen model knows none of these."""
         return len(self.classes) > 1 and not any(self.origins[1:])

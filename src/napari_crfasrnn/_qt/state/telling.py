@@ -29,7 +29,8 @@ NOTHING = (
 ONLY_BACKGROUND = "Nothing found: all of it is background."
 USE = "use:"  # the cure that segments with another model begins with this
 OWN_CLASSES = "own-classes"
-BESIDE = "For micrographs, classes of your own do better without the starter's."
+PAINT_NEW = "Paint a little of it, and Live finds more of it."
+BESIDE = f"{PAINT_NEW} For micrographs, classes of your own do better without the starter's."
 KNOWS_NONE = "This model knows none of your classes: paint a little of each, and let it learn."
 REPLACED = "The image was replaced meanwhile, so nothing of this was taken: do it again."
 CHANGED = "The classes were changed meanwhile, so nothing of this was taken: do it again."
@@ -50,7 +51,7 @@ LOST = {
     "pixels": "“{}” is another image now. The labels of the one before are in the project, under Images.",
 }
 # One after the other, until the first round.
-TO_PAINT = (PAINT_EACH, PAINT_ANOTHER, PAINT_WRONG, PAINT_AROUND)
+TO_PAINT = (PAINT_EACH, PAINT_NEW, BESIDE, PAINT_ANOTHER, PAINT_WRONG, PAINT_AROUND)
 
 
 def hint_at(kind: Kind | None, models: Collection[str]) -> tuple[str, tuple[str, ...]]:
