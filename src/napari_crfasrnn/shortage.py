@@ -15,7 +15,8 @@ CURES = "cut it into parts, make it smaller, or take a model of fewer classes"
 # image. Less than was seen with 2 to 21 classes, so that nothing that fits is refused; docs/cli.md says what
 # it takes.
 _CRF = (140, 14)
-_PLANE = 40
+_PLANE = 10
+_IN_FRAME = 8  # for each class: in a demo's frame there are logits of all pixels before and after the CRF
 
 
 class MemoryShortageError(MemoryError):
@@ -23,7 +24,12 @@ class MemoryShortageError(MemoryError):
 
 
 def require_memory(
-    size: tuple[int, int], n_labels: int, crf_pixels: int, *, release: Callable[[], None]
+    size: tuple[int, int],
+    n_labels: int,
+    crf_pixels: int,
+    *,
+    is_framed: bool = False,
+    release: Callable[[], None],
 ) -> None:
     """Make sure that a plane can be segmented on the processor in the memory that is free.
 
@@ -35,6 +41,8 @@ def require_memory(
         Number of classes L.
     crf_pixels
         How many of its pixels the CRF is to see at a time.
+    is_framed
+        Whether it is segmented in the frame of a demo.
     release
         Gives back what is kept for later; called where there is not enough.
 
@@ -44,7 +52,8 @@ def require_memory(
         If it does not fit for certain.
     """
     fixed, each = _CRF
-    needed = _PLANE * size[0] * size[1] + crf_pixels * (fixed + each * n_labels)
+    of_plane = _PLANE + _IN_FRAME * n_labels * is_framed
+    needed = of_plane * size[0] * size[1] + crf_pixels * (fixed + each * n_labels)
     if needed <= _free():
         return
     release()

@@ -232,7 +232,7 @@ class TestPrediction:
     def test_parts_fit_into_memory_where_the_whole_does_not(
         self, model: SegmentationModel, monkeypatch
     ) -> None:
-        n_bytes = 200 * PHOTO.shape[0] * PHOTO.shape[1]
+        n_bytes = 150 * PHOTO.shape[0] * PHOTO.shape[1]
         monkeypatch.setattr(shortage.psutil, "virtual_memory", lambda: SimpleNamespace(available=n_bytes))
         monkeypatch.setattr(shortage.psutil, "swap_memory", lambda: SimpleNamespace(free=0))
         with pytest.raises(MemoryError, match="200 x 300 pixels"):

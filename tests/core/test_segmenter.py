@@ -625,7 +625,7 @@ class TestLackOfMemory:
     def test_what_does_not_fit_is_refused_before_it_is_begun(self, model, photo, free) -> None:
         segmenter = Segmenter(model, "cpu")
         segmenter.set_image(photo)
-        free(photo.shape[0] * photo.shape[1] * 200)
+        free(photo.shape[0] * photo.shape[1] * 150)
         says = r"96 x 128 pixels takes more than .* GB of memory with 3 classes, and .* are free: cut it into"
         for refused in (segmenter.predict, lambda: segmenter.refine(photo[..., 0] % 3), segmenter.live):
             with pytest.raises(MemoryError, match=says):

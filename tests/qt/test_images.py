@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.components import ViewerModel
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QOpenGLContext
 from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication
 
 from napari_crfasrnn._qt.layers import axes_of, plane_index, read_image_layer, visible_region
 from napari_crfasrnn._qt.state.telling import REPLACED
@@ -223,7 +225,7 @@ def test_two_models_are_compared_where_the_image_lies(user, photograph) -> None:
     viewer.add_image(photograph, name="photo")
     QTest.qWait(50)
     user.wait(lambda: user.session.shelf.get("road-scenes") is not None)
-    user.widget.start.image_chosen.emit(user.widget.start.image.itemData(1))
+    user.widget.start.image_chosen.emit(user.widget.start.image.itemData(0))
     QTest.qWait(50)
     assert user.bench.image is small
     before = set(viewer.layers)
@@ -366,3 +368,46 @@ def test_what_cannot_be_saved_is_not_lost_where_its_image_is_replaced(user, phot
     (item,) = storage.keeper.project.items
     np.testing.assert_array_equal(item.labels(), labels)
     np.testing.assert_array_equal(item.image(), photograph)
+
+
+def test_images_keep_their_order_and_keys_go_through_them(user, photograph) -> None:
+    for number in range(4):
+        user.viewer.add_image(photograph[: 40 + number], name=f"image {number}")
+    user.settle()
+    names = [layer.name for layer in user.bench.order.layers()]
+    assert names == [f"image {number}" for number in range(4)]
+    box = user.widget.start.image
+    for number in (2, 0, 3):
+        box.setCurrentIndex(number)
+        box.activated.emit(number)
+        QTest.qWait(20)
+        assert user.bench.image.name == f"image {number}"
+        assert [box.itemText(place) for place in range(4)] == names
+    user.bench.choose_image(box.itemData(0))
+    canvas = user.viewer.window._qt_viewer.canvas.native
+    seen = []
+    for key in (
+        Qt.Key.Key_PageDown,
+        Qt.Key.Key_PageDown,
+        Qt.Key.Key_PageUp,
+        Qt.Key.Key_PageUp,
+        Qt.Key.Key_PageUp,
+    ):
+        QTest.keyClick(canvas, key)
+        QTest.qWait(20)
+        seen.append(user.bench.image.name)
+    assert seen == ["image 1", "image 2", "image 1", "image 0", "image 0"]
+
+
+def test_keys_work_after_a_click_on_a_class(user, photograph) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    table = user.widget.classes.table
+    index = table.model().index(0, table.model().columnCount() - 2)
+    table.setFocus()
+    QTest.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, pos=table.visualRect(index).center())
+    assert not table.hasFocus()
+    user.bench.show_uncertainty(False)
+    QTest.keyClick(QApplication.focusWidget() or user.viewer.window._qt_window, Qt.Key.Key_U)
+    assert user.bench.uncertainty_on

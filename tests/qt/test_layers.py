@@ -399,3 +399,34 @@ def test_copies_of_layers_stay_out_of_it(viewer) -> None:
     again = LabelGroup(viewer, group.image, np.zeros((H, W), np.uint8), CLASSES)
     assert again.combined is group.combined
     assert {"mine", "mine [1]"} <= {layer.name for layer in viewer.layers}
+
+
+def test_a_fill_in_a_class_layer_covers_a_region_of_the_labels(viewer) -> None:
+    """To the layer all other classes are 0, and a fill there would take everything."""
+    group = make_group(viewer)
+    layer, before = group.class_layers[1], group.labels.copy()
+    layer.fill((15, 40), 1)  # inside of class 2
+    np.testing.assert_array_equal(group.labels, np.where(before == 2, 1, before))
+    assert_in_step(group)
+    group.undo()
+    np.testing.assert_array_equal(group.labels, before)
+    layer.fill((0, 0), 1)  # the background around both
+    assert (group.labels[before == 2] == 2).all()
+    assert (group.labels[before == 0] == 1).all()
+    assert_drawn(group)
+    group.undo()
+    layer.contiguous = False
+    layer.fill((15, 40), 1)
+    assert not (group.labels == 2).any()
+
+
+def test_labels_that_are_preserved_are_those_of_all_classes(viewer) -> None:
+    group = make_group(viewer)
+    layer, before = group.class_layers[1], group.labels.copy()
+    layer.preserve_labels, layer.brush_size = True, 20
+    layer.paint((12, 30), 1)
+    assert (group.labels[before == 2] == 2).all()
+    assert (group.labels == 1).sum() > (before == 1).sum()
+    layer.fill((15, 40), 1)
+    assert (group.labels[before == 2] == 2).all()
+    assert_in_step(group)

@@ -12,6 +12,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QAbstractButton, QComboBox, QTableView
 
 import napari_crfasrnn
+from napari_crfasrnn._qt.names import from_a_line, in_a_line
 from napari_crfasrnn._qt.panels import (
     ClassesPanel,
     CorrectPanel,
@@ -345,3 +346,17 @@ def test_no_two_buttons_look_alike_and_each_has_a_name(user) -> None:
             assert button.toolTip()
             assert button.width() >= button.minimumSizeHint().width()  # what is on it is to be read
         assert sorted(text for text in texts if texts.count(text) > 1) == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[], ["cell"], ["cell", "axon, myelinated"], ['5" pipe', "a"], ['"', ",", '","'], ["it's", "Zelle ä"]],
+)
+def test_names_in_a_line_are_read_as_they_were(names: list[str]) -> None:
+    assert from_a_line(in_a_line(names)) == names
+
+
+def test_a_quotation_mark_without_a_partner_is_refused() -> None:
+    assert from_a_line('cell, "axon, myelinated"') == ["cell", "axon, myelinated"]
+    with pytest.raises(ValueError, match="quotation marks in pairs"):
+        from_a_line('cell, "axon')

@@ -122,6 +122,41 @@ def test_a_project_that_another_window_has_is_opened_read_only(user, photograph,
         np.testing.assert_array_equal(labels_of(tmp_path / "copy"), user.labels)
 
 
+def test_what_a_project_does_not_take_is_kept_when_the_window_closes(user, photograph, tmp_path) -> None:
+    user.viewer.add_image(photograph, name="photo")
+    assert user.do(user.widget.segment) == "segment"
+    user.settle()
+    path = user.session.storage.keeper.path
+    assert user.do(user.session.storage.begin) == "open"
+    user.settle()
+    with Project.open(path):
+        assert user.do(lambda: user.session.storage.open(path)) == "open"
+        user.bench.paint_with(15)
+        user.drag((20, 20), (60, 20))
+        user.wait(lambda: user.session.storage.fails)
+        user.wait(lambda: user.widget.project.note.text().endswith("read-only"))
+        before = labels_of(path)
+        painted = user.labels.copy()
+        assert painted[40, 20] == 15
+        user.session.close()
+    (rescued,) = [folder for folder in data_dir().iterdir() if "rescued" in folder.name]
+    np.testing.assert_array_equal(labels_of(rescued), painted)
+    np.testing.assert_array_equal(labels_of(path), before)
+
+
+def test_an_image_that_cannot_be_read_keeps_no_other_from_being_opened(user, tmp_path) -> None:
+    _project_of_images(tmp_path / "project", 3)
+    with Project.open(tmp_path / "project") as project:
+        (file,) = [each for each in (project.path / "arrays").iterdir() if "000001_image" in each.name]
+    file.unlink()
+    assert user.do(lambda: user.bench.projects.open(tmp_path / "project")) == "open"
+    user.settle()
+    assert len(user.bench.labelling.groups) == 2
+    assert "cannot be read" in user.line("project")
+    assert [item.name for item in user.bench.projects.closed_items] == ["image 0"]
+    user.session.cancel()
+
+
 class SlowReading:
     """Lets an image of a project be read only when it is told to."""
 

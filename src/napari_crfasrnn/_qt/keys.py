@@ -24,11 +24,12 @@ HELP = (
     ("Shift+A", "all of this patch is right; the next one"),
     ("Shift+N", "leave the patches"),
     ("A", "accept the image or slice"),
+    ("Page Down", "the next image; Page Up: the one before"),
     ("U", "uncertainty on or off"),
     ("Shift+B", "before the CRF, while held"),
     ("C", "outlines or regions"),
     ("G", "polygon"),
-    ("Ctrl+Z", "undo"),
+    ("Ctrl+Z", "undo; Ctrl+Shift+Z: redo"),
 )
 
 
@@ -48,6 +49,8 @@ class Keys:
             "Shift-N": lambda _: bench.patching.leave(),
             "A": lambda _: bench.accept(),
             "U": lambda _: bench.show_uncertainty(not bench.uncertainty_on),
+            "PageDown": lambda _: bench.order.step(1),
+            "PageUp": lambda _: bench.order.step(-1),
             "Shift-B": self._hold_before,
             "Shift-X": lambda _: bench.paint_unlabelled(),
             "Control-Z": lambda _: bench.undo(),  # on a label layer napari's own comes first

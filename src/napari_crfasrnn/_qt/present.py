@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from napari_crfasrnn._qt.layers import drawn_color, image_layers, key_of, plane_index
+from napari_crfasrnn._qt.layers import drawn_color, key_of, plane_index
 from napari_crfasrnn._qt.panels.state import (
     TIMES,
     Action,
@@ -76,7 +76,7 @@ DOING = {
 def start_state(bench: Workbench) -> StartState:
     """Return what the first panel shows."""
     session = bench.session
-    images = [(key_of(layer), layer.name) for layer in image_layers(bench.viewer.layers)]
+    images = [(key_of(layer), layer.name) for layer in bench.order.layers()]
     busy = session.busy
     shape = _stack_shape(bench)
     models = tuple((c.name, c.title, c.problem or "") for c in session.shelf.models)
@@ -211,10 +211,12 @@ def project_state(bench: Workbench) -> ProjectState:
     named = keeper.path is not None and keeper.is_named
     images = f"{n_images} image{'s' * (n_images != 1)}"
     if named and keeper.path is not None:
-        title, summary = f"Project: {keeper.path.name}", f"{images}, saved as you go"
+        title, kept = f"Project: {keeper.path.name}", "saved as you go"
     else:
-        title = "Project"
-        summary = f"{images}, kept automatically" if n_images else ""
+        title, kept = "Project", "kept automatically"
+    if keeper.is_read_only or session.storage.fails:
+        kept = "read-only" if keeper.is_read_only else "not saved"
+    summary = f"{images}, {kept}" if named or n_images else ""
     nothing = "" if n_images or session.works else "There is nothing to save yet."
     nothing_out = "There is nothing to export yet." if nothing else ""
     empty = "This project is new." if nothing and not session.rounds.all and not session.table.edited else ""

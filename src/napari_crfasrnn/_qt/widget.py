@@ -22,6 +22,7 @@ from qtpy.QtWidgets import (
 
 from napari_crfasrnn._qt import present
 from napari_crfasrnn._qt.keys import HELP
+from napari_crfasrnn._qt.names import from_a_line, in_a_line
 from napari_crfasrnn._qt.panels import (
     ClassesPanel,
     CorrectPanel,
@@ -123,7 +124,6 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
         scroll = self.scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setWidget(column)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
@@ -264,7 +264,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             self,
             "Classes of your own",
             "Their names, with commas between; the background is there already:",
-            text=", ".join(self.session.table.own_names),
+            text=in_a_line(self.session.table.own_names),
         )
         if not given or not names.strip():
             return
@@ -278,7 +278,7 @@ class SegmentationWidget(QWidget):  # type: ignore[misc]
             )
             if answer != QMessageBox.StandardButton.Yes:
                 return
-        self._try(lambda: self.session.classes.begin(names.split(",")))
+        self._try(lambda: self.session.classes.begin(from_a_line(names)))
 
     def _in_closed_images(self) -> str:
         """Return words for what else a change of the class table reaches, if there is any."""

@@ -14,6 +14,7 @@ from napari_crfasrnn._qt import present
 from napari_crfasrnn._qt.boxes import Boxes
 from napari_crfasrnn._qt.comparing import Comparing
 from napari_crfasrnn._qt.doubts import Doubts
+from napari_crfasrnn._qt.image_order import ImageOrder
 from napari_crfasrnn._qt.keys import Keys
 from napari_crfasrnn._qt.labelling import Labelling
 from napari_crfasrnn._qt.layers import (
@@ -64,6 +65,8 @@ class Workbench:
         Whether Segment and Accept take all slices of a stack.
     channels
         What a person or a project said of first axes: whether they hold channels, by the keys of the images.
+    order
+        The order of the images, for lists and for the keys that go through them.
     projects, live, patching, comparing, doubts, boxes
         What is opened and left; live refinement; patch mode; rounds side by side; strokes that contradict the
         others; boxes around objects that Segment heeds.
@@ -75,7 +78,7 @@ class Workbench:
     def __init__(self, viewer: ViewerModel) -> None:
         self.viewer = viewer
         self.session = Session(self._write)
-        self.keys = Keys(self)
+        self.keys, self.order = Keys(self), ImageOrder(self)
         self.labelling = Labelling(viewer, self.session, self.keys)
         self.image: Any = None
         self.all_slices = False

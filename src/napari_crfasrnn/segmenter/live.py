@@ -111,8 +111,11 @@ class LiveRefinement:
     image
         ``[1, C, H, W]``, 0..255.
     logits
-    XX
+        What the network says of the plane.
+    whole
         The kernels of the whole plane, or None where it is too large for that: see `takes_whole`.
+    extra
+        ``[1, E, H, W]``, further features for the CRF, or None.
     """
 
     has_previews: Final[Literal[True]] = True
@@ -181,7 +184,7 @@ class LiveRefinement:
         """Return the part of the plane that the exact answer to strokes within a box may change.
 
         That is the whole plane, or, of one that is too large for that, the box and what the bilateral kernel
-        reaches from there, at most 96 pixels.
+        reaches from there, at most 96 pixels and what is missing to the next multiple of 32.
         """
         check_region(box, self.plane_shape)
         if self.is_whole:

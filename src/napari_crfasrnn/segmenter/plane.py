@@ -18,7 +18,7 @@ from napari_crfasrnn.imaging import ImageSource
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.plane_logits import PlaneLogits
-from napari_crfasrnn.progress import Cancel, stop_if
+from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.segmenter.refining import evaluating, prepare_part
 from napari_crfasrnn.segmenter.result import read_out
 from napari_crfasrnn.segmenter.steps import Steps
@@ -120,12 +120,13 @@ class Plane:
             detections = [each for each in parts if each.mask.any()]
         return higher_order.potentials(cuts if superpixels else None, [detections])
 
-    def known_entropy(self, logits: PlaneLogits) -> NDArray[np.float32]:  # [H, W]
+    def known_entropy(self, logits: PlaneLogits, cancel: Cancel | None) -> NDArray[np.float32]:  # [H, W]
         """Return the entropy of the last result, else that of some logits; a new array."""
         if self.entropy is not None:
             return self.entropy.copy()
         entropy = np.empty(self.size, np.float32)
         for start in range(0, self.size[0], _BLOCK_ROWS):
+            raise_if_cancelled(cancel)
             part = entropy[start : start + _BLOCK_ROWS]
             block = logits.within((start, 0, start + len(part), self.size[1]))[0]
             read_out(block, np.empty(part.shape, np.uint16), part, None)

@@ -187,6 +187,7 @@ class Segmenter:
             if crf and plane.framed is not None:
                 in_frame = self._in_frame(plane, *plane.framed, clock, cancel, steps)
             for part, window in parts:
+                raise_if_cancelled(cancel)
                 unary = refined = logits.within(window)
                 if crf:
                     arrays.write_before_crf(place, part, inner(unary, part, window)[0])
@@ -267,7 +268,7 @@ class Segmenter:
             old = given
         steps.done()
         held = held & (old < self.model.n_labels)
-        labels, entropy = old.copy(), plane.known_entropy(logits)
+        labels, entropy = old.copy(), plane.known_entropy(logits, cancel)
 
         for part, window in parts:
             seen, inside = _slices(window), _slices(part)
@@ -339,7 +340,13 @@ class Segmenter:
             self._plane = None  # its memory is needed now
             if self.device.type == "cpu":  # of a GPU torch says whether there is enough
                 largest = max((area(window) for _, window in parts), default=0)
-                require_memory(source.plane_shape, self.model.n_labels, largest, release=release_memory)
+                require_memory(
+                    source.plane_shape,
+                    self.model.n_labels,
+                    largest,
+                    is_framed=self.model.config.preprocessing.frame != "free",
+                    release=release_memory,
+                )
             plane = self._plane = Plane(self.model, source, index, self._extra_of(index))
         return plane
 

@@ -24,7 +24,7 @@ from napari_crfasrnn.training.planes import LOOKS, LabelledPlane, View, draw_pix
 
 _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "grass", "brick")
 _SIDE = 256  # pixels, the longer one
-_PIXELS = 600  # of each
+_PIXELS = 100  # of each
 _EVERY = tuple(GROUPS)
 
 

@@ -37,13 +37,14 @@ from napari_crfasrnn.training.panel_tiles import PanelTile, PanelTiles, are_dens
 from napari_crfasrnn.training.panel_windows import Window, draw_windows
 from napari_crfasrnn.training.planes import LabelledPlane, any_of, balanced
 from napari_crfasrnn.training.report import LockedScore, PlaceOfContradiction
-from napari_crfasrnn.training.rest import rest_beside, sureness
+from napari_crfasrnn.training.rest import are_strokes, rest_beside, strokes_beside, sureness
 
 _MAX_PIXELS = 15_000  # to learn, of all planes together; more teach hardly more, and take their time
 _READ_AT_ONCE = 4_000  # pixels, between two questions whether to stop
 _MIN_PLANE_PIXELS = 200  # of each plane, however many planes there are
 _MAX_LOCKED = 4_000  # of all planes, for the scores on the way
-_MAX_UNTOUCHED = 3_000  # of all planes: examples of the rest that nobody labelled
+_MAX_UNTOUCHED = 400  # of all planes: examples of the rest that nobody labelled
+_WORLD = 10.0  # what other photographs count, beside labels of the rest
 _ITERATIONS_BESIDE = 60  # of perceptrons beside a network, at most: see `PanelRound.n_iterations`
 _REMEMBERED = 250  # pixels of each column that a panel takes along
 _ALL = tuple(GROUPS)
@@ -168,10 +169,13 @@ class PanelRound:
         rows = torch.cat([each.rows for each in self._training])
         column = torch.from_numpy(self._column_of[np.concatenate([each.target for each in self._training])])
         own = Pixels(rows, column, torch.ones(len(rows)))
+        if self.speaks_for is not None and are_strokes([_labelled(part) for part in self._parts]):
+            own = strokes_beside(own, self.speaks_for.index(REST))
         remembered = self._remembered()
         parts = [own, Pixels(remembered.rows, remembered.column.long(), torch.ones(len(remembered)))]
         if self.speaks_for is not None:
-            parts += self._rest(float((own.column == self.speaks_for.index(REST)).sum()), is_late, cancel)
+            n_labelled = float(own.weight[own.column == self.speaks_for.index(REST)].sum())
+            parts += self._rest(n_labelled, is_late, cancel)
         learner = PanelLearner(
             self.model.n_labels,
             self.speaks_for,
@@ -275,7 +279,9 @@ class PanelRound:
         """Return examples of the rest beside those that are labelled."""
         assert self.speaks_for is not None
         rows = background_rows(self.model, cancel, is_late)
-        return rest_beside(n_labelled, self.speaks_for.index(REST), Pixels.joined(self._untouched), rows)
+        return rest_beside(
+            n_labelled, self.speaks_for.index(REST), Pixels.joined(self._untouched), rows, _WORLD
+        )
 
     def _read_untouched(self, maps: FeatureMaps, plane: LabelledPlane) -> Pixels:
         """Return some pixels without labels as examples of the rest, as far as the network is sure."""
@@ -328,6 +334,13 @@ class PanelRound:
         assert isinstance(network, LiteNetwork)
         seen = self.model.expert_input(plane.image)
         return FeatureMaps(network, seen, plane.size, self.cancel, plane.box)
+
+
+def _labelled(plane: LabelledPlane) -> NDArray[np.bool_]:
+    """Return where a plane, or a part of it, is labelled, held back or not: [h, w]."""
+    ignore, (y0, x0, y1, x1) = ignore_value(plane.training.dtype), plane.place
+    known: NDArray[np.bool_] = (plane.training != ignore) | (plane.locked != ignore) | plane.aside
+    return known[y0:y1, x0:x1]
 
 
 def _known(

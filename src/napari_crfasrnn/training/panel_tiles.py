@@ -169,7 +169,7 @@ class PanelTiles:
         self._model = model
         self._encodings = encodings
         self._cancel = cancel
-        self._prepared: dict[CrfConfig, list[PreparedImage]] = {}
+        self._prepared: dict[tuple[CrfConfig, bool], list[PreparedImage]] = {}
         self._seen: tuple[Panel, CrfRnn, list[NDArray[np.int64]]] | None = None  # what was chosen last
 
     @cached_property
@@ -187,7 +187,8 @@ class PanelTiles:
         """
         if self._seen is not None and (model.panel, model.crf) == self._seen[:2]:
             return self._locked_score(self._seen[2])
-        return self._locked_score(self._refined(model.crf, self._logits(model)))
+        logits = self._logits(model)
+        return self._locked_score(self._refined(model.crf, logits, with_experts=model.panel is not None))
 
     def choose_crf(self, panel: Panel) -> CrfRnn:
         """Return the CRF that suits a panel: wide, narrow where that would do harm, or faint.
@@ -239,23 +240,25 @@ class PanelTiles:
             )
         return found
 
-    def _refined(self, crf: CrfRnn, logits: Sequence[Tensor]) -> list[NDArray[np.int64]]:
-        """Return the classes [h, w] of every tile after a CRF."""
-        on_step = stop_if(self._cancel)
-        if crf.config not in self._prepared:
-            self._prepared[crf.config] = [self._kernels(crf, tile) for tile in self._tiles]
+    def _refined(
+        self, crf: CrfRnn, logits: Sequence[Tensor], *, with_experts: bool = True
+    ) -> list[NDArray[np.int64]]:
+        """Return the classes [h, w] of every tile after a CRF, in a model with experts or without."""
+        on_step, which = stop_if(self._cancel), (crf.config, with_experts)
+        if which not in self._prepared:
+            self._prepared[which] = [self._kernels(crf, tile, with_experts) for tile in self._tiles]
         found = []
-        for each, prepared in zip(logits, self._prepared[crf.config], strict=True):
+        for each, prepared in zip(logits, self._prepared[which], strict=True):
             raise_if_cancelled(self._cancel)
             with torch.no_grad():
                 refined = crf(each.to(self._model.device), prepared=prepared, on_iteration=on_step)
             found.append(refined[0].argmax(0).cpu().numpy())
         return found
 
-    def _kernels(self, crf: CrfRnn, tile: PanelTile) -> PreparedImage:
+    def _kernels(self, crf: CrfRnn, tile: PanelTile, with_experts: bool) -> PreparedImage:
         y0, x0, y1, x1 = tile.box
         image = self._model.crf_image(tile.plane.image)[..., y0:y1, x0:x1]
-        scale = self._model.crf_scale(tile.plane.size, with_experts=True)
+        scale = self._model.crf_scale(tile.plane.size, with_experts=with_experts)
         return crf.prepare(image, scale=scale, on_step=stop_if(self._cancel))
 
     def _locked_score(self, given: Sequence[NDArray[np.int64]]) -> LockedScore:

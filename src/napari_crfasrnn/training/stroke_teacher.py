@@ -35,7 +35,7 @@ _MAX_PIXELS = 3_000  # to learn of all planes
 _MOST_KEPT = 600  # pixels of the last answer, of each class
 _KEEP = 0.1  # what these weigh beside the strokes of the class
 _MOST_UNTOUCHED = 400  # pixels that nobody painted, as examples of the rest
-_EVERY = 6  # of the pixels that a round of learning reads of other photographs
+_WORLD = 2.0  # what other photographs count, beside strokes of the rest
 _GROUPS = (*FINE, 32)  # features that the panel reads
 
 
@@ -141,7 +141,7 @@ class StrokeTeacher:
             self._speaks_for = (*new, REST)
             self._column_of[:] = len(new)
             self._column_of[list(new)] = range(len(new))
-            self._world = columns(background_rows(model, cancel, lambda: False)[::_EVERY], _GROUPS)
+            self._world = columns(background_rows(model, cancel, lambda: False), _GROUPS)
         dtype = label_dtype(model.n_labels)
         self.lesson = self._read(np.full((box[2] - box[0], box[3] - box[1]), ignore_value(dtype), dtype))
 
@@ -235,7 +235,7 @@ class StrokeTeacher:
         y, x = y[some], x[some]
         known = self._known.at(torch.from_numpy(self._box[0] + y), torch.from_numpy(self._box[1] + x))
         untouched = self._pixels(y, x, column, sureness(known.T.cpu(), self._speaks_for))
-        return rest_beside(float((painted == column).sum()), column, untouched, self._world)
+        return rest_beside(float((painted == column).sum()), column, untouched, self._world, _WORLD)
 
     def _pixels(self, y: NDArray[np.int64], x: NDArray[np.int64], column: int, weight: Tensor) -> Pixels:
         rows = self._maps.at(self._box[0] + y, self._box[1] + x, _GROUPS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 from psygnal import Signal
 from qtpy.QtCore import QTimer
@@ -13,7 +14,7 @@ from napari_crfasrnn._qt.layers import looks
 from napari_crfasrnn._qt.layers.images import insert_above, key_of, mark_of, placement, set_mark
 from napari_crfasrnn._qt.layers.painted import PaintedLabels
 from napari_crfasrnn._qt.layers.store import ClassView
-from napari_crfasrnn.classes import ClassSpec
+from napari_crfasrnn.classes import ClassSpec, ignore_value
 
 if TYPE_CHECKING:
     from napari_crfasrnn._qt.layers.group import LabelGroup
@@ -32,6 +33,23 @@ class ClassLayer(PaintedLabels):
     def value(self) -> int:
         """The class value it shows."""
         return int(mark_of(self)["value"])
+
+    def _get_flood_mask_and_bbox(self, *args: Any) -> Any:
+        """Return what a fill covers: a region of the combined labels, for here all other classes are 0."""
+        combined = self.group.combined
+        combined.contiguous, combined.preserve_labels = self.contiguous, self.preserve_labels
+        found = combined._get_flood_mask_and_bbox(*args)
+        if found is None:
+            return None
+        mask, starts, ends, region = found
+        return mask, starts, ends, np.where(region == self.value, region, 0)
+
+    def _apply_mask_to_data(self, region: NDArray[Any], mask: NDArray[Any], label: int, key: Any) -> Any:
+        """Paint into a region, but not over other classes where these are to be preserved."""
+        if self.preserve_labels:
+            there = self.group.labels[key]
+            mask = mask & np.isin(there, (0, self.value, ignore_value(there.dtype)))
+        return super()._apply_mask_to_data(region, mask, label, key)
 
     def undo(self) -> None:
         """Take back the last stroke of the image, in whichever of its label layers it was made."""

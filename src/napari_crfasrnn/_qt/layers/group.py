@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from napari_crfasrnn._qt.state.planes import KnownPlanes
 
 _BRUSH_SHARE = 0.01  # of the longer side of an image: the brush of a large one can be seen
+_BRUSH_LIMIT = 0.1  # of the shorter side
 PAINTING_MODES = ("paint", "erase", "fill", "polygon")
 MIN_REDRAW_MS = 15  # of the other layers, while a stroke goes on: more often than the screen needs no one
 
@@ -445,7 +446,8 @@ class LabelGroup:
     def _add_combined(self) -> Any:
         name = looks.layer_name(self.image.name, "labels")
         layer = PaintedLabels(self.labels, name=name, opacity=0.6, **placement(self.image, self.labels.ndim))
-        layer.brush_size = max(layer.brush_size, round(_BRUSH_SHARE * max(self.labels.shape[-2:])))
+        short, long = sorted(self.labels.shape[-2:])
+        layer.brush_size = max(layer.brush_size, round(min(_BRUSH_SHARE * long, _BRUSH_LIMIT * short)))
         set_mark(layer, image=self.key, role="labels")
         insert_above(self.viewer, self.image, layer)
         return layer

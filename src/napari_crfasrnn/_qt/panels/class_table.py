@@ -182,6 +182,7 @@ class ClassTable(QTableView):  # type: ignore[misc]
             self.eye_clicked.emit(row.value, not row.visible)
         else:
             self.paint_wanted.emit(row.value)
+            self.clearFocus()  # keys are for the canvas now; here they would look for a name
 
     def _on_double_clicked(self, index: QModelIndex) -> None:
         if index.column() != COLOR or not self.rows.editable:

@@ -50,6 +50,7 @@ class StartPanel(QWidget):  # type: ignore[misc]
         super().__init__(parent)
         self.image = _combo("Image", "The image layer to work on. It follows the layer that is selected.")
         self.image.activated.connect(lambda place: self.image_chosen.emit(self.image.itemData(place)))
+        self.image.activated.connect(self.image.clearFocus)  # keys are for the canvas now
         self.draw = tool_button(
             "▭", "Draw boxes around objects. Segment heeds them; press again to stop drawing.", checkable=True
         )
@@ -160,7 +161,7 @@ def _combo(name: str, tooltip: str) -> QComboBox:
 
 def _labelled(text: str, *widgets: QWidget) -> QWidget:
     label = QLabel(text)
-    label.setFixedWidth(48)
+    label.setMinimumWidth(48)
     label.setBuddy(widgets[0])
     whole = QWidget()
     layout = row(label, *widgets)

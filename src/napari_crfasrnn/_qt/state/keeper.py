@@ -204,13 +204,14 @@ class Keeper:
     def read(self, item: Item, key: str | None = None) -> Opened:
         """Read an image of the project; what it is called in the viewer is up to the caller, or new."""
         key = uuid4().hex if key is None else key
-        self._items[key] = item
         labels = item.labels()
         present = tuple(int(value) for value in np.unique(labels))
         baseline = item.baseline()
         if baseline is not None and (baseline == ignore_value(baseline.dtype)).all():
             baseline = None
-        return Opened(key, item, item.image(), labels, baseline, item.verified(), present)
+        opened = Opened(key, item, item.image(), labels, baseline, item.verified(), present)
+        self._items[key] = item
+        return opened
 
     def find(self, item: Item, images: Mapping[str, ImageInput]) -> str | None:
         """Return the key of the image of the viewer that is an image of the project, by name and pixels."""
@@ -231,11 +232,15 @@ class Keeper:
     def _open_or_new(self, classes: Sequence[ClassSpec]) -> Project:
         with self._making:
             if self.project is None:
-                # The random part keeps two windows that start in the same second apart.
-                name = f"{datetime.now():%Y-%m-%d %H.%M.%S} {secrets.token_hex(2)}"
-                data_dir().mkdir(parents=True, exist_ok=True)
-                self.project = Project.create(data_dir() / name, classes)
+                self.project = Project.create(unnamed_path(), classes)
             return self.project
+
+
+def unnamed_path(what: str = "") -> Path:
+    """Return where a project is made whose place nobody has chosen; its folder is not there yet."""
+    data_dir().mkdir(parents=True, exist_ok=True)
+    # The random part keeps two windows that start in the same second apart.
+    return data_dir() / f"{datetime.now():%Y-%m-%d %H.%M.%S} {what + ' ' * bool(what)}{secrets.token_hex(2)}"
 
 
 def _described(project: Project, item: Item, before: ImageInput, now: ImageInput) -> Item:

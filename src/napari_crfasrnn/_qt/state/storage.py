@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from psygnal import Signal
 
 from napari_crfasrnn._qt.state.engine import Engine
-from napari_crfasrnn._qt.state.keeper import Keeper, Opened
+from napari_crfasrnn._qt.state.keeper import UNREADABLE, Keeper, Opened, unnamed_path
 from napari_crfasrnn._qt.state.recents import Recent, recent_projects, remember
 from napari_crfasrnn._qt.state.shelf import PREFIX, round_choice
 from napari_crfasrnn._qt.state.table import ClassTable
-from napari_crfasrnn._qt.state.tasks import Busy, Tasks
+from napari_crfasrnn._qt.state.tasks import Busy, Tasks, sentence
 from napari_crfasrnn._qt.state.work import Labels, Work
 from napari_crfasrnn._qt.worker import Report, Task, Worker
 from napari_crfasrnn.progress import raise_if_cancelled
@@ -80,6 +80,11 @@ class Storage:
     def unsaved(self) -> bool:
         """Whether there are changes that nobody has begun to save, or that could not be saved."""
         return bool(self._unsaved or self._failed)
+
+    @property
+    def fails(self) -> bool:
+        """Whether what was painted last could not be saved."""
+        return bool(self._failed)
 
     def touch(self, key: str) -> None:
         """Note that an image has something to save."""
@@ -301,7 +306,7 @@ class Storage:
             self._how_many = f"{len(images)} of {n_all} images opened." if left else ""
             self._tasks.say("project", self._how_many)
             if notice:
-                self._tasks.say("project", f"{notice[:1].upper()}{notice[1:]}.", "problem")
+                self._tasks.say("project", f"{notice[:1].upper()}{notice[1:].rstrip('.')}.", "problem")
             self.list_recents()
             self._tasks.conclude(busy)
 
@@ -330,18 +335,26 @@ class Storage:
         items = [item for item in project.items if not keys or item.id in keys]
         shown = items[: len(keys) or MOST_IMAGES]
         left = [item for item in project.items if item not in shown]
-        images = []
+        images, unreadable = [], list[str]()
         for place, item in enumerate(shown):
             raise_if_cancelled(task.cancelled)  # so that the project is free again at once
             report((place, len(shown)))
-            images.append(keeper.read(item, keys.get(item.id) or keeper.find(item, here)))
+            try:
+                images.append(keeper.read(item, keys.get(item.id) or keeper.find(item, here)))
+            except UNREADABLE as error:  # no reason not to open the others
+                _log.warning("%r cannot be read: %s", item.name, error)
+                left.append(item)
+                unreadable.append(f"“{item.name}” cannot be read: {sentence(error)}")
+        if unreadable and not images:
+            raise OSError(unreadable[0])
         rounds = [
             round_choice(r.number, r.model_path, self._engine.names(r.model_path)) for r in project.rounds
         ]
         # As it was before: before the first round that was kept, what was just learnt was chosen.
         current = project.current_round or project.undecided_round
         replacement = (project.classes, rounds, current.number if current else 0, project.renames)
-        return _Incoming(keeper, images, left, replacement, keeper.taught_lately(), project.notice)
+        notice = " ".join([*unreadable, *([project.notice] if project.notice else [])])
+        return _Incoming(keeper, images, left, replacement, keeper.taught_lately(), notice)
 
     def _go_over_to(self, keeper: Keeper, *, saves: bool = True) -> None:
         """Leave the project for another one; what was done to it until now is saved there, if it can be."""
@@ -410,12 +423,27 @@ class Storage:
             self._reading.close()
         self._worker.close(wait=True)
         # Here and now: when the program ends, Python takes no more work for threads.
+        lost = []
         for key in sorted((self._unsaved | self._failed) & set(self._works)):
             try:
                 self.keeper.save(self._works[key].snapshot(), self._table.classes)
             except (OSError, ValueError) as error:
                 _log.error("the last changes could not be saved: %s", error)
+                lost.append(key)
+        if lost:
+            self._rescue(lost)
         self.keeper.close()
+
+    def _rescue(self, keys: Sequence[str]) -> None:
+        """Keep images that the project does not take in one of their own, which is found under Open."""
+        try:
+            snapshots = [self._works[key].snapshot() for key in keys]
+            rescued = Keeper.anew(unnamed_path("rescued"), self._table.classes, snapshots)
+        except (OSError, ValueError) as error:
+            _log.error("nor could they be saved elsewhere: %s", error)
+        else:
+            _log.error("they are kept in %s, which is found under Open", rescued.path)
+            rescued.close()
 
     def read_taught(self, number: int) -> None:
         """Read what a round was taught."""
