@@ -636,6 +636,16 @@ class TestLackOfMemory:
         free(0)  # what there is is used again
         np.testing.assert_array_equal(segmenter.predict().labels, labels)
 
+    def test_the_frame_of_a_demo_takes_logits_of_all_pixels(self, model, photo, free) -> None:
+        free(photo.shape[0] * photo.shape[1] * 20)
+        framed = Segmenter(model.with_frame("caffe"), "cpu")
+        framed.set_image(photo)
+        with pytest.raises(MemoryError, match="takes more than"):
+            framed.predict()
+        plain = Segmenter(model, "cpu")
+        plain.set_image(photo)
+        plain.predict(crf=False)
+
     def test_what_is_kept_for_later_is_given_back_first(self, model, photo, free, monkeypatch) -> None:
         free(0)
         monkeypatch.setattr("napari_crfasrnn.segmenter.segmenter.release_memory", lambda: free(10**12))
