@@ -2,6 +2,7 @@
 
     python benchmarks/live_beside.py ../shared/data                        (seven minutes on two cores)
     python benchmarks/live_beside.py ../shared/data --write live_beside
+    python benchmarks/live_beside.py ../shared/data --times                (the last line of the tables alone)
 
 Images that the starter was not trained on: photographs of msrc21's validation list, and of the training lists
 of sets that it never saw. One class of the truth that PASCAL VOC lacks (grass, road, nuclei) is added to the
@@ -204,7 +205,8 @@ def main() -> None:
             tasks = [(options.data, name, number, n_images, options.seed) for number in range(n_images)]
             found = [each for each in pool.map(follow, tasks, chunksize=1) if each is not None]
             parts += [f"## {name}", "", *table(found), ""]
-    text = "\n".join([*parts, times])
+    alone = "Times, with nothing else under way (`python benchmarks/live_beside.py ../shared/data --times`):"
+    text = "\n".join([*parts, alone, times])
     print(text)
     if options.write:
         command = f"python benchmarks/live_beside.py ../shared/data --write {options.write}"
