@@ -156,36 +156,6 @@ class CrfRnn(nn.Module):
         is_potts = self.config.compatibility_form == "potts"
         return -torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) if is_potts else matrix
 
-    @torch.no_grad()
-    def among(
-        self,
-        labels: Tensor,  # int64 [A]
-    ) -> CrfRnn:
-        """Return a CRF of some labels, fewer than all, and a last one, which stands for the others together.
-
-        Its weights are constants, and it is in evaluation mode. It computes what this one would if the others
-        were equally likely, and alike to each label: nearly so where none is likely, or nothing is known.
-        """
-        # A map is a product of matrices over all labels: its part is not the product of their parts.
-        constant = {"trainable_thetas": False, "weight_form": "full", "compatibility_form": "learned"}
-        part = CrfRnn(len(labels) + 1, self.settings.model_copy(update=constant))
-        part.to(self.compatibility.device).eval().requires_grad_(False)
-        part.backend = self.backend
-        part.compatibility.copy_(torch.eye(part.n_labels))
-        part.log_unary_scale.copy_(self.log_unary_scale)
-        part.log_output_scale.copy_(self.log_output_scale)
-        joined = torch.zeros(part.n_labels, self.n_labels, device=labels.device)
-        joined[-1] = 1.0 / (self.n_labels - len(labels))
-        joined[:, labels] = torch.eye(part.n_labels, len(labels), device=labels.device)
-        for own, learned in zip((part.spatial_weights, part.bilateral_weights), self.maps(), strict=True):
-            own.copy_(joined @ learned @ joined.T)
-        if part.spatial_offsets is not None and part.bilateral_offsets is not None:
-            for iteration in range(len(part.spatial_offsets)):
-                spatial, bilateral = (joined @ learned @ joined.T for learned in self.maps(iteration))
-                part.spatial_offsets[iteration] = spatial - part.spatial_weights
-                part.bilateral_offsets[iteration] = bilateral - part.bilateral_weights
-        return part
-
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Return the parameters as groups for an optimiser, each with its learning rate and its name.
 

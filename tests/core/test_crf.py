@@ -25,6 +25,7 @@ from napari_crfasrnn.crf import CrfRnn
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.lattice import available_backends
 from napari_crfasrnn.progress import Cancelled, raise_if_cancelled
+from napari_crfasrnn.segmenter.contenders import crf_among
 
 BACKENDS = available_backends()
 
@@ -464,7 +465,7 @@ def test_some_labels_are_as_among_others_that_are_nowhere_likely(weight_form: An
             crf.bilateral_weights.fill_diagonal_(0.7)
     labels = torch.tensor([1, 4])
     image, unary = photo_like(1, 3, 20, 30), logits_like(1, 5, 20, 30)
-    few = crf.among(labels)
+    few = crf_among(crf, labels)
     assert few.n_labels == 3
     assert not any(parameter.requires_grad for parameter in few.parameters())
     assert not few.training
@@ -490,7 +491,7 @@ def test_labels_that_are_alike_may_be_one() -> None:
     together = unary[:, :1] + math.log(3) / scales[0]
     with torch.no_grad():
         expected = crf(unary, image, n_iterations=4)
-        few = crf.among(torch.tensor([1, 4]))
+        few = crf_among(crf, torch.tensor([1, 4]))
         refined = few(torch.cat([unary[:, [1, 4]], together], 1), image, n_iterations=4)
     refined[:, 2] -= scales[1] * math.log(3)
     ratio = refined[:, 0] - refined[:, 1]

@@ -46,7 +46,7 @@ class Contenders:
         mass = logits[0, :, ::COARSE_STEP, ::COARSE_STEP].softmax(0).mean((1, 2))
         order = (mass + 2.0 * torch.from_numpy(needed).to(mass)).argsort(descending=True)
         labels, others = order[: n_values - 1].sort().values, order[n_values - 1 :]
-        return cls(labels, others, model.crf.among(labels))
+        return cls(labels, others, crf_among(model.crf, labels))
 
     @property
     def are_all(self) -> bool:
@@ -118,3 +118,34 @@ class Contenders:
 def labels_in(strokes: NDArray[Any], n_labels: int) -> NDArray[np.bool_]:  # [L]
     """Return which labels occur in labels or strokes."""
     return np.bincount(strokes.ravel(), minlength=n_labels)[:n_labels] > 0
+
+
+@torch.no_grad()
+def crf_among(
+    crf: CrfRnn,
+    labels: Tensor,  # int64 [A]
+) -> CrfRnn:
+    """Return a CRF of some labels, fewer than all, and a last one, which stands for the others together.
+
+    Its weights are constants, and it is in evaluation mode. It computes what ``crf`` would if the others
+    were equally likely, and alike to each label: nearly so where none is likely, or nothing is known.
+    """
+    # A map is a product of matrices over all labels: its part is not the product of their parts.
+    constant = {"trainable_thetas": False, "weight_form": "full", "compatibility_form": "learned"}
+    part = CrfRnn(len(labels) + 1, crf.settings.model_copy(update=constant))
+    part.to(crf.compatibility.device).eval().requires_grad_(False)
+    part.backend = crf.backend
+    part.compatibility.copy_(torch.eye(part.n_labels))
+    part.log_unary_scale.copy_(crf.log_unary_scale)
+    part.log_output_scale.copy_(crf.log_output_scale)
+    joined = torch.zeros(part.n_labels, crf.n_labels, device=labels.device)
+    joined[-1] = 1.0 / (crf.n_labels - len(labels))
+    joined[:, labels] = torch.eye(part.n_labels, len(labels), device=labels.device)
+    for own, learned in zip((part.spatial_weights, part.bilateral_weights), crf.maps(), strict=True):
+        own.copy_(joined @ learned @ joined.T)
+    if part.spatial_offsets is not None and part.bilateral_offsets is not None:
+        for iteration in range(len(part.spatial_offsets)):
+            spatial, bilateral = (joined @ learned @ joined.T for learned in crf.maps(iteration))
+            part.spatial_offsets[iteration] = spatial - part.spatial_weights
+            part.bilateral_offsets[iteration] = bilateral - part.bilateral_weights
+    return part
