@@ -19,7 +19,7 @@ from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancelled
 from napari_crfasrnn.samples import sample
-from napari_crfasrnn.segmenter import Segmenter, live, parts
+from napari_crfasrnn.segmenter import Segmenter, parts
 
 CRF = CrfConfig.starter().model_copy(update={"theta_alpha": 6.0, "n_iterations": 3})
 N_LABELS = 3
@@ -265,7 +265,7 @@ class TestRefinement:
         assert (segmenter_of(model).refine(logits).labels == whole).mean() > 0.995
 
     def test_live_answers_a_long_stroke_as_refine_does(self, model: SegmentationModel, monkeypatch) -> None:
-        monkeypatch.setattr(live, "WHOLE_PIXELS", 100)
+        monkeypatch.setattr(parts, "LIVE_PIXELS", 100)
         cut(monkeypatch, 150 * 150)
         strokes, box = self.strokes(), (20, 20, 180, 280)
         at_work = segmenter_of(model).live()

@@ -40,8 +40,8 @@ from napari_crfasrnn.segmenter.refining import (
 )
 from napari_crfasrnn.segmenter.result import read_out
 from napari_crfasrnn.segmenter.sketch import Sketch
+from napari_crfasrnn.segmenter.votes import StrokeVotes
 
-WHOLE_PIXELS = 1 << 20  # a larger plane is refined around the stroke only, not all of it
 PREVIEW_HALO = 16  # pixels; benchmarks/live.py measures what more would bring
 PREVIEW_ITERATIONS = 5  # at most: a preview has 50 ms
 _SKETCHED_WIDTHS = 3.0  # how far around that a preview knows of coarsely, in theta_alpha
@@ -50,11 +50,6 @@ _LARGEST_SKETCH = 128  # pixels; how far around a preview knows of at most
 _KEPT_SKETCHES = 8  # of about 5 MB each
 
 Strokes = NDArray[Any]  # [h, w]: the label where one was painted, the ignore value elsewhere
-
-
-def takes_whole(plane_shape: tuple[int, int]) -> bool:
-    """Return whether a plane is small enough to be refined as a whole after each stroke."""
-    return math.prod(plane_shape) <= WHOLE_PIXELS
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +87,9 @@ class _Sketched:
 
     sketch: Sketch
     contenders: Contenders
-    unary: Tensor  # [1, K, 1, N]
+    of_network: Tensor  # [1, L, 1, N]
     strokes: Strokes  # [1, N]
+    voted: Tensor | None  # [1, L, gh, gw], what these strokes and those around add to the logits
     logits: Tensor  # [1, K, h, w], refined
 
 
@@ -116,6 +112,8 @@ class LiveRefinement:
         The kernels of the whole plane, or None where it is too large for that: see `takes_whole`.
     extra
         ``[1, E, H, W]``, further features for the CRF, or None.
+    votes
+        What strokes say of all else, where the kernels are of the whole plane; None: nothing.
     """
 
     has_previews: Final[Literal[True]] = True
@@ -128,8 +126,9 @@ class LiveRefinement:
         logits: PlaneLogits,
         whole: PreparedImage | None,
         extra: Tensor | None = None,
+        votes: StrokeVotes | None = None,
     ) -> None:
-        self._model, self._logits, self._whole = model, logits, whole
+        self._model, self._logits, self._whole, self._votes = model, logits, whole, votes
         self._image, self._seen, self._extra = image, model.crf_image(image), extra
         self._reach = kernel_reach(model, logits.size)
         self._state: _State | None = None  # of the whole plane, where there are kernels of it
@@ -151,7 +150,9 @@ class LiveRefinement:
         model, whole = self._model.with_panel(panel), self._whole
         if whole is not None and model.crf_scale(self.plane_shape) != self._model.crf_scale(self.plane_shape):
             whole = prepare_part(model, self._seen, (0, 0, *self.plane_shape), self._extra, cancel)
-        return LiveRefinement(model, self._image, logits, whole, self._extra)
+        # Where classes are that only the experts know, is theirs to say; the rest is shared out as before.
+        votes = None if self._votes is None else self._votes.without(panel.speaks_for or ())
+        return LiveRefinement(model, self._image, logits, whole, self._extra, votes)
 
     @property
     def logits(self) -> PlaneLogits:
@@ -239,15 +240,17 @@ class LiveRefinement:
         around = None if self._state is None else self._state.strokes
         nothing = ignore_value(before.dtype)
         earlier, painted = (sketch.gather_strokes(s, around, nothing) for s in (before, strokes))
+        votes = [self._voted(window, each) for each in (before, strokes)]
         needed = self._needed(window, earlier, painted)
         if known is None or not known.contenders.include(needed):
-            known = self._contend(window, sketch, needed, earlier, cancel)
+            known = self._contend(window, sketch, needed, earlier, votes[0], cancel)
         elif not np.array_equal(known.strokes, earlier):
-            known = replace(known, strokes=earlier, logits=self._run_sketch(known, earlier, cancel))
+            known = replace(known, strokes=earlier, voted=votes[0])
+            known = replace(known, logits=self._run_sketch(known, earlier, votes[0], cancel))
         self._sketches[window] = known
         if len(self._sketches) > _KEPT_SKETCHES:
             self._sketches.popitem(last=False)
-        contenders, now = known.contenders, self._run_sketch(known, painted, cancel)
+        contenders, now = known.contenders, self._run_sketch(known, painted, votes[1], cancel)
         if self._state is None or not self._knows(window, before):
             others, was = None, _held(contenders.winners(known.logits), before)
         else:
@@ -388,22 +391,27 @@ class LiveRefinement:
         sketch: Sketch,
         needed: NDArray[np.bool_],  # [L]
         strokes: Strokes,  # [1, N]
+        voted: Tensor | None,  # [1, L, gh, gw]
         cancel: Cancel | None,
     ) -> _Sketched:
         """Choose the labels to compute with, and compute what some strokes do."""
         around = self._logits.within(self._surroundings(window))
         contenders = Contenders.choose(self._model, needed, around)
-        unary = contenders.join(sketch.gather(self._logits))
-        known = _Sketched(sketch, contenders, unary, strokes, unary)
-        return replace(known, logits=self._run_sketch(known, strokes, cancel))
+        of_network = sketch.gather(self._logits)
+        known = _Sketched(sketch, contenders, of_network, strokes, voted, of_network)
+        return replace(known, logits=self._run_sketch(known, strokes, voted, cancel))
 
     def _run_sketch(
         self,
         known: _Sketched,
         strokes: Strokes,  # [1, N]
+        voted: Tensor | None,  # [1, L, gh, gw]
         cancel: Cancel | None,
     ) -> Tensor:  # [1, K, h, w]
-        prepared, unary = known.sketch.prepared, known.unary
+        sketch, unary = known.sketch, known.of_network
+        if voted is not None and self._votes is not None:
+            unary = unary + self._votes.at(voted, sketch.rows, sketch.columns)[None, :, None]
+        prepared, unary = sketch.prepared, known.contenders.join(unary)
         painted = known.contenders.numbers_of(strokes)
         unary = hold(unary, unary, painted, painted != ignore_value(painted.dtype), prepared)
         unary = known.contenders.count_others(unary)
@@ -413,9 +421,24 @@ class LiveRefinement:
             )
         return known.sketch.in_window(refined)
 
+    def _voted(self, window: Box, strokes: Strokes) -> Tensor | None:  # [1, L, gh, gw]
+        """Return what strokes of a window, and those around it, add to the logits."""
+        if self._votes is None:
+            return None
+        nothing = ignore_value(strokes.dtype)
+        if self._state is None:
+            painted = np.full(self.plane_shape, nothing, strokes.dtype)
+        else:
+            painted = self._state.strokes.copy()
+        inner(painted, window, (0, 0, *self.plane_shape))[:] = strokes
+        return self._votes.shift(painted, painted != nothing)
+
     def _run(self, window: Box, strokes: Strokes, prepared: PreparedImage, cancel: Cancel | None) -> _State:
         logits = self._logits.within(window)
-        unary = hold(logits, logits, strokes, strokes != ignore_value(strokes.dtype), prepared)
+        painted = strokes != ignore_value(strokes.dtype)
+        if self._votes is not None:
+            logits = self._votes.added(logits, strokes, painted)
+        unary = hold(logits, logits, strokes, painted, prepared)
         refined = run_crf(self._model, unary, prepared, stop_if(cancel))
         return _State(strokes, refined, labels_of(refined, strokes))
 

@@ -20,7 +20,14 @@ _LARGEST_HALO, _LARGEST_OVERLAP = 96, 256
 _LEAST_SIDE = 512  # pixels, of a part
 HALO_GRID = 32  # pixels; the borders of such crops lie on it, so that neighbouring strokes share one
 
+LIVE_PIXELS = 1 << 20  # while somebody paints on a larger plane, it is refined around the stroke only
+
 Values = TypeVar("Values", Tensor, NDArray[Any])
+
+
+def takes_whole(plane_shape: tuple[int, int]) -> bool:
+    """Return whether a plane is small enough to be refined as a whole after each stroke."""
+    return math.prod(plane_shape) <= LIVE_PIXELS
 
 
 def kernel_reach(model: SegmentationModel, plane_shape: tuple[int, int]) -> float:

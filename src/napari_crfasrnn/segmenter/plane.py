@@ -22,6 +22,7 @@ from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.segmenter.refining import evaluating, prepare_part
 from napari_crfasrnn.segmenter.result import read_out
 from napari_crfasrnn.segmenter.steps import Steps
+from napari_crfasrnn.segmenter.votes import StrokeVotes
 
 _BLOCK_ROWS = 256  # of a plane whose logits are read out
 
@@ -57,6 +58,7 @@ class Plane:
         self._whole: PreparedImage | None = None
         self._part: tuple[Box, PreparedImage] | None = None
         self._superpixels: Tensor | None = None  # [1, K, H, W]
+        self._votes: StrokeVotes | None = None
 
     def is_of(self, source: ImageSource, index: tuple[int, ...]) -> bool:
         """Return whether it is that plane of that image."""
@@ -76,6 +78,12 @@ class Plane:
                     self.framed = (framed, in_frame)
                     self._logits = PlaneLogits(framed.restore(in_frame), self.size)
         return self._logits
+
+    def votes(self, cancel: Cancel | None) -> StrokeVotes | None:
+        """Return what strokes on the plane say of all else; None of a large plane, or of other networks."""
+        if self._votes is None and StrokeVotes.takes(self._model, self.size):
+            self._votes = StrokeVotes(self._model, self.image, self.logits(cancel), cancel)
+        return self._votes
 
     def prepare(self, window: Box, cancel: Cancel | None, *, keep: bool = True) -> PreparedImage:
         """Return the kernels of the plane or of a part of it, from the last time if they still fit.

@@ -22,8 +22,8 @@ from napari_crfasrnn.lattice import release_memory
 from napari_crfasrnn.network import SegmentationModel
 from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancel, Progress, raise_if_cancelled
-from napari_crfasrnn.segmenter.live import LiveRefinement, takes_whole
-from napari_crfasrnn.segmenter.parts import area, inner, parts_of
+from napari_crfasrnn.segmenter.live import LiveRefinement
+from napari_crfasrnn.segmenter.parts import area, inner, parts_of, takes_whole
 from napari_crfasrnn.segmenter.plane import Plane
 from napari_crfasrnn.segmenter.refining import (
     check_clamp,
@@ -217,7 +217,10 @@ class Segmenter:
         Where a label is what the network would say, the network's logits speak; where it differs,
         the label does, with probability 0.9; where it is the ignore value, the logits again. Where a
         clamped label contradicts the network, both fade around it at pixels of like colour, so that the
-        clamped labels can spread to the edges of the image.
+        clamped labels can spread to the edges of the image. Where some pixels are clamped and others have no
+        label, these take a vote, too, with an `FcnLite` or `FcnFine` and on a plane that `LiveRefinement`
+        refines as a whole: what looks to the network like the clamped pixels, is predicted to be the same
+        and is near leans towards their labels.
 
         Parameters
         ----------
@@ -269,12 +272,21 @@ class Segmenter:
         steps.done()
         held = held & (old < self.model.n_labels)
         labels, entropy = old.copy(), plane.known_entropy(logits, cancel)
+        voted = None  # [1, L, H, W]
+        if given.dtype.kind != "f" and held.any() and (given >= self.model.n_labels).any():
+            votes = plane.votes(cancel)
+            if votes is not None:
+                voted = votes.added(logits.within((0, 0, *plane.size)), given, held)
 
         for part, window in parts:
             seen, inside = _slices(window), _slices(part)
             unary = of_network = logits.within(window)
             if given.dtype.kind != "f":
                 unary = unary_of_labels(unary, given[seen])
+            if voted is not None:
+                of_network = inner(voted, window, (0, 0, *plane.size))
+                unlabelled = torch.from_numpy(given[seen] >= self.model.n_labels).to(self.device)
+                unary = torch.where(unlabelled, of_network, unary)
             with clock("crf"):
                 prepared = plane.prepare(window, cancel, keep=len(parts) == 1)
                 steps.done()
@@ -322,7 +334,8 @@ class Segmenter:
         logits = plane.logits(cancel)
         raise_if_cancelled(cancel)
         prepared = plane.prepare(whole, cancel) if is_whole else None
-        return LiveRefinement(self.model, plane.image, logits, prepared, plane.extra)
+        votes = plane.votes(cancel) if is_whole else None
+        return LiveRefinement(self.model, plane.image, logits, prepared, plane.extra, votes)
 
     def _index_of_one(self, index: int | Sequence[int] | None) -> tuple[int, ...]:
         source = self.source

@@ -18,7 +18,6 @@ strokes instead (`forest`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,25 +30,24 @@ from napari_crfasrnn.config import TrainConfig
 from napari_crfasrnn.experts.sampling import values_at
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
+from napari_crfasrnn.segmenter.votes import (
+    MOST_VOTERS,
+    OF_ANY_IMAGE,
+    PLACE_UNIT,
+    SMALLEST_DEVIATION,
+    certainty,
+    kernel_place,
+    kernel_sums,
+)
 from napari_crfasrnn.training.forest import forest_marginals
 from napari_crfasrnn.training.planes import LabelledPlane, PixelSample, View
 from napari_crfasrnn.training.positions import score_map
 
-_VOTERS = 1_500  # labelled pixels and as many untouched ones: more change nothing but the time
-_WIDTH = 0.5  # of the kernel, in the units that the four weights below set
-_NETWORK_WEIGHT = 0.5  # squared distances: 1 is what two random pixels have on average, per dimension
-_PREDICTION_WEIGHT = 1.5  # of the squared difference between the old marginals
-_PLACE_WEIGHT = 1.0
-_PLACE_UNIT = 0.25  # of the longer side of the image
-_OLD_VOTE = 0.05  # of an old prediction, where a label has 1
-_CLIP = 6.0  # standard deviations
-_SMALLEST_DEVIATION = 1e-3
 _NO_VOTE = 1e-6
 _VOTE_STREAM = 2  # random stream, beside those that draw the pixels and the batches
 
 _FOREST_WEIGHT = 8.0  # of the forest's advice: strokes alone are soon learnt by heart
 _RAREST = 1e-3  # share of a class below which its pixels weigh no more
-_CHUNK = 1_024
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +134,11 @@ def _vote(model: SegmentationModel, view: View, generator: np.random.Generator) 
     votes = torch.cat(
         [
             labels * (len(view.training) / max(1, len(every))),
-            before * (_OLD_VOTE * _certainty(before) * view.n_untouched / max(1, len(some)))[:, None],
+            before * (OF_ANY_IMAGE.old * certainty(before) * view.n_untouched / max(1, len(some)))[:, None],
         ]
     )
     voters = torch.cat([labelled.place[every], untouched.place[some]])
-    starts = range(0, len(view.untouched), _CHUNK)
-    total = torch.cat([_count(untouched.place[i : i + _CHUNK], voters, votes) for i in starts])
+    total = kernel_sums(untouched.place, voters, votes)
     weight = total.sum(1, keepdim=True)
     # A pixel that resembles no voter keeps what it had.
     return torch.where(weight > _NO_VOTE, total / weight.clamp_min(_NO_VOTE), untouched.marginals)
@@ -167,34 +164,20 @@ def _look(model: SegmentationModel, view: View, samples: tuple[PixelSample, ...]
     features = view.encoded(model)
     scores = score_map(model.network, features, view.grid)
     seen = model.network.level_inputs(features)[-1][0] if isinstance(model.network, LiteNetwork) else scores
-    mean, deviation = seen.mean((1, 2)), seen.std((1, 2)).clamp_min(_SMALLEST_DEVIATION)
+    mean, deviation = seen.mean((1, 2)), seen.std((1, 2)).clamp_min(SMALLEST_DEVIATION)
     looks = []
     for sample in samples:
         network = (values_at(seen, sample.positions) - mean) / deviation
         marginals = values_at(scores, sample.positions).softmax(1)
-        parts = (
-            network.clamp(-_CLIP, _CLIP) * math.sqrt(_NETWORK_WEIGHT / network.shape[1]),
-            marginals * math.sqrt(_PREDICTION_WEIGHT),
-            sample.place / (_PLACE_UNIT * max(view.grid.image_size)) * math.sqrt(_PLACE_WEIGHT),
-        )
-        looks.append(_Looks(marginals, torch.cat(parts, dim=1) / _WIDTH))
+        place = sample.place / (PLACE_UNIT * max(view.grid.image_size))
+        looks.append(_Looks(marginals, kernel_place(network, marginals, place, OF_ANY_IMAGE.place)))
     return looks
 
 
-def _count(pixels: Tensor, voters: Tensor, votes: Tensor) -> Tensor:  # [n, d], [V, d], [V, L] → [n, L]
-    distance: Tensor = torch.cdist(pixels, voters)
-    return torch.exp(-distance.square() / 2) @ votes
-
-
 def _draw(n: int, generator: np.random.Generator, device: torch.device) -> Tensor:
-    chosen = np.arange(n) if n <= _VOTERS else np.sort(generator.choice(n, _VOTERS, replace=False))
+    chosen = np.arange(n) if n <= MOST_VOTERS else np.sort(generator.choice(n, MOST_VOTERS, replace=False))
     return torch.from_numpy(chosen).to(device)
 
 
 def _evenly(marginals: Tensor, weight: float) -> Tensor:  # [N, L] → [N]
     return torch.full_like(marginals[:, 0], weight)
-
-
-def _certainty(marginals: Tensor) -> Tensor:  # [N, L] → [N]
-    entropy: Tensor = torch.special.entr(marginals).sum(1)
-    return 1 - entropy / math.log(max(2, marginals.shape[1]))
