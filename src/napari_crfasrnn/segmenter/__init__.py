@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from napari_crfasrnn.segmenter.live import LiveRefinement, Refined
+from napari_crfasrnn.segmenter.live import LiveRefinement
+from napari_crfasrnn.segmenter.refined import Refined
 from napari_crfasrnn.segmenter.result import Segmentation
 from napari_crfasrnn.segmenter.segmenter import Segmenter, choose_device
 

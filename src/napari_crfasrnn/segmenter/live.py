@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_crfasrnn.classes import ignore_value, label_dtype
+from napari_crfasrnn.classes import ignore_value
 from napari_crfasrnn.edits import Box
 from napari_crfasrnn.experts import Panel
 from napari_crfasrnn.kernels import PreparedImage
@@ -31,6 +31,15 @@ from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled, stop_if
 from napari_crfasrnn.segmenter.contenders import Contenders, labels_in
 from napari_crfasrnn.segmenter.parts import HALO_WIDTHS, grown, inner, kernel_reach, parts_of, with_halo
+from napari_crfasrnn.segmenter.refined import (
+    Refined,
+    Strokes,
+    StrokeState,
+    checked_strokes,
+    held_in,
+    joined,
+    labels_of,
+)
 from napari_crfasrnn.segmenter.refining import (
     check_region,
     evaluating,
@@ -38,7 +47,6 @@ from napari_crfasrnn.segmenter.refining import (
     prepare_part,
     run_crf,
 )
-from napari_crfasrnn.segmenter.result import read_out
 from napari_crfasrnn.segmenter.sketch import Sketch
 from napari_crfasrnn.segmenter.votes import StrokeVotes
 
@@ -48,37 +56,6 @@ _SKETCHED_WIDTHS = 3.0  # how far around that a preview knows of coarsely, in th
 _LARGEST_REACH = 96  # pixels; how far from a stroke a plane that is not refined as a whole may change
 _LARGEST_SKETCH = 128  # pixels; how far around a preview knows of at most
 _KEPT_SKETCHES = 8  # of about 5 MB each
-
-Strokes = NDArray[Any]  # [h, w]: the label where one was painted, the ignore value elsewhere
-
-
-@dataclass(frozen=True, eq=False)
-class Refined:
-    """What a stroke does to a part of a plane."""
-
-    box: Box
-    """The part: ``(y0, x0, y1, x1)``, the end excluded."""
-    labels: NDArray[Any]
-    """``[h, w]`` with the stroke, in the label type of the class table; painted pixels as painted."""
-    changed: NDArray[np.bool_]
-    """``[h, w]``: where the labels would be others without the stroke."""
-    logits: Tensor
-    """``[L, h, w]`` refined, on the device of the model."""
-
-    def entropy(self) -> NDArray[np.float32]:
-        """Return the uncertainty of the marginals, ``[h, w]``: their entropy divided by log L, 0..1."""
-        entropy = np.empty(self.labels.shape, np.float32)
-        read_out(self.logits, np.empty_like(self.labels), entropy, None)
-        return entropy
-
-
-@dataclass(frozen=True, eq=False)
-class _State:
-    """The logits that the CRF gives to a part of the plane with some strokes."""
-
-    strokes: Strokes
-    logits: Tensor  # [1, L, h, w]
-    labels: NDArray[Any]  # [h, w]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +108,7 @@ class LiveRefinement:
         self._model, self._logits, self._whole, self._votes = model, logits, whole, votes
         self._image, self._seen, self._extra = image, model.crf_image(image), extra
         self._reach = kernel_reach(model, logits.size)
-        self._state: _State | None = None  # of the whole plane, where there are kernels of it
+        self._state: StrokeState | None = None  # of the whole plane, where there are kernels of it
         self._sketches: OrderedDict[Box, _Sketched] = OrderedDict()
         self._iterations = min(model.crf.config.n_iterations, PREVIEW_ITERATIONS)
 
@@ -252,13 +229,13 @@ class LiveRefinement:
             self._sketches.popitem(last=False)
         contenders, now = known.contenders, self._run_sketch(known, painted, votes[1], cancel)
         if self._state is None or not self._knows(window, before):
-            others, was = None, _held(contenders.winners(known.logits), before)
+            others, was = None, held_in(contenders.winners(known.logits), before)
         else:
             y0, x0, y1, x1 = window
             others, was = self._state.logits[..., y0:y1, x0:x1], self._state.labels[y0:y1, x0:x1]
             n_values = len(contenders.labels)
             now = others[:, contenders.labels] + (now - known.logits)[:, :n_values]
-        labels = _held(contenders.winners(now), strokes)
+        labels = held_in(contenders.winners(now), strokes)
         return Refined(window, labels, labels != was, contenders.spread(now, others)[0])
 
     def exact(self, box: Box, strokes: Strokes, before: Strokes, *, cancel: Cancel | None = None) -> Refined:
@@ -295,9 +272,9 @@ class LiveRefinement:
             was = self._state if known else self._run(window, before, self._whole, cancel)
             assert was is not None
             self._state = now = self._run(window, strokes, self._whole, cancel)
-            return _difference(window, now, was)
+            return now.since(was, window)
         parts = parts_of(changing, self.plane_shape, self._model)
-        return _joined(
+        return joined(
             changing,
             [self._exact_part(*part, window, strokes, before, cancel) for part in parts],
         )
@@ -330,14 +307,14 @@ class LiveRefinement:
         if self._whole is not None:
             if self._state is None or not self._knows(window, strokes):
                 self._state = self._run(window, strokes, self._whole, cancel)
-            return _all_of(window, self._state)
+            return self._state.as_answer(window)
         found = []
         for part, seen in parts_of(box, self.plane_shape, self._model):
             prepared = prepare_part(self._model, self._seen, seen, self._extra, cancel)
             raise_if_cancelled(cancel)
             state = self._run(seen, inner(strokes, seen, window), prepared, cancel)
-            found.append(_all_of(part, _cut(state, seen, part)))
-        return _joined(box, found)
+            found.append(state.cut(seen, part).as_answer(part))
+        return joined(box, found)
 
     def seen_around(self, box: Box) -> Box:
         """Return the part of the plane that `answer` looks at."""
@@ -353,7 +330,7 @@ class LiveRefinement:
         now, was = (
             self._run(seen, inner(painted, seen, window), prepared, cancel) for painted in (strokes, before)
         )
-        return _difference(part, _cut(now, seen, part), _cut(was, seen, part))
+        return now.cut(seen, part).since(was.cut(seen, part), part)
 
     def _knows(self, window: Box, strokes: Strokes) -> bool:
         """Return whether the state of the whole plane is that with these strokes, in a part of it."""
@@ -433,84 +410,13 @@ class LiveRefinement:
         inner(painted, window, (0, 0, *self.plane_shape))[:] = strokes
         return self._votes.shift(painted, painted != nothing)
 
-    def _run(self, window: Box, strokes: Strokes, prepared: PreparedImage, cancel: Cancel | None) -> _State:
+    def _run(
+        self, window: Box, strokes: Strokes, prepared: PreparedImage, cancel: Cancel | None
+    ) -> StrokeState:
         logits = self._logits.within(window)
         painted = strokes != ignore_value(strokes.dtype)
         if self._votes is not None:
             logits = self._votes.added(logits, strokes, painted)
         unary = hold(logits, logits, strokes, painted, prepared)
         refined = run_crf(self._model, unary, prepared, stop_if(cancel))
-        return _State(strokes, refined, labels_of(refined, strokes))
-
-
-def checked_strokes(name: str, strokes: Strokes, shape: tuple[int, int], n_labels: int) -> Strokes:
-    """Return a copy of strokes, which the caller cannot write to.
-
-    Raises
-    ------
-    ValueError
-        If shape, type or a label does not fit.
-    """
-    dtype = np.dtype(label_dtype(n_labels))
-    if strokes.shape != shape or strokes.dtype != dtype:
-        raise ValueError(
-            f"{name} must be {dtype} of shape {shape}, that of the window of the box, "
-            f"got {strokes.dtype} of shape {strokes.shape}"
-        )
-    painted = strokes[strokes != ignore_value(dtype)]
-    if painted.size and int(painted.max()) >= n_labels:
-        raise ValueError(
-            f"{name} must be places in the class table, 0 to {n_labels - 1}, "
-            f"or {ignore_value(dtype)} where nothing is painted, got {int(painted.max())}"
-        )
-    return strokes.copy()
-
-
-def labels_of(
-    logits: Tensor,  # [1, L, h, w]
-    strokes: Strokes,
-) -> NDArray[Any]:  # [h, w]
-    """Return the labels that win, and those painted as painted."""
-    return _held(logits[0].max(0).indices, strokes)
-
-
-def _held(
-    labels_won: Tensor,  # int64 [h, w]
-    strokes: Strokes,
-) -> NDArray[Any]:  # [h, w]
-    """Return labels with those painted as painted."""
-    labels = labels_won.cpu().numpy().astype(strokes.dtype)
-    painted = strokes != ignore_value(strokes.dtype)
-    labels[painted] = strokes[painted]
-    return labels
-
-
-def _cut(state: _State, window: Box, part: Box) -> _State:
-    return _State(
-        inner(state.strokes, part, window),
-        inner(state.logits, part, window),
-        inner(state.labels, part, window),
-    )
-
-
-def _all_of(box: Box, state: _State) -> Refined:
-    return Refined(box, state.labels, np.ones(state.labels.shape, bool), state.logits[0])
-
-
-def _difference(box: Box, now: _State, was: _State) -> Refined:
-    return Refined(box, now.labels, now.labels != was.labels, now.logits[0])
-
-
-def _joined(box: Box, parts: list[Refined]) -> Refined:
-    """Return what strokes do to a box of what they do to its parts."""
-    if len(parts) == 1:
-        return parts[0]
-    shape = (box[2] - box[0], box[3] - box[1])
-    labels = np.empty(shape, parts[0].labels.dtype)
-    changed = np.empty(shape, bool)
-    logits = parts[0].logits.new_empty((len(parts[0].logits), *shape))
-    for part in parts:
-        inner(labels, part.box, box)[:] = part.labels
-        inner(changed, part.box, box)[:] = part.changed
-        inner(logits, part.box, box)[:] = part.logits
-    return Refined(box, labels, changed, logits)
+        return StrokeState(strokes, refined, labels_of(refined, strokes))

@@ -23,8 +23,9 @@ from napari_crfasrnn.experts import Panel
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancel
-from napari_crfasrnn.segmenter.live import LiveRefinement, Refined, Strokes, checked_strokes
+from napari_crfasrnn.segmenter.live import LiveRefinement
 from napari_crfasrnn.segmenter.parts import area, inner, intersection
+from napari_crfasrnn.segmenter.refined import Refined, Strokes, checked_strokes
 from napari_crfasrnn.training.stroke_teacher import Answer, StrokeLesson, StrokeTeacher
 
 

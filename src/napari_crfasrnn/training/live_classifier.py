@@ -21,7 +21,7 @@ from napari_crfasrnn.edits import Box, fits_live, is_about
 from napari_crfasrnn.kernels import PreparedImage
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.progress import Cancel, stop_if
-from napari_crfasrnn.segmenter.live import Refined, Strokes, checked_strokes, labels_of
+from napari_crfasrnn.segmenter.refined import Refined, Strokes, checked_strokes, labels_of
 from napari_crfasrnn.segmenter.refining import hold, run_crf
 from napari_crfasrnn.training.panel_tiles import cautious_crf, is_kind, wide_crf
 from napari_crfasrnn.training.stroke_teacher import Answer, StrokeLesson, StrokeTeacher

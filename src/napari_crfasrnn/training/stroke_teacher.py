@@ -22,7 +22,7 @@ from napari_crfasrnn.experts.features import FINE, columns
 from napari_crfasrnn.network import LiteNetwork, SegmentationModel
 from napari_crfasrnn.plane_logits import PlaneLogits
 from napari_crfasrnn.progress import Cancel, raise_if_cancelled
-from napari_crfasrnn.segmenter.live import Strokes
+from napari_crfasrnn.segmenter.refined import Strokes
 from napari_crfasrnn.training.background import background_rows
 from napari_crfasrnn.training.growing import Pixels
 from napari_crfasrnn.training.panel_learner import PanelLearner
